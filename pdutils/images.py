@@ -1,0 +1,430 @@
+"""The image contract: check, load, save, and read the label from a file name.
+
+An image is a float32 array (H, W, 3), RGB, values in [0, 255]; a batch is (N, H, W, 3). A map is
+float32 (H, W) or (N, H, W) in [0, 1].
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Array = NDArray[np.float32]
+
+_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+#: How far a denoised image may leave [0, 255]: thresholded wavelets ring a little.
+OVERSHOOT = 128.0
+
+#: A picture of more pixels is refused before it is decoded (a 64-megapixel photo needs 0.8 GB).
+MAX_PIXELS = 64_000_000
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+
+
+def check_images(images: Array, name: str = "images") -> Array:
+    """Check the image contract and return the images as they are.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255]; a denoised image may leave that range by up to 128.
+    name : str
+        What the error calls the array.
+
+    Returns
+    -------
+    ndarray
+        `images` itself.
+
+    Raises
+    ------
+    ValueError
+        If the type, rank, dtype or range is another, the array is empty, or a value is not finite.
+    """
+    _check_array(images, name, "(H, W, 3) or (N, H, W, 3)")
+    if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.size == 0:
+        raise ValueError(
+            f"{name}: expected shape (H, W, 3) or (N, H, W, 3) with at least one pixel, "
+            f"got {images.shape}"
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < -OVERSHOOT or high > 255 + OVERSHOOT:
+        raise ValueError(f"{name}: expected values in [0, 255], got [{low:g}, {high:g}]")
+    if high <= 1 and bool(np.any(images != np.rint(images))):
+        raise ValueError(
+            f"{name}: expected values in [0, 255], got [{low:g}, {high:g}], which looks scaled "
+            "for a model; bring it back to [0, 255] first"
+        )
+    return images
+
+
+def as_batch(images: Array, name: str = "images") -> tuple[Array, bool]:
+    """Check images and give them as a batch.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    name : str
+        What the error calls the array.
+
+    Returns
+    -------
+    batch : ndarray, shape (N, H, W, 3)
+        A view of `images`.
+    single : bool
+        True if `images` was one image, so that the caller returns the same rank.
+
+    Raises
+    ------
+    ValueError
+        As `check_images`.
+    """
+    check_images(images, name)
+    single = images.ndim == 3
+    return (images[np.newaxis] if single else images), single
+
+
+def as_map_batch(maps: Array | None, batch: Array, name: str = "activation_map") -> Array | None:
+    """Check that maps fit a batch of images and give them as a batch.
+
+    Parameters
+    ----------
+    maps : ndarray of float32, shape (H, W) or (N, H, W), or None
+        Values in [0, 1]; (H, W) goes with a batch of one.
+    batch : ndarray, shape (N, H, W, 3)
+        The images that the maps belong to.
+    name : str
+        What the error calls the array.
+
+    Returns
+    -------
+    ndarray of shape (N, H, W), or None if `maps` is None
+
+    Raises
+    ------
+    ValueError
+        If the dtype, the shape or the range is another, or a value is not finite.
+    """
+    if maps is None:
+        return None
+    n, height, width, _ = batch.shape
+    expected = f"({n}, {height}, {width})" + (f" or ({height}, {width})" if n == 1 else "")
+    _check_array(maps, name, expected)
+    stacked = maps[np.newaxis] if maps.ndim == 2 else maps
+    if stacked.shape != (n, height, width):
+        raise ValueError(f"{name}: expected shape {expected} as the images, got {maps.shape}")
+    low, high = float(maps.min()), float(maps.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"{name}: expected values in [0, 1], got [{low:g}, {high:g}]")
+    return stacked
+
+
+def on_grid(images: Array) -> Array:
+    """Clip to [0, 255] and round to whole numbers: what an 8-bit file holds.
+
+    Parameters
+    ----------
+    images : ndarray of float32, any shape
+        Values around [0, 255].
+
+    Returns
+    -------
+    ndarray of float32, the same shape
+    """
+    return np.rint(np.clip(images, 0, 255)).astype(np.float32)
+
+
+def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None) -> Array:
+    """Load a picture as an RGB image in [0, 255].
+
+    Grey becomes three equal channels, 16 bits become 8, CMYK and palettes become RGB, what is
+    transparent is laid over white, and a camera's rotation flag is obeyed.
+
+    Parameters
+    ----------
+    path : str or path
+        A still picture in any format that Pillow reads.
+    size : int or (int, int), optional
+        The height and width wanted. The picture is scaled (bilinear, antialiased) until it
+        exceeds them by an eighth, as is usual for ImageNet (256 for 224), and its centre is cut
+        out. A picture of that very size is left as it is. By default every picture keeps its size.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W, 3), values 0 to 255
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is empty, cut off, no picture, animated, of floats, or has more than 64 million
+        pixels; or if `size` is no positive whole number or pair of them.
+    """
+    picture = _decoded(path)
+    with _reading(path):
+        rgb = _to_rgb(picture)
+    if size is not None:
+        rgb = _resized(rgb, _height_and_width(size))
+    return np.asarray(rgb, dtype=np.float32)
+
+
+def load_map(path: str | os.PathLike[str]) -> Array:
+    """Load a map, such as the authors' 16-bit grey PNG, min-max normalised to [0, 1].
+
+    The authors' notebook normalises the maps in the same way. A constant map becomes zeros: it
+    prefers no pixel.
+
+    Parameters
+    ----------
+    path : str or path
+        A grey picture of 8 or 16 bits.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W), values in [0, 1]
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is no grey still picture.
+    """
+    picture = _decoded(path)
+    if picture.mode not in ("L", *_DEEP_GREY):
+        raise ValueError(f"{path}: expected a grey picture, got mode {picture.mode}")
+    return min_max(np.asarray(picture, dtype=np.float64))
+
+
+def min_max(values: NDArray[Any]) -> Array:
+    """Stretch each map linearly so that its least value is 0 and its greatest 1.
+
+    Parameters
+    ----------
+    values : ndarray, shape (..., H, W)
+        Each trailing (H, W) is stretched by itself; a constant one becomes zeros.
+
+    Returns
+    -------
+    ndarray of float32, the same shape
+    """
+    low = values.min(axis=(-2, -1), keepdims=True)
+    span = values.max(axis=(-2, -1), keepdims=True) - low
+    stretched = np.zeros(values.shape, dtype=np.float64)
+    np.divide(values - low, span, out=stretched, where=span > 0)
+    return stretched.astype(np.float32)
+
+
+def save_image(path: str | os.PathLike[str], image: Array) -> None:
+    """Save an image, clipped and rounded to 8 bits; a PNG gives back exactly these values.
+
+    The file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : str or path
+        The suffix picks the format: .png, .jpg, ...
+    image : ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255].
+
+    Raises
+    ------
+    ValueError
+        If it is no single image, or the suffix names no picture format.
+    OSError
+        If the file cannot be written.
+    """
+    check_images(image, "image")
+    if image.ndim != 3:
+        raise ValueError(f"image: expected shape (H, W, 3), got {image.shape}")
+    _save(Image.fromarray(on_grid(image).astype(np.uint8)), Path(path))
+
+
+def save_map(path: str | os.PathLike[str], activation_map: Array) -> None:
+    """Save a map as a 16-bit grey PNG, 0 to 65535, as the authors did.
+
+    Parameters
+    ----------
+    path : str or path
+        A name that ends in .png.
+    activation_map : ndarray of float32, shape (H, W)
+        Values in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If it is no single map in [0, 1], or the name does not end in .png.
+    OSError
+        If the file cannot be written.
+    """
+    _check_array(activation_map, "activation_map", "(H, W)")
+    if activation_map.ndim != 2 or activation_map.size == 0:
+        raise ValueError(f"activation_map: expected shape (H, W), got {activation_map.shape}")
+    if activation_map.min() < 0 or activation_map.max() > 1:
+        raise ValueError(
+            "activation_map: expected values in [0, 1], "
+            f"got [{activation_map.min():g}, {activation_map.max():g}]"
+        )
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{path}: expected a name that ends in .png, got {Path(path).suffix!r}")
+    _save(Image.fromarray(np.rint(activation_map * 65535).astype(np.uint16)), Path(path))
+
+
+def label_from_name(path: str | os.PathLike[str]) -> str:
+    """Read the label from a file name: what stands before the first underscore.
+
+    Parameters
+    ----------
+    path : str or path
+        Such as `n02447366_00008562.png` or `badger_000.png`.
+
+    Returns
+    -------
+    str
+        Such as `n02447366` or `badger`.
+
+    Raises
+    ------
+    ValueError
+        If the name has no underscore, or nothing before it.
+    """
+    label, underscore, _ = Path(path).name.partition("_")
+    if not underscore or not label:
+        raise ValueError(f"expected a file name like <label>_<anything>.png, got {Path(path).name}")
+    return label
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place if the block ends well.
+
+    Parameters
+    ----------
+    path : Path
+        Where the finished file goes; its folder is made.
+
+    Yields
+    ------
+    Path
+        Where the block writes. It bears the same suffix as `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes a private file; a finished one gets the rights of any other new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_array(values: Any, name: str, shape: str) -> None:
+    if not isinstance(values, np.ndarray):
+        raise ValueError(
+            f"{name}: expected a float32 array of shape {shape}, got {type(values).__name__}"
+        )
+    if values.dtype != np.float32:
+        raise ValueError(
+            f"{name}: expected dtype float32, got {values.dtype}; use astype('float32')"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def _decoded(path: str | os.PathLike[str]) -> Image.Image:
+    """Open, check and decode a picture, turned as its camera says."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: expected a picture, got a folder")
+    with _reading(path), Image.open(path) as picture:
+        complaint = _complaint(picture)
+        turned = None if complaint else ImageOps.exif_transpose(picture)
+    if turned is None:
+        raise ValueError(f"{path}: {complaint}")
+    return turned
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever goes wrong in Pillow into an error that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: expected at most {MAX_PIXELS:,} pixels: {error}") from None
+    except Exception as error:
+        # A damaged file makes Pillow's parsers raise anything, an IndexError too.
+        raise ValueError(f"{path}: expected a picture that can be read: {error}") from error
+
+
+def _complaint(picture: Image.Image) -> str | None:
+    """Say, before a picture is decoded, why it is not taken."""
+    if picture.width * picture.height > MAX_PIXELS:
+        return f"expected at most {MAX_PIXELS:,} pixels, got {picture.width} x {picture.height}"
+    if picture.mode == "F":
+        return "expected 8 or 16 bits a channel, got floats (mode F)"
+    # Many telephones write their photos as MPO: the photo first, then a smaller one or a depth map.
+    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+    return f"expected a still picture, got an animation of {frames} frames" if frames > 1 else None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in _DEEP_GREY:
+        # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
+        values = np.asarray(picture, dtype=np.float64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"it holds {values.min():g} to {values.max():g}, not 16 bits")
+        picture = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, "white")
+        picture = Image.alpha_composite(paper, layer)
+    return picture.convert("RGB")
+
+
+def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    pair = np.asarray(size)
+    whole = pair.dtype.kind in "iu" and pair.shape in ((), (2,))
+    height, width = (int(side) for side in np.broadcast_to(pair, 2)) if whole else (0, 0)
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise ValueError(
+            f"size: expected a whole number of pixels or (height, width), from 1 to "
+            f"{MAX_PIXELS:,} in all, got {size!r}"
+        )
+    return height, width
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    if picture.size == (width, height):
+        return picture
+    # The centre is scaled alone: all of a very long picture could fill the memory.
+    zoom = 8 / 7 * max(width / picture.width, height / picture.height)
+    across, down = width / zoom, height / zoom
+    left, top = (picture.width - across) / 2, (picture.height - down) / 2
+    box = (left, top, left + across, top + down)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"{path}: expected a name that ends in .png or .jpg, got {path.suffix!r}")
+    with whole_file(path) as temporary:
+        picture.save(temporary)
