@@ -1,0 +1,436 @@
+"""What data exists: the shipped demo, the registry of downloads, a user's folder.
+
+The cache is the folder that the environment variable PDUTILS_CACHE names, or the platform's own
+cache folder. What lies there under the right name, with the right hash, is never downloaded.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pdutils.images import IMAGE_SUFFIXES, label_from_name, whole_file
+
+_AUTHORS_COMMIT = "0997669e94c711521896a01cc9c0e27723df0841"
+_AUTHORS_URL = f"https://raw.githubusercontent.com/iamaaditya/pixel-deflection/{_AUTHORS_COMMIT}/"
+_CLASS_INDEX = "imagenet_class_index.json"
+
+#: Seconds to wait for a connection, and for the next bytes of a download.
+TIMEOUT = (5.0, 30.0)
+
+#: The names of the authors' images, without the folder.
+AUTHORS_IMAGES = (
+    "n02447366_00008562.png",
+    "n02443114_00000055.png",
+    "n02443114_00032317.png",
+)
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file that can be downloaded: its address and its hash, as `algorithm:hex`."""
+
+    url: str
+    known_hash: str | None
+
+
+#: What can be downloaded by name, apart from Keras's weights: those, Keras itself names.
+REGISTRY: dict[str, Download] = {
+    _CLASS_INDEX: Download(
+        "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json",
+        "md5:c2c37ea517e94d9795004a39431a14cb",
+    ),
+    **{
+        f"pixel-deflection/{file}": Download(_AUTHORS_URL + file, f"sha256:{digest}")
+        for file, digest in {
+            "images/n02443114_00000055.png": (
+                "b9bd3a51c0492eea407ba0ff0ca4b006e5792135c2ab68b20e49184e3470b2cb"
+            ),
+            "images/n02443114_00032317.png": (
+                "2173e208303c78fd54ead3de003c6acfc2e45b5d55e5bce60614d34f820cc2ee"
+            ),
+            "images/n02447366_00008562.png": (
+                "b7bd952f63e32cbefcbc98622b1cc5e6e350cc47ff8ec92c2c85d87a55019475"
+            ),
+            "maps/n02443114_00000055.png": (
+                "bb4ef51e3ff52e51b2410357f4d4d0f4f6a49a4d29620731f24a06f696cb99db"
+            ),
+            "maps/n02443114_00032317.png": (
+                "c9355ade1eddcb9696dfb55b54145a57c2a098db0fc6d552ba548d5201677b45"
+            ),
+            "maps/n02447366_00008562.png": (
+                "d342039f81e985eabea88178932e867530424d8a84fe8845e9ee70ccaacdc70d"
+            ),
+            "originals/n02443114_00000055.png": (
+                "8969e82f5e014141f4a3562fc32c76860b601cb7f8769cb7de67d3c73e477ff8"
+            ),
+            "originals/n02443114_00032317.png": (
+                "4b965a27afd89c590fd5d00b715ecccc215277378346f52544c916775d864d3a"
+            ),
+            "originals/n02447366_00008562.png": (
+                "943b7b55e579948e5f1f9c870e7aed10fea3eb861b5f8325e26aab1da86d8a26"
+            ),
+        }.items()
+    },
+}
+
+
+class DownloadError(RuntimeError):
+    """A file is neither in the cache nor to be had from the network."""
+
+
+class DataError(ValueError):
+    """A shipped file is missing or is not the one that the manifest lists."""
+
+
+def cache_dir() -> Path:
+    """Give the folder where downloads are kept.
+
+    Returns
+    -------
+    Path
+        PDUTILS_CACHE if that environment variable is set, else the platform's cache folder for
+        `pdutils`. The folder need not exist.
+    """
+    import pooch
+
+    return Path(os.environ.get("PDUTILS_CACHE") or pooch.os_cache("pdutils")).expanduser()
+
+
+def is_cached(name: str) -> bool:
+    """Tell whether a file of the registry lies in the cache with the right hash.
+
+    Parameters
+    ----------
+    name : str
+        A key of `REGISTRY`.
+
+    Returns
+    -------
+    bool
+    """
+    return _is_whole(cache_dir() / name, REGISTRY[name].known_hash)
+
+
+def fetch(name: str) -> Path:
+    """Give the path of a file of the registry, downloading it if the cache lacks it.
+
+    Parameters
+    ----------
+    name : str
+        A key of `REGISTRY`, such as `imagenet_class_index.json`.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    KeyError
+        If the registry has no such name.
+    DownloadError
+        As `download`.
+    """
+    if name not in REGISTRY:
+        raise KeyError(f"no download named {name!r}; known: {', '.join(REGISTRY)}")
+    return download(name, REGISTRY[name])
+
+
+def download(name: str, source: Download) -> Path:
+    """Give the path of a file in the cache, downloading it if it is missing or damaged.
+
+    The file is downloaded once, with a bar and a time-out, under a temporary name; it gets its own
+    name only when its hash is right.
+
+    Parameters
+    ----------
+    name : str
+        Its path inside the cache.
+    source : Download
+        Where it comes from. Without a known hash its length is checked, and that what ends in
+        .h5 is such a file.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    DownloadError
+        If there is no network, the server refuses, the hash is another, or the cache cannot be
+        written to. The message names the file and says how to go on without the download.
+    """
+    import requests
+
+    target = cache_dir() / name
+    try:
+        if not _is_whole(target, source.known_hash):
+            with whole_file(target) as temporary:
+                _transfer(source.url, temporary)
+                if not _is_whole(temporary, source.known_hash):
+                    raise ValueError("what came is not the expected file")
+    except (requests.RequestException, OSError, ValueError) as error:
+        raise DownloadError(
+            f"{name} is not in the cache ({cache_dir()}) and could not be downloaded, since "
+            f"{_reason(error)}: put the file there from {source.url}, or use the classifier "
+            "'demo', which needs no download."
+        ) from error
+    return target
+
+
+def class_index() -> list[tuple[str, str]]:
+    """Give ImageNet's 1000 classes, from Keras's own class index.
+
+    Returns
+    -------
+    list of (str, str)
+        WordNet id and name, such as `("n02447366", "badger")`.
+
+    Raises
+    ------
+    DownloadError
+        As `fetch`.
+    """
+    index = json.loads(fetch(_CLASS_INDEX).read_text())
+    return [(index[str(i)][0], index[str(i)][1]) for i in range(len(index))]
+
+
+def authors_file(kind: str, name: str) -> Path | None:
+    """Find one of the files that the paper's authors published, if it is in the cache.
+
+    Parameters
+    ----------
+    kind : {"originals", "images", "maps"}
+        The clean image, the adversary made against Keras's ResNet-50, or its robust CAM.
+    name : str
+        One of `AUTHORS_IMAGES`.
+
+    Returns
+    -------
+    Path or None
+        None if it is not cached; nothing is downloaded.
+    """
+    key = f"pixel-deflection/{kind}/{name}"
+    return cache_dir() / key if key in REGISTRY and is_cached(key) else None
+
+
+@dataclass(frozen=True)
+class DemoImage:
+    """One shipped image of the demo, with the paths of what belongs to it.
+
+    Attributes
+    ----------
+    name : str
+        File name, the same in every folder, such as `badger_000.png`.
+    label : str
+        The class that is drawn.
+    adversarial_label : str
+        The class that the adversary reached against the demo's network.
+    image, adversary, mask, activation_map : Path
+        The clean image, its adversary, the animal's mask, the robust CAM of the adversary.
+    attack : dict
+        How the adversary was made, and its strength.
+    """
+
+    name: str
+    label: str
+    adversarial_label: str
+    image: Path
+    adversary: Path
+    mask: Path
+    activation_map: Path
+    attack: dict[str, Any]
+
+
+def demo_root() -> Path:
+    """Give the folder that holds `data/` and `maps/`: the checkout that the package is part of.
+
+    Returns
+    -------
+    Path
+    """
+    return Path(__file__).resolve().parent.parent
+
+
+def demo_weights() -> Path:
+    """Give the path of the demo network's weights, checked against the manifest.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    DataError
+        If the file is missing or its SHA-256 is not the manifest's.
+    """
+    entry = _manifest()["weights"]
+    return _checked(demo_root() / "data" / entry["file"], entry["sha256"])
+
+
+def demo_images() -> list[DemoImage]:
+    """List the shipped images of the demo, in the order of the manifest, hashes checked.
+
+    Returns
+    -------
+    list of DemoImage
+
+    Raises
+    ------
+    DataError
+        If a file is missing or its SHA-256 is not the manifest's.
+    """
+    return [_demo_image(entry) for entry in _manifest()["images"]]
+
+
+def demo_image(name: str) -> DemoImage | None:
+    """Find a shipped image of the demo by its file name.
+
+    Parameters
+    ----------
+    name : str
+        Such as `badger_000.png`, or `badger_000`.
+
+    Returns
+    -------
+    DemoImage or None
+        None if no shipped image has that name.
+
+    Raises
+    ------
+    DataError
+        If one of its files is missing or damaged.
+    """
+    for entry in _manifest()["images"]:
+        if name in (entry["name"], Path(entry["name"]).stem):
+            return _demo_image(entry)
+    return None
+
+
+def labelled_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
+    """List the pictures of a folder with their labels, sorted by path.
+
+    Parameters
+    ----------
+    folder : str or path
+        Pictures named `<label>_<anything>.png|jpg|...`, or one sub-folder a class, as ImageNet's,
+        whose name is the label of every picture in it. Hidden files are passed over.
+
+    Returns
+    -------
+    list of (Path, str)
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it is no folder, has no picture, or a picture's name shows no label.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder of pictures, got a file")
+    files = sorted(path for path in root.rglob("*") if _is_picture(path, root))
+    if not files:
+        raise ValueError(f"{root}: expected pictures (.png, .jpg, ...), found none")
+    return [
+        (path, label_from_name(path) if path.parent == root else path.relative_to(root).parts[0])
+        for path in files
+    ]
+
+
+def _is_picture(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
+
+
+def _is_whole(path: Path, known_hash: str | None) -> bool:
+    if not path.is_file():
+        return False
+    if known_hash is None:
+        return path.suffix != ".h5" or _is_hdf5(path)
+    algorithm, _, digest = known_hash.partition(":")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest() == digest
+
+
+def _is_hdf5(path: Path) -> bool:
+    import h5py
+
+    try:
+        # A file that was cut off does not open: its header holds its length.
+        with h5py.File(path):
+            return True
+    except OSError:
+        return False
+
+
+def _transfer(url: str, path: Path) -> None:
+    import requests
+    from tqdm.auto import tqdm
+
+    with requests.get(url, stream=True, timeout=TIMEOUT) as response, path.open("wb") as file:
+        response.raise_for_status()
+        length = int(response.headers.get("content-length", 0)) or None
+        name = url.rpartition("/")[2]
+        with tqdm(total=length, desc=name, unit="B", unit_scale=True) as bar:
+            for chunk in response.iter_content(1 << 16):
+                file.write(chunk)
+                bar.update(len(chunk))
+
+
+def _reason(error: Exception) -> str:
+    import requests
+
+    # A server that falls silent in the middle is no Timeout to requests, but its words say so.
+    if isinstance(error, requests.Timeout) or "timed out" in str(error):
+        return "the server did not answer in time"
+    if isinstance(error, requests.HTTPError):
+        return f"the server answered {error.response.status_code}"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the download was cut off"
+    if isinstance(error, requests.RequestException):
+        return "there is no network connection to its server"
+    if isinstance(error, OSError):
+        return f"the cache cannot be used ({error.strerror or error})"
+    return str(error)
+
+
+def _manifest() -> dict[str, Any]:
+    path = demo_root() / "data" / "manifest.json"
+    if not path.is_file():
+        raise DataError(f"{path} is missing; `python -m pdutils demo make` writes it")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected a manifest in JSON: {error}") from error
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if version != 1:
+        raise DataError(f"{path}: expected version 1, got {version!r}")
+    return dict(manifest)
+
+
+def _demo_image(entry: dict[str, Any]) -> DemoImage:
+    data, name, digests = demo_root() / "data", entry["name"], entry["sha256"]
+    return DemoImage(
+        name=name,
+        label=entry["label"],
+        adversarial_label=entry["adversary"],
+        image=_checked(data / "images" / name, digests["image"]),
+        adversary=_checked(data / "adversaries" / name, digests["adversary"]),
+        mask=_checked(data / "masks" / name, digests["mask"]),
+        activation_map=_checked(demo_root() / "maps" / name, digests["map"]),
+        attack=entry["attack"],
+    )
+
+
+def _checked(path: Path, sha256: str) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path} is missing; `python -m pdutils demo make` writes it")
+    if not _is_whole(path, f"sha256:{sha256}"):
+        raise DataError(f"{path} is not the file that the manifest lists (its SHA-256 differs)")
+    return path
