@@ -1,0 +1,220 @@
+"""Class activation maps: CAM, Grad-CAM and the robust CAM over the k most probable classes.
+
+Sources: CAM, Zhou et al. 2016, DOI 10.1109/CVPR.2016.319; Grad-CAM, Selvaraju et al. 2017,
+DOI 10.1109/ICCV.2017.74; robust CAM, Prakash et al. 2018, arXiv 1801.08926, the authors' blog, and
+`generate_map.py` of their repository image-compression-cnn.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.transform import resize
+
+from pdutils.classifiers import Classifier, Labels
+from pdutils.images import Array, as_batch, min_max
+
+Combine = Literal["paper", "geometric", "repo"]
+
+
+def cam(
+    classifier: Classifier,
+    images: Array,
+    labels: int | Sequence[int] | Labels,
+    *,
+    batch_size: int = 32,
+) -> Array:
+    """Show where the network saw a class: the feature maps, weighted as the head weighs them.
+
+    A model whose head is not global average pooling and one dense layer has no such weights; it
+    gets Grad-CAM instead, see `grad_cam`.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The network.
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    labels : int, or N of them
+        The class of each image to look for.
+    batch_size : int
+        How many images the network sees at once.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W) or (N, H, W)
+        Scaled up to the image (bilinear) and stretched to [0, 1]; zeros where a map is constant.
+
+    Raises
+    ------
+    ValueError
+        If the images break their contract, a label is no class, or the network has no feature map.
+    """
+    weights = classifier.head_weights
+    if weights is None:
+        return grad_cam(classifier, images, labels, batch_size=batch_size)
+    batch, single = as_batch(images)
+    indices = classifier.check_labels(labels, len(batch))
+    features = classifier.features(batch, batch_size=batch_size)
+    maps = np.einsum("nhwc,cn->nhw", features.maps, weights[:, indices])
+    return _finished(maps, batch, single)
+
+
+def grad_cam(
+    classifier: Classifier,
+    images: Array,
+    labels: int | Sequence[int] | Labels,
+    *,
+    batch_size: int = 32,
+) -> Array:
+    """Show where the network saw a class, for any head: the feature maps weighted by gradients.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The network.
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    labels : int, or N of them
+        The class of each image to look for.
+    batch_size : int
+        How many images the network sees at once.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W) or (N, H, W)
+        As `cam`, but what speaks against the class is 0 (the ReLU of the paper).
+
+    Raises
+    ------
+    ValueError
+        As `cam`.
+    """
+    batch, single = as_batch(images)
+    maps = _gradient_maps(classifier, batch, labels, batch_size)
+    return _finished(np.maximum(maps, 0), batch, single)
+
+
+def robust_cam(
+    classifier: Classifier,
+    images: Array,
+    *,
+    k: int = 5,
+    combine: Combine = "paper",
+    batch_size: int = 32,
+) -> Array:
+    """Combine the maps of the k most probable classes, so that an attack moves the result less.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The network.
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    k : int
+        How many classes, from 1 to the number that the network knows.
+    combine : {"paper", "geometric", "repo"}
+        How, see `combine_maps`.
+    batch_size : int
+        How many images the network sees at once.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W) or (N, H, W), values in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        As `cam`, or if k is out of its range or `combine` is unknown.
+    """
+    batch, single = as_batch(images)
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(classifier.class_ids):
+        raise ValueError(f"k: expected 1 to {len(classifier.class_ids)} classes, got {k!r}")
+    _check_combine(combine)
+    maps = _ranked_maps(classifier, batch, k, batch_size)
+    combined = np.stack([combine_maps(ranked, combine=combine) for ranked in maps])
+    return combined[0] if single else combined
+
+
+def combine_maps(maps: Array, *, combine: Combine = "paper") -> Array:
+    """Combine the maps of one image's most probable classes into its robust map.
+
+    Parameters
+    ----------
+    maps : ndarray of float32, shape (k, H, W)
+        The map of the most probable class first, each stretched to [0, 1].
+    combine : {"paper", "geometric", "repo"}
+        - ``paper``: the sum of map i / 2^i, i from 1.
+        - ``geometric`` (the blog): the k-th root of the product.
+        - ``repo`` (the authors' `generate_map.py`): begin with 1.2 times the last map, then take
+          the mean of that and the next one, up to the first.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W)
+        Stretched to [0, 1]; zeros where the combination is constant.
+
+    Raises
+    ------
+    ValueError
+        If there are no maps or `combine` is unknown.
+    """
+    _check_combine(combine)
+    if maps.ndim != 3 or len(maps) == 0:
+        raise ValueError(f"maps: expected shape (k, H, W) with k >= 1, got {maps.shape}")
+    if combine == "geometric":
+        return min_max(np.prod(maps.astype(np.float64), axis=0) ** (1 / len(maps)))
+    return min_max(np.tensordot(combine_weights(len(maps), combine), maps, axes=1))
+
+
+def combine_weights(k: int, combine: Combine) -> NDArray[np.float64]:
+    """Give the weight of each of k maps in the two combinations that are sums.
+
+    Parameters
+    ----------
+    k : int
+        At least 1.
+    combine : {"paper", "repo"}
+        See `combine_maps`.
+
+    Returns
+    -------
+    ndarray of float64, shape (k,)
+        For 5 maps: 1/2, 1/4, 1/8, 1/16, 1/32 or 1/2, 1/4, 1/8, 1/16, 1.2/16.
+    """
+    weights = np.power(0.5, np.arange(1, k + 1))
+    if combine == "repo":
+        weights[-1] = 1.2 * 0.5 ** (k - 1)
+    return weights
+
+
+def _ranked_maps(classifier: Classifier, batch: Array, k: int, batch_size: int) -> Array:
+    """Give the maps (N, k, H, W) of each image's k most probable classes, stretched to [0, 1]."""
+    features = classifier.features(batch, batch_size=batch_size)
+    ranks = np.argsort(-features.probabilities, axis=1, kind="stable")[:, :k]
+    weights = classifier.head_weights
+    if weights is not None:
+        small = np.einsum("nhwc,cnk->nkhw", features.maps, weights[:, ranks])
+    else:
+        columns = [_gradient_maps(classifier, batch, ranks[:, i], batch_size) for i in range(k)]
+        small = np.maximum(np.stack(columns, axis=1), 0)
+    return np.stack([_finished(maps, batch, single=False) for maps in small])
+
+
+def _gradient_maps(classifier: Classifier, batch: Array, labels: Any, batch_size: int) -> Array:
+    maps, gradient = classifier.feature_gradient(batch, labels, batch_size=batch_size)
+    weighted: Array = np.einsum("nhwc,nc->nhw", maps, gradient.mean(axis=(1, 2)))
+    return weighted
+
+
+def _finished(maps: Array, batch: Array, single: bool) -> Array:
+    size = batch.shape[1:3]
+    scaled = np.stack([resize(m, size, order=1, mode="edge", anti_aliasing=False) for m in maps])
+    stretched = min_max(scaled)
+    return stretched[0] if single else stretched
+
+
+def _check_combine(combine: str) -> None:
+    if combine not in get_args(Combine):
+        raise ValueError(f"combine: expected one of {get_args(Combine)}, got {combine!r}")

@@ -1,0 +1,264 @@
+"""Pixel deflection: some pixels are replaced by random neighbours, fewer where a map is hot.
+
+Source: Prakash, Moran, Garber, DiLillo, Storer: Deflecting Adversarial Attacks with Pixel
+Deflection, CVPR 2018, arXiv 1801.08926, Algorithm 1; and the authors' code and blog.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdutils.images import Array, as_batch, as_map_batch
+from pdutils.streams import Rng, streams
+
+Reading = Literal["blog", "repo", "paper"]
+Ints = NDArray[np.int64]
+
+_ALL_CHANNELS = -1
+
+
+@dataclass(frozen=True)
+class Writes:
+    """The writes of one deflection, in their order: each copies a place to another.
+
+    Attributes
+    ----------
+    to_row, to_column : ndarray of int64, shape (n,)
+        The places that are replaced.
+    from_row, from_column : ndarray of int64, shape (n,)
+        The neighbours that replace them, as they are when their turn comes.
+    channel : ndarray of int64, shape (n,)
+        0, 1 or 2; -1 for all three at once.
+    """
+
+    to_row: Ints
+    to_column: Ints
+    from_row: Ints
+    from_column: Ints
+    channel: Ints
+
+    def __len__(self) -> int:
+        return len(self.channel)
+
+
+def pixel_deflection(
+    images: Array,
+    deflections: int = 200,
+    window: int = 10,
+    *,
+    activation_map: Array | None = None,
+    reading: Reading = "blog",
+    rng: Rng = None,
+) -> Array:
+    """Replace random pixels by random neighbours.
+
+    Later draws see earlier writes: a pixel that was replaced can be copied on.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255]. They are not changed.
+    deflections : int
+        How many, at least 0; what is counted depends on `reading`. The paper takes 100, the
+        authors' program 200, the blog 200, 600 and 1500.
+    window : int
+        How far a neighbour may be away in either direction, in pixels, at least 1. A window that
+        reaches over the border ends there.
+    activation_map : ndarray of float32, shape (H, W) or (N, H, W), optional
+        A place is spared with this probability. None spares no place.
+    reading : {"blog", "repo", "paper"}
+        What one deflection is.
+
+        - ``blog`` (the authors' notebook): each channel draws a place of its own; three such
+          draws are one deflection; a draw that the map rejects is counted and skipped.
+        - ``repo`` (their `methods.py`): the same, but one write of one channel is one deflection,
+          counted at the end of each round of three, and a draw that the map rejects is not
+          counted: `deflections` to `deflections` + 2 writes.
+        - ``paper`` (Algorithm 1): one place and one neighbour for the whole pixel; exactly
+          `deflections` of them, the places drawn in proportion to 1 - `activation_map`.
+
+        In both codes of the authors row 0 and column 0 are written but never read from; here too,
+        unless the image has no other.
+    rng : int, numpy.random.Generator, list of Generator, or None
+        Each image draws from a stream of its own, see `pdutils.streams`.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+
+    Raises
+    ------
+    ValueError
+        If the images or the map break their contract, `deflections` is negative, `window` is below
+        1, the reading is unknown, or the map is 1 everywhere although `repo` or `paper` ask for a
+        fixed number of writes (the authors' code does not end then).
+    """
+    batch, single = as_batch(images)
+    maps = as_map_batch(activation_map, batch)
+    _check_knobs(deflections, window, reading)
+    result = batch.copy()
+    for i, stream in enumerate(streams(rng, len(batch))):
+        chances = None if maps is None else maps[i]
+        writes = draw_writes(batch.shape[1:3], deflections, window, chances, reading, stream)
+        result[i] = apply_writes(batch[i], writes)
+    return result[0] if single else result
+
+
+def draw_writes(
+    shape: tuple[int, ...],
+    deflections: int,
+    window: int,
+    activation_map: Array | None,
+    reading: Reading,
+    rng: np.random.Generator,
+) -> Writes:
+    """Draw the writes of one image; what each of the arguments means stands at `pixel_deflection`.
+
+    Returns
+    -------
+    Writes
+        For ``blog`` without a map, 3 * `deflections` of them.
+
+    Raises
+    ------
+    ValueError
+        As `pixel_deflection`.
+    """
+    _check_knobs(deflections, window, reading)
+    height, width = shape
+    # A window beyond the image adds nothing, and a huge one overflows when added to a place.
+    window = min(window, max(shape))
+    draw = {"blog": _blog_places, "repo": _repo_places, "paper": _paper_places}[reading]
+    places, channel = draw(deflections, height * width, activation_map, rng)
+    row, column = np.divmod(places, width)
+    # Only the paper's reading copies from row and column 0.
+    first = 0 if reading == "paper" else 1
+    return Writes(
+        to_row=row,
+        to_column=column,
+        from_row=_near(row, height, window, first, rng),
+        from_column=_near(column, width, window, first, rng),
+        channel=channel,
+    )
+
+
+def apply_writes(image: Array, writes: Writes) -> Array:
+    """Carry out writes in their order, without a loop over them.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (H, W, 3)
+        It is not changed.
+    writes : Writes
+        Places inside the image.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W, 3)
+        What a loop over the writes gives, bit for bit.
+    """
+    if len(writes) == 0:
+        return image.copy()
+    width, channels = image.shape[1:]
+    flat: Array
+    target = writes.to_row * width + writes.to_column
+    source = writes.from_row * width + writes.from_column
+    if writes.channel[0] == _ALL_CHANNELS:
+        flat = image.reshape(-1, channels).copy()
+    else:
+        flat = image.reshape(-1).copy()
+        target, source = target * channels + writes.channel, source * channels + writes.channel
+    values = flat[_first_sources(target, source)]
+    # The last write to a place wins: of equal targets, keep the one that comes last.
+    last_target, backwards = np.unique(target[::-1], return_index=True)
+    flat[last_target] = values[::-1][backwards]
+    return flat.reshape(image.shape)
+
+
+def _first_sources(target: Ints, source: Ints) -> Ints:
+    """Find the place of the untouched image from which each write's value comes in the end."""
+    n = len(target)
+    order = np.arange(n)
+    # Keys sort by place, then by time: what stands before (source, j) is the last write to that
+    # source before j, if there is one.
+    keys = np.sort(target * n + order)
+    before = np.searchsorted(keys, source * n + order) - 1
+    found = keys[np.maximum(before, 0)]
+    earlier = np.where((before >= 0) & (found // n == source), found % n, order)
+    while True:
+        further = earlier[earlier]
+        if np.array_equal(further, earlier):
+            return source[earlier]
+        earlier = further
+
+
+def _blog_places(
+    deflections: int, pixels: int, activation_map: Array | None, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
+    places = rng.integers(0, pixels, size=3 * deflections)
+    channel = np.tile(np.arange(3), deflections)
+    if activation_map is None:
+        return places, channel
+    kept = rng.random(len(places)) >= activation_map.reshape(-1)[places]
+    return places[kept], channel[kept]
+
+
+def _repo_places(
+    deflections: int, pixels: int, activation_map: Array | None, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
+    if deflections == 0:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    # Instead of drawing until enough draws are accepted, which need not end, draw how many
+    # draws each acceptance takes, and where it falls: the distribution is the same.
+    chance = 1.0 if activation_map is None else float(np.mean(_chances(activation_map)))
+    waits = rng.geometric(chance, size=deflections + 2)
+    # Beyond 3 only the channel that a wait leads to matters; the sum of long ones overflows.
+    trial = np.cumsum(np.minimum(waits, 3 + waits % 3)) - 1
+    last_round = trial[deflections - 1] // 3
+    trial = trial[trial // 3 <= last_round]
+    return _accepted(len(trial), pixels, activation_map, rng), trial % 3
+
+
+def _paper_places(
+    deflections: int, pixels: int, activation_map: Array | None, rng: np.random.Generator
+) -> tuple[Ints, Ints]:
+    places = _accepted(deflections, pixels, activation_map, rng)
+    return places, np.full(deflections, _ALL_CHANNELS)
+
+
+def _accepted(n: int, pixels: int, activation_map: Array | None, rng: np.random.Generator) -> Ints:
+    """Draw n places in proportion to 1 - map."""
+    if activation_map is None:
+        return rng.integers(0, pixels, size=n)
+    heights = np.cumsum(_chances(activation_map))
+    places: Ints = np.searchsorted(heights, rng.random(n) * heights[-1], side="right")
+    return places
+
+
+def _chances(activation_map: Array) -> NDArray[np.float64]:
+    chances = 1.0 - activation_map.reshape(-1).astype(np.float64)
+    if not chances.any():
+        raise ValueError(
+            "activation_map is 1 everywhere, so every place is spared; expected at least one "
+            "value below 1 where the reading ('repo' or 'paper') asks for a number of writes"
+        )
+    return chances
+
+
+def _near(position: Ints, size: int, window: int, first: int, rng: np.random.Generator) -> Ints:
+    first = min(first, size - 1)
+    low = np.maximum(position - window, first)
+    high = np.minimum(position + window, size - 1)
+    positions: Ints = rng.integers(low, high, endpoint=True)
+    return positions
+
+
+def _check_knobs(deflections: int, window: int, reading: str) -> None:
+    if not isinstance(deflections, (int, np.integer)) or deflections < 0:
+        raise ValueError(f"deflections: expected a whole number of at least 0, got {deflections!r}")
+    if not isinstance(window, (int, np.integer)) or window < 1:
+        raise ValueError(f"window: expected a whole number of pixels >= 1, got {window!r}")
+    if reading not in get_args(Reading):
+        raise ValueError(f"reading: expected one of {get_args(Reading)}, got {reading!r}")

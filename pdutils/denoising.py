@@ -1,0 +1,384 @@
+"""Wavelet denoising, in both meanings that its sigma has had, and the other denoisers.
+
+The thresholds are scikit-image's: BayesShrink (Chang, Yu, Vetterli 2000,
+DOI 10.1109/83.862633) and VisuShrink (Donoho, Johnstone 1994, DOI 10.1093/biomet/81.3.425).
+"""
+
+import inspect
+import io
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pywt
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from skimage import color as colors
+from skimage import restoration
+
+from pdutils.images import Array, as_batch, check_images, on_grid
+
+Shrinkage = Literal["BayesShrink", "VisuShrink"]
+Mode = Literal["soft", "hard"]
+Color = Literal["ycbcr", "rgb"]
+SigmaScale = Literal["channel", "rgb"]
+Unit = NDArray[np.float32]
+
+
+def denoise(images: Array, method: str = "wavelet", **options: Any) -> Array:
+    """Denoise by the method of that name.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    method : {"wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg"}
+        Each is a function of this module, `denoise_<method>`, that documents its options.
+    **options
+        For that function, such as `sigma=0.04, sigma_scale="channel"` for wavelets.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+        Wavelets may leave [0, 255] a little.
+
+    Raises
+    ------
+    ValueError
+        If the method or an option is unknown, or an option's value is out of its range.
+    """
+    if method not in DENOISERS:
+        raise ValueError(f"method: expected one of {tuple(DENOISERS)}, got {method!r}")
+    denoiser = DENOISERS[method]
+    known = list(inspect.signature(denoiser).parameters)[1:]
+    unknown = set(options) - set(known)
+    if unknown:
+        raise ValueError(
+            f"{method}: no option {', '.join(sorted(unknown))}; known: {', '.join(known)}"
+        )
+    return denoiser(images, **options)
+
+
+def denoise_wavelet(
+    images: Array,
+    *,
+    sigma: float = 0.04,
+    wavelet: str = "db1",
+    mode: Mode = "soft",
+    shrinkage: Shrinkage = "BayesShrink",
+    color: Color = "ycbcr",
+    sigma_scale: SigmaScale = "channel",
+) -> Array:
+    """Shrink the wavelet coefficients of each channel.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    sigma : float
+        Standard deviation of the noise, at least 0, in units of the range that `sigma_scale`
+        names; 0 gives the images back. The paper and the blog take 0.04.
+    wavelet : str
+        Any discrete wavelet of PyWavelets. The thresholds are made for orthogonal ones; with
+        another scikit-image warns.
+    mode : {"soft", "hard"}
+        Soft shrinks what it keeps by the threshold, hard leaves it.
+    shrinkage : {"BayesShrink", "VisuShrink"}
+        A threshold for each subband, or one for all.
+    color : {"ycbcr", "rgb"}
+        The colour space whose channels are denoised.
+    sigma_scale : {"channel", "rgb"}
+        What sigma is measured in, with `color="ycbcr"`. ``channel``: each channel is stretched to
+        [0, 1] first, as scikit-image did until 0.15, which the paper and the blog used. ``rgb``:
+        sigma is noise in RGB in [0, 1] and converted, as scikit-image has done since 0.16; a photo
+        is then denoised less in Y. With `color="rgb"` the two are the same.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+        It may leave [0, 255] a little: nothing is clipped.
+
+    Raises
+    ------
+    ValueError
+        If an argument is none of the above, or the images break their contract.
+    """
+    _check_in("wavelet", wavelet, tuple(pywt.wavelist(kind="discrete")))
+    _check_in("mode", mode, get_args(Mode))
+    _check_in("shrinkage", shrinkage, get_args(Shrinkage))
+    _check_in("color", color, get_args(Color))
+    _check_in("sigma_scale", sigma_scale, get_args(SigmaScale))
+    _check_at_least("sigma", sigma, 0)
+    check_images(images)
+    if sigma < np.finfo(np.float32).eps or images.shape[-3:-1] == (1, 1):
+        # The threshold is 0, and the library divides 0 by 0 where a coefficient is 0 too.
+        return images.copy()
+    options = {"wavelet": wavelet, "mode": mode, "method": shrinkage, "sigma": sigma}
+    if color == "rgb":
+        return _each(images, lambda rgb: _shrink(rgb, options, channel_axis=-1))
+    if sigma_scale == "rgb":
+        return _each(images, lambda rgb: _shrink(rgb, options, channel_axis=-1, convert2ycbcr=True))
+    return _each(images, lambda rgb: _shrink_stretched(rgb, options))
+
+
+def denoise_tv(images: Array, *, weight: float = 0.1) -> Array:
+    """Denoise by total variation (Chambolle 2004, DOI 10.1023/B:JMIV.0000011325.36760.1e).
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    weight : float
+        Above 0, on images in [0, 1]: the greater, the smoother.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+
+    Raises
+    ------
+    ValueError
+        If the weight is not above 0, or the images break their contract.
+    """
+    _check_at_least("weight", weight, np.nextafter(0, 1))
+    run = restoration.denoise_tv_chambolle
+    return _each(images, lambda rgb: run(rgb, weight=weight, channel_axis=-1))
+
+
+def denoise_bilateral(
+    images: Array, *, sigma_color: float = 0.05, sigma_spatial: float = 1.0
+) -> Array:
+    """Average neighbours that look alike (Tomasi, Manduchi 1998, DOI 10.1109/ICCV.1998.710815).
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    sigma_color : float
+        Above 0, on images in [0, 1]: how unlike a neighbour may be.
+    sigma_spatial : float
+        Above 0, in pixels: how far away it may be; beyond three times this, none counts.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+
+    Raises
+    ------
+    ValueError
+        If a sigma is not above 0, or the images break their contract.
+    """
+    _check_at_least("sigma_color", sigma_color, np.nextafter(0, 1))
+    _check_at_least("sigma_spatial", sigma_spatial, np.nextafter(0, 1))
+    return _each(images, lambda rgb: _bilateral(rgb, sigma_color, sigma_spatial))
+
+
+def denoise_nl_means(
+    images: Array, *, sigma: float = 0.04, patch_size: int = 5, patch_distance: int = 6
+) -> Array:
+    """Average patches that look alike (Buades, Coll, Morel 2005, DOI 10.1109/CVPR.2005.38).
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    sigma : float
+        Standard deviation of the noise, above 0, on images in [0, 1].
+    patch_size, patch_distance : int
+        The side of a patch, and how far away another may be, in pixels, at least 1.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range, the images break their contract, or they have a single
+        row or column.
+    """
+    _check_at_least("sigma", sigma, np.nextafter(0, 1))
+    _check_whole("patch_size", patch_size)
+    _check_whole("patch_distance", patch_distance)
+    options = {"patch_size": patch_size, "patch_distance": patch_distance, "h": 0.8 * sigma}
+    _check_two_sided("nl_means", images)
+    run = restoration.denoise_nl_means
+    return _each(images, lambda rgb: run(rgb, sigma=sigma, channel_axis=-1, **options))
+
+
+def denoise_wiener(images: Array, *, size: int = 3) -> Array:
+    """Shrink each pixel towards its neighbourhood's mean (Wiener; Lim 1990).
+
+    As in SciPy, the noise is the mean of the neighbourhoods' variances; unlike there, the image is
+    mirrored at its border, where SciPy's zeros darken it.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    size : int
+        The side of the neighbourhood, an odd number of pixels.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+
+    Raises
+    ------
+    ValueError
+        If the size is even or below 1, or the images break their contract.
+    """
+    _check_odd("size", size)
+    return _each(images, lambda rgb: _wiener(rgb, size))
+
+
+def denoise_median(images: Array, *, size: int = 3) -> Array:
+    """Take the median of each pixel's neighbourhood, a channel at a time.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    size : int
+        The side of the neighbourhood, at least 1 pixel.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+
+    Raises
+    ------
+    ValueError
+        If the size is below 1, or the images break their contract.
+    """
+    _check_whole("size", size)
+    return _each(images, lambda rgb: ndimage.median_filter(rgb, size=(size, size, 1)))
+
+
+def denoise_jpeg(images: Array, *, quality: int = 75) -> Array:
+    """Save and load as a JPEG, which quantises the cosine coefficients of 8 x 8 blocks.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255]; it is clipped and rounded to 8 bits first.
+    quality : int
+        From 1 to 95.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`, whole values
+
+    Raises
+    ------
+    ValueError
+        If the quality is out of range, or the images break their contract.
+    """
+    if not isinstance(quality, (int, np.integer)) or not 1 <= quality <= 95:
+        raise ValueError(f"quality: expected a whole number from 1 to 95, got {quality!r}")
+    return _each(images, lambda rgb: _jpeg(rgb, quality))
+
+
+DENOISERS: dict[str, Callable[..., Array]] = {
+    "wavelet": denoise_wavelet,
+    "tv": denoise_tv,
+    "bilateral": denoise_bilateral,
+    "nl_means": denoise_nl_means,
+    "wiener": denoise_wiener,
+    "median": denoise_median,
+    "jpeg": denoise_jpeg,
+}
+
+
+def _each(images: Array, denoiser: Callable[[Unit], NDArray[Any]]) -> Array:
+    """Denoise image by image, on values in [0, 1]."""
+    batch, single = as_batch(images)
+    result = np.stack([denoiser(rgb / np.float32(255)) for rgb in batch]).astype(np.float32)
+    result *= 255
+    return result[0] if single else result
+
+
+def _shrink(channels: Unit, options: dict[str, Any], **more: Any) -> NDArray[Any]:
+    with warnings.catch_warnings():
+        # One level is always taken; in an image of a few pixels PyWavelets warns that every
+        # coefficient then sees the border.
+        warnings.filterwarnings("ignore", "Level value of", UserWarning)
+        shrunk: NDArray[Any] = restoration.denoise_wavelet(channels, **options, **more)
+    return shrunk
+
+
+def _shrink_stretched(rgb: Unit, options: dict[str, Any]) -> NDArray[Any]:
+    channels = colors.rgb2ycbcr(rgb)
+    for c in range(3):
+        low, high = channels[..., c].min(), channels[..., c].max()
+        if high > low:
+            stretched = (channels[..., c] - low) / (high - low)
+            channels[..., c] = _shrink(stretched, options) * (high - low) + low
+    result: NDArray[Any] = colors.ycbcr2rgb(channels)
+    return result
+
+
+def _bilateral(rgb: Unit, sigma_color: float, sigma_spatial: float) -> NDArray[Any]:
+    # scikit-image 0.26 reads its table of spatial weights askew, which smears the picture.
+    values, reach = rgb.astype(np.float64), math.ceil(3 * sigma_spatial)
+    height, width, _ = rgb.shape
+    mirrored = np.pad(values, ((reach, reach), (reach, reach), (0, 0)), mode="symmetric")
+    total, weights = np.zeros_like(values), np.zeros((height, width, 1))
+    for down, right in np.ndindex(2 * reach + 1, 2 * reach + 1):
+        neighbour = mirrored[down : down + height, right : right + width]
+        far = math.hypot(down - reach, right - reach) / sigma_spatial
+        unlike = np.linalg.norm(neighbour - values, axis=-1, keepdims=True) / sigma_color
+        weight = np.exp(-(far**2 + unlike**2) / 2)
+        total += weight * neighbour
+        weights += weight
+    smoothed: NDArray[Any] = total / weights
+    return smoothed
+
+
+def _wiener(rgb: Unit, size: int) -> NDArray[Any]:
+    values, area = rgb.astype(np.float64), (size, size, 1)
+    mean = ndimage.uniform_filter(values, area)
+    variance = np.maximum(ndimage.uniform_filter(values**2, area) - mean**2, 0)
+    signal = np.maximum(variance - variance.mean(axis=(0, 1)), 0)
+    gain = np.divide(signal, variance, out=np.zeros_like(signal), where=signal > 0)
+    shrunk: NDArray[Any] = mean + gain * (values - mean)
+    return shrunk
+
+
+def _jpeg(rgb: Unit, quality: int) -> NDArray[Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(on_grid(rgb * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
+    with Image.open(buffer) as picture:
+        return np.asarray(picture, dtype=np.float32) / 255
+
+
+def _check_in(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+
+
+def _check_at_least(name: str, value: float, least: float) -> None:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if not number or not np.isfinite(value) or value < least:
+        wanted = f"at least {least}" if least in (0, 1) else "a number above 0"
+        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+
+
+def _check_whole(name: str, value: int) -> None:
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}: expected a whole number of pixels >= 1, got {value!r}")
+
+
+def _check_two_sided(method: str, images: Array) -> None:
+    # The library answers NaN for a single row or column.
+    batch, _ = as_batch(images)
+    if min(batch.shape[1:3]) < 2:
+        raise ValueError(f"{method}: expected at least 2 x 2 pixels, got {batch.shape[1:3]}")
+
+
+def _check_odd(name: str, value: int) -> None:
+    if not isinstance(value, (int, np.integer)) or value < 1 or value % 2 == 0:
+        raise ValueError(f"{name}: expected an odd number of pixels, got {value!r}")
