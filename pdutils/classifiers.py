@@ -422,9 +422,10 @@ def classifier_from_file(
 
     try:
         model = keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: expected a model that Keras saved (.keras): {reason}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{path}: expected a model that Keras saved (.keras): {_first_line(error)}"
+        ) from error
     return Classifier(model, preprocess=preprocess, class_names=class_names)
 
 
@@ -515,11 +516,20 @@ def _load_weights(model: Any, name: str, weights: str | os.PathLike[str]) -> Non
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             model.load_weights(path)
-    except (ValueError, OSError, KeyError, TypeError, UserWarning) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UserWarning as error:
         raise ValueError(
-            f"{path}: expected the weights of {name} (.weights.h5): {reason}"
+            f"{path}: expected the weights of {name}: some of its layers are not in the file, "
+            "or in another shape"
         ) from error
+    except Exception as error:
+        raise ValueError(
+            f"{path}: expected the weights of {name} (.weights.h5): {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Give the gist of what Keras raised: a damaged file makes its readers raise anything."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ cache folder. What lies there under the right name, with the right hash, is neve
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -376,8 +377,10 @@ def _transfer(url: str, path: Path) -> None:
     with requests.get(url, stream=True, timeout=TIMEOUT) as response, path.open("wb") as file:
         response.raise_for_status()
         length = int(response.headers.get("content-length", 0)) or None
+        # A notebook has a bar, and a terminal; a log file has none.
+        quiet = False if "ipykernel" in sys.modules else None
         name = url.rpartition("/")[2]
-        with tqdm(total=length, desc=name, unit="B", unit_scale=True) as bar:
+        with tqdm(total=length, desc=name, unit="B", unit_scale=True, disable=quiet) as bar:
             for chunk in response.iter_content(1 << 16):
                 file.write(chunk)
                 bar.update(len(chunk))

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,10 +141,10 @@ def correlation(field: NDArray[Any], other: NDArray[Any]) -> float:
     """
     if field.shape != other.shape:
         raise ValueError(f"expected two fields of one shape, got {field.shape} and {other.shape}")
-    if np.ptp(field) == 0 or np.ptp(other) == 0:
+    pair = np.stack([field.ravel(), other.ravel()]).astype(np.float64)
+    if (np.ptp(pair, axis=1) == 0).any():
         return 0.0
-    pair = field.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    return float(np.corrcoef(*pair)[0, 1])
+    return float(np.asarray(np.corrcoef(pair))[0, 1])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,301 @@
+"""What a notebook works on: a clean image with its adversary, or many images that are right."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdutils import data
+from pdutils.attacks import igsm, linf, relative_l2
+from pdutils.classifiers import Classifier, Labels
+from pdutils.drawing import draw_animal
+from pdutils.images import Array, label_from_name, load_image
+from pdutils.streams import generator
+
+#: scikit-image's own photos that ImageNet has a class for.
+PHOTOS = {"chelsea": "Egyptian_cat", "coffee": "espresso", "rocket": "missile"}
+
+#: How an adversary is made where none is at hand: IGSM in steps of 1 until the network is fooled.
+EPS, STEP, ITERATIONS = 16.0, 1.0, 50
+
+
+@dataclass(frozen=True)
+class Case:
+    """A clean image and an adversary that was made against the classifier at hand.
+
+    Attributes
+    ----------
+    name : str
+        Of the image.
+    clean, adversary : ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255], on the 8-bit grid.
+    label : int
+        The true class.
+    attacked_label : int
+        The class that the classifier sees in the adversary.
+    origin : str
+        Where the adversary comes from, in words.
+    mask : ndarray of bool, shape (H, W), or None
+        True on the object, where that is known.
+    """
+
+    name: str
+    clean: Array
+    adversary: Array
+    label: int
+    attacked_label: int
+    origin: str
+    mask: NDArray[np.bool_] | None = None
+
+    def __str__(self) -> str:
+        norm, greatest = relative_l2(self.clean, self.adversary), linf(self.clean, self.adversary)
+        return (
+            f"{self.name}; adversary {self.origin}; "
+            f"strength: L2 {norm:.4f} of the image's, L-infinity {greatest:.0f} of 255"
+        )
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Many images that the classifier gets right.
+
+    Attributes
+    ----------
+    images : ndarray of float32, shape (N, H, W, 3)
+        RGB in [0, 255].
+    labels : ndarray of int64, shape (N,)
+        Their true classes.
+    masks : ndarray of bool, shape (N, H, W), or None
+        True on the object, where that is known.
+    origin : str
+        Where they come from and how many were passed over, in words.
+    """
+
+    images: Array
+    labels: Labels
+    masks: NDArray[np.bool_] | None
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_case(
+    classifier: Classifier, image: str | os.PathLike[str] = "", *, label: str = ""
+) -> Case:
+    """Load an image with an adversary against this very classifier.
+
+    The demo's adversary is taken for the demo's own weights, the authors' for ResNet-50's
+    published weights. For any other pair, IGSM makes one: steps of 1 grey level until the network
+    is fooled, 50 at most, within 16 grey levels. Where the network is wrong about the clean image,
+    it is led away from what it saw there.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The network to fool.
+    image : str or path
+        A picture file; a shipped drawing such as `badger_000`; `chelsea`, `coffee` or `rocket`
+        from scikit-image. Empty: the first shipped badger for the demo, the authors' badger for
+        ImageNet if it is cached, else `chelsea`.
+    label : str
+        The true class. Empty: what the file name says before its first underscore; failing that,
+        what the network sees in the clean image.
+
+    Returns
+    -------
+    Case
+
+    Raises
+    ------
+    FileNotFoundError
+        If the image is none of the above.
+    ValueError
+        If the picture cannot be read, or the classifier has no class `label`.
+    """
+    name = str(image) or _default_image(classifier)
+    drawing = data.demo_image(name)
+    clean = _load(name, drawing, classifier)
+    seen = int(classifier.predict(clean).argmax())
+    true = _true_class(classifier, name, drawing, label, seen)
+    adversary, origin = _at_hand(classifier, name, drawing)
+    if adversary is None:
+        adversary = igsm(
+            classifier, clean, seen, eps=EPS, step=STEP, iterations=ITERATIONS, stop_at="success"
+        )
+    attacked = int(classifier.predict(adversary).argmax())
+    if attacked == seen:
+        origin += f", which did not succeed in {ITERATIONS} steps"
+    mask = None if drawing is None else load_image(drawing.mask)[..., 0] > 127
+    return Case(Path(name).stem, clean, adversary, true, attacked, origin, mask)
+
+
+def load_collection(
+    classifier: Classifier, n: int, *, folder: str | os.PathLike[str] = "", seed: int = 0
+) -> Collection:
+    """Gather up to n images that the classifier gets right, as the paper counts them.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The network.
+    n : int
+        How many to gather, at least 1.
+    folder : str or path
+        Labelled pictures, see `pdutils.data.labelled_files`; a random choice of them, by the
+        seed. Empty: fresh drawings for the demo, never those it was trained on; for ImageNet,
+        the few photos that come with scikit-image and those of the authors in the cache.
+    seed : int
+        Of the choice, or of the drawings.
+
+    Returns
+    -------
+    Collection
+        Fewer than n where no more are at hand.
+
+    Raises
+    ------
+    ValueError
+        If not one image is right, or a label is no class of the classifier.
+    FileNotFoundError
+        If there is no such folder.
+    """
+    if n < 1:
+        raise ValueError(f"n: expected at least 1 image, got {n}")
+    if folder or classifier.name != "demo":
+        return _photos(classifier, n, folder, seed)
+    return _drawings(classifier, n, seed)
+
+
+def _default_image(classifier: Classifier) -> str:
+    if classifier.name == "demo":
+        return "badger_000"
+    badger = data.authors_file("originals", data.AUTHORS_IMAGES[0])
+    return "chelsea" if badger is None else str(badger)
+
+
+def _load(name: str, drawing: data.DemoImage | None, classifier: Classifier) -> Array:
+    if drawing is not None:
+        return load_image(drawing.image, classifier.input_size)
+    if name in PHOTOS:
+        return load_image(photo_path(name), classifier.input_size)
+    return load_image(name, classifier.input_size)
+
+
+def photo_path(name: str) -> Path:
+    """Give the file of one of scikit-image's own photos.
+
+    Parameters
+    ----------
+    name : {"chelsea", "coffee", "rocket"}
+        The photo.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If scikit-image no longer carries it.
+    """
+    import skimage.data
+
+    folder = Path(skimage.data.__file__).parent
+    found = sorted(folder.glob(f"{name}.*"))
+    if not found:
+        raise FileNotFoundError(f"{name}: scikit-image has no such photo in {folder}")
+    return found[0]
+
+
+def _true_class(
+    classifier: Classifier, name: str, drawing: data.DemoImage | None, label: str, seen: int
+) -> int:
+    if label or drawing is not None or name in PHOTOS:
+        return classifier.index(label or (drawing.label if drawing else PHOTOS[name]))
+    try:
+        return classifier.index(label_from_name(name))
+    except ValueError:
+        return seen
+
+
+def _at_hand(
+    classifier: Classifier, name: str, drawing: data.DemoImage | None
+) -> tuple[Array | None, str]:
+    """Find an adversary that was made against this classifier, and say where it comes from."""
+    if drawing is not None and classifier.name == "demo" and classifier.published:
+        return load_image(drawing.adversary), "shipped with the demo, made by IGSM against it"
+    authors = data.authors_file("images", Path(name).name)
+    if authors is not None and classifier.name == "resnet50" and classifier.published:
+        return load_image(authors), "published by the paper's authors, made against ResNet-50"
+    return None, f"made now, by IGSM against {classifier.name}"
+
+
+def _drawings(classifier: Classifier, n: int, seed: int) -> Collection:
+    images: list[Array] = []
+    masks: list[NDArray[np.bool_]] = []
+    labels: list[int] = []
+    stream, drawn = generator(seed), 0
+    # An untrained network would be right one time in ten; nobody waits for more than that.
+    while len(labels) < n and drawn < 20 * n + 100:
+        drawing = draw_animal(drawn % len(classifier.class_ids), rng=stream.spawn(1)[0])
+        drawn += 1
+        if classifier.predict(drawing.image).argmax() == drawing.label:
+            images.append(drawing.image)
+            masks.append(drawing.mask)
+            labels.append(drawing.label)
+    origin = f"fresh drawings (seed {seed}), {len(labels)} right of {drawn} drawn"
+    return _collection(images, labels, masks, origin)
+
+
+def _photos(
+    classifier: Classifier, n: int, folder: str | os.PathLike[str], seed: int
+) -> Collection:
+    files = data.labelled_files(folder) if folder else _photos_at_hand()
+    order = generator(seed).permutation(len(files)) if folder else np.arange(len(files))
+    images: list[Array] = []
+    labels: list[int] = []
+    read = unreadable = 0
+    for i in order:
+        if len(labels) == n:
+            break
+        path, name = files[i]
+        label = classifier.index(name)
+        try:
+            image = load_image(path, classifier.input_size)
+        except (ValueError, OSError):
+            unreadable += 1
+            continue
+        read += 1
+        if classifier.predict(image).argmax() == label:
+            images.append(image)
+            labels.append(label)
+    where = f"photos from {Path(folder).name}" if folder else "the few photos at hand"
+    origin = f"{where}, {len(labels)} right of {read} read"
+    if unreadable:
+        origin += f", {unreadable} unreadable"
+    return _collection(images, labels, None, origin)
+
+
+def _photos_at_hand() -> list[tuple[Path, str]]:
+    cached = [data.authors_file("originals", name) for name in data.AUTHORS_IMAGES]
+    photos = [(photo_path(name), label) for name, label in PHOTOS.items()]
+    return photos + [(path, label_from_name(path)) for path in cached if path is not None]
+
+
+def _collection(
+    images: list[Array],
+    labels: list[int],
+    masks: list[NDArray[np.bool_]] | None,
+    origin: str,
+) -> Collection:
+    if not images:
+        raise ValueError(f"the classifier is right about no image: {origin}")
+    return Collection(
+        images=np.stack(images),
+        labels=np.array(labels, dtype=np.int64),
+        masks=None if masks is None else np.stack(masks),
+        origin=origin,
+    )

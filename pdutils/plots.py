@@ -1,0 +1,453 @@
+"""Every figure of the notebooks. Each function returns its matplotlib figure.
+
+The true class is green and the class of the attack is red-orange throughout (Okabe and Ito's
+palette, which colour-blind readers can tell apart).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pdutils.classifiers import Classifier
+from pdutils.evaluation import Rate, correlation
+from pdutils.images import Array
+
+TRUE_COLOR = "#009E73"
+ATTACK_COLOR = "#D55E00"
+OTHER_COLOR = "#8C8C8C"
+SERIES = ("#0072B2", "#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#8C8C8C")
+_STYLE: Any = {
+    "figure.dpi": 100,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
+
+_P = ParamSpec("_P")
+
+
+def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Draw in the common style, and leave the figure to its caller alone."""
+
+    @wraps(draw)
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        with plt.rc_context(_STYLE):
+            figure = draw(*args, **kwargs)
+        # A notebook would show a figure that pyplot still holds a second time.
+        plt.close(figure)
+        return figure
+
+    return drawn
+
+
+@_styled
+def prediction(
+    classifier: Classifier,
+    image: Array,
+    probabilities: Array,
+    *,
+    label: int,
+    attacked_label: int | None = None,
+    title: str = "",
+) -> Figure:
+    """Show a picture beside its five most probable classes.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        It names the classes.
+    image : ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255]; clipped for showing.
+    probabilities : ndarray, shape (K,)
+        What the classifier makes of it.
+    label : int
+        The true class: green.
+    attacked_label : int, optional
+        The class that the attack reached: red-orange.
+    title : str
+        What the picture is; the probability of the true class is added.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2), width_ratios=(1, 1.3))
+    name = classifier.class_names[label]
+    _picture(left, image, f"{title}: {name} {probabilities[label]:.2f}".removeprefix(": "))
+    top = classifier.top(probabilities, 5)[::-1]
+    colors = [_class_color(p.number, label, attacked_label) for p in top]
+    bars = right.barh([p.class_name for p in top], [p.probability for p in top], color=colors)
+    right.bar_label(bars, fmt="%.2f", padding=3)
+    right.set(xlim=(0, 1.12), xlabel="probability", title="the five most probable classes")
+    return figure
+
+
+@_styled
+def pictures(images: Sequence[Array], titles: Sequence[str], *, columns: int = 4) -> Figure:
+    """Show pictures side by side.
+
+    Parameters
+    ----------
+    images : sequence of ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255]; clipped for showing.
+    titles : sequence of str
+        One a picture.
+    columns : int
+        How many stand in a row.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _grid(len(images), columns, 2.6)
+    for ax, image, title in zip(axes, images, titles, strict=True):
+        _picture(ax, image, title)
+    return figure
+
+
+@_styled
+def perturbation(clean: Array, other: Array, *, magnify: float | None = None) -> Figure:
+    """Show a clean image, its changed version, and the difference magnified around mid-grey.
+
+    Parameters
+    ----------
+    clean, other : ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255].
+    magnify : float, optional
+        By default such that the greatest difference fills the range.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    difference = other - clean
+    greatest = float(np.abs(difference).max())
+    factor = magnify or (127 / greatest if greatest else 1.0)
+    changed = float(np.mean(difference != 0))
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
+    _picture(axes[0], clean, "clean")
+    _picture(axes[1], other, f"adversary, off by at most {greatest:.0f} of 255")
+    _picture(
+        axes[2], 127.5 + factor * difference, f"difference x {factor:.0f}, {changed:.0%} of values"
+    )
+    return figure
+
+
+@_styled
+def changed_pixels(
+    before: Array,
+    afters: Sequence[Array],
+    titles: Sequence[str],
+    *,
+    activation_map: Array | None = None,
+) -> Figure:
+    """Show which pixels differ between an image and versions of it.
+
+    Parameters
+    ----------
+    before : ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255].
+    afters : sequence of ndarray of float32, shape (H, W, 3)
+        The versions.
+    titles : sequence of str
+        One a version; the number of changed pixels is added.
+    activation_map : ndarray of float32, shape (H, W), optional
+        Shown behind the dots instead of the image.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _grid(len(afters), 3, 3.2)
+    for ax, after, title in zip(axes, afters, titles, strict=True):
+        rows, columns = np.nonzero((after != before).any(axis=-1))
+        if activation_map is None:
+            _picture(ax, 0.35 * before + 150, "")
+        else:
+            # Pale, so that black dots show on the dark end of the scale too.
+            _map(ax, activation_map, alpha=0.55)
+        ax.plot(columns, rows, linestyle="", marker="s", markersize=1.6, color="black")
+        ax.set_title(f"{title}: {len(rows)} pixels changed")
+    return figure
+
+
+@_styled
+def probabilities_by_step(
+    steps: Mapping[str, NDArray[Any]], *, names: Sequence[str], blog: Mapping[str, float] | None
+) -> Figure:
+    """Show how the true class and the class of the attack fare, step by step, over the draws.
+
+    Parameters
+    ----------
+    steps : mapping of str to ndarray, shape (draws, 2)
+        For each step the probabilities of the true class and of the attack's class in each draw.
+    names : (str, str)
+        The names of the two classes.
+    blog : mapping of str to float, optional
+        The blog's probability of its true class at each of its steps, shown as a diamond.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = plt.subplots(figsize=(8, 3.6))
+    jitter = np.random.default_rng(0).uniform(-0.07, 0.07, 1000)
+    for which, (name, color) in enumerate(zip(names, (TRUE_COLOR, ATTACK_COLOR), strict=True)):
+        for x, values in enumerate(steps.values()):
+            place = x - 0.15 + 0.3 * which
+            drawn = values[:, which]
+            spread = jitter[: len(drawn)] if len(drawn) > 1 else 0.0
+            ax.plot(place + spread, drawn, ".", color=color, alpha=0.45, markersize=5)
+            mean_label = f"{name}, mean" if x == 0 else None
+            ax.plot(
+                place, drawn.mean(), "_", color=color, markersize=18, markeredgewidth=2.5,
+                label=mean_label,
+            )  # fmt: skip
+    if blog:
+        places = [x for x, step in enumerate(steps) if step in blog]
+        marks = [blog[step] for step in steps if step in blog]
+        ax.plot(places, marks, "D", color="black", markersize=5, label="blog: its badger")
+    ax.set_xticks(range(len(steps)), [step.replace(" + ", "\n+ ") for step in steps])
+    ax.set(ylim=(-0.03, 1.03), ylabel="probability")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, frameon=False)
+    return figure
+
+
+@_styled
+def trajectory(
+    series: Mapping[str, Sequence[float]], *, true: str, attacked: str, xlabel: str
+) -> Figure:
+    """Show how probabilities move over the steps of an attack, from step 0.
+
+    Parameters
+    ----------
+    series : mapping of str to sequence of float
+        The probability of each class after 0, 1, 2, ... steps.
+    true, attacked : str
+        Which of them is the true class, and which the class of the attack.
+    xlabel : str
+        What a step is.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = plt.subplots(figsize=(7, 3))
+    colors = {attacked: ATTACK_COLOR, true: TRUE_COLOR}
+    for name, values in series.items():
+        ax.plot(values, "o-", color=colors.get(name, OTHER_COLOR), label=name, markersize=4)
+        ax.annotate(f"{values[-1]:.2f}", (len(values) - 1, values[-1]), (6, -3),
+                    textcoords="offset points")  # fmt: skip
+    ax.set(xlabel=xlabel, ylabel="probability", ylim=(-0.03, 1.03))
+    ax.legend(frameon=False)
+    return figure
+
+
+@_styled
+def rates(
+    rows: Mapping[str, Mapping[str, Rate]], *, xlabel: str = "share classified right"
+) -> Figure:
+    """Show rates with their 95% intervals.
+
+    Parameters
+    ----------
+    rows : mapping of str to mapping of str to Rate
+        For each row (a defence) the rate in each series (clean, adversary).
+    xlabel : str
+        What the rate is.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    series = list(next(iter(rows.values())))
+    figure, ax = plt.subplots(figsize=(7.5, 0.8 + 0.42 * len(rows)))
+    for s, name in enumerate(series):
+        found = [row[name] for row in rows.values()]
+        places = np.arange(len(rows)) + 0.28 * (s - (len(series) - 1) / 2)
+        centres = np.array([rate.value for rate in found])
+        low, high = np.array([rate.interval for rate in found]).T
+        bounds = np.maximum([centres - low, high - centres], 0)
+        label = f"{name} (n = {found[0].n})"
+        ax.errorbar(
+            centres, places, xerr=bounds, fmt="o", color=_series_color(name, s), label=label
+        )
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlim=(-0.03, 1.03), xlabel=f"{xlabel}, 95% interval", ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(axis="x", alpha=0.3)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.55 / len(rows) + 0.1), ncols=3,
+              frameon=False)  # fmt: skip
+    return figure
+
+
+@_styled
+def maps(
+    images: Sequence[Array], activation_maps: Sequence[Array], titles: Sequence[str]
+) -> Figure:
+    """Show activation maps over their images.
+
+    Parameters
+    ----------
+    images : sequence of ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255].
+    activation_maps : sequence of ndarray of float32, shape (H, W)
+        Values in [0, 1].
+    titles : sequence of str
+        One a map.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _grid(len(images), 3, 2.9)
+    for ax, image, activation_map, title in zip(axes, images, activation_maps, titles, strict=True):
+        _picture(ax, image, title)
+        shown = _map(ax, activation_map, alpha=0.55)
+    figure.colorbar(shown, ax=list(axes), label="map value", shrink=0.8)
+    return figure
+
+
+@_styled
+def map_histogram(activation_maps: Mapping[str, Array]) -> Figure:
+    """Show how the values of maps are distributed.
+
+    Parameters
+    ----------
+    activation_maps : mapping of str to ndarray of float32
+        Values in [0, 1], any shape, by the name of the map.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = plt.subplots(figsize=(7, 3))
+    bins = np.linspace(0, 1, 21)
+    for i, (name, values) in enumerate(activation_maps.items()):
+        shares = np.histogram(values, bins)[0] / values.size
+        label = f"{name}: mean {values.mean():.2f}, {np.mean(values < 0.5):.0%} below 0.5"
+        ax.stairs(shares, bins, color=SERIES[i], label=label, linewidth=2)
+    ax.set(xlabel="map value: the chance that a pixel is spared", ylabel="share of pixels")
+    ax.legend(frameon=False)
+    return figure
+
+
+@_styled
+def places(fields: Mapping[str, Array], *, reference: str) -> Figure:
+    """Show where things lie, side by side, each with its correlation to one of them.
+
+    Parameters
+    ----------
+    fields : mapping of str to ndarray of float32, shape (H, W)
+        How much lies where; each is shown on a scale of its own, from 0.
+    reference : str
+        The field that the others are correlated with (Pearson, over pixels).
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _grid(len(fields), 4, 2.6)
+    for ax, (name, field) in zip(axes, fields.items(), strict=True):
+        ax.imshow(field, cmap="viridis", vmin=0)
+        ax.set_axis_off()
+        r = correlation(field, fields[reference])
+        ax.set_title(name if name == reference else f"{name}, r = {r:.2f}")
+    return figure
+
+
+@_styled
+def bars(
+    groups: Mapping[str, Mapping[str, float]], *, ylabel: str = "probability of the true class"
+) -> Figure:
+    """Show numbers in [0, 1] as bars, grouped.
+
+    Parameters
+    ----------
+    groups : mapping of str to mapping of str to float
+        For each group on the axis the value of each series.
+    ylabel : str
+        What is shown.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    series = list(next(iter(groups.values())))
+    figure, ax = plt.subplots(figsize=(max(5.0, 1.15 * len(groups) + 1), 3.2))
+    width = 0.8 / len(series)
+    for s, name in enumerate(series):
+        places = np.arange(len(groups)) + width * (s - (len(series) - 1) / 2)
+        values = [group[name] for group in groups.values()]
+        drawn = ax.bar(places, values, width, color=_series_color(name, s), label=name)
+        ax.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
+    ax.set_xticks(range(len(groups)), [name.replace(" ", "\n", 1) for name in groups])
+    ax.set(ylim=(0, 1.1), ylabel=ylabel)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.18), ncols=len(series), frameon=False)
+    return figure
+
+
+@_styled
+def closeup(images: Sequence[Array], titles: Sequence[str], *, row: int, column: int,
+            size: int = 40) -> Figure:  # fmt: skip
+    """Show the same small square of several pictures, so that single pixels can be seen.
+
+    Parameters
+    ----------
+    images : sequence of ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255]; clipped for showing.
+    titles : sequence of str
+        One a picture.
+    row, column : int
+        The middle of the square; it is moved inside the image where it would stand over.
+    size : int
+        Its side in pixels.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    height, width = images[0].shape[:2]
+    top = int(np.clip(row - size // 2, 0, max(height - size, 0)))
+    left = int(np.clip(column - size // 2, 0, max(width - size, 0)))
+    figure, axes = _grid(len(images), 4, 2.6)
+    for ax, image, title in zip(axes, images, titles, strict=True):
+        _picture(ax, image[top : top + size, left : left + size], title)
+    return figure
+
+
+def _grid(n: int, columns: int, side: float) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(max(side * columns, 4.2), (side + 0.35) * rows), squeeze=False
+    )
+    for ax in axes.flat[n:]:
+        ax.set_axis_off()
+    return figure, list(axes.flat[:n])
+
+
+def _picture(ax: Axes, image: Array, title: str) -> None:
+    ax.imshow(np.clip(np.rint(image), 0, 255).astype(np.uint8), interpolation="nearest")
+    ax.set_title(title)
+    ax.set_axis_off()
+
+
+def _map(ax: Axes, activation_map: Array, alpha: float = 1.0) -> Any:
+    ax.set_axis_off()
+    return ax.imshow(activation_map, cmap="viridis", vmin=0, vmax=1, alpha=alpha)
+
+
+def _class_color(number: int, label: int, attacked_label: int | None) -> str:
+    return {label: TRUE_COLOR, attacked_label: ATTACK_COLOR}.get(number, OTHER_COLOR)
+
+
+def _series_color(name: str, position: int) -> str:
+    return {"clean": TRUE_COLOR, "adversary": ATTACK_COLOR}.get(name, SERIES[position])

@@ -1,0 +1,132 @@
+"""The tables of the notebooks, with the blog's own numbers beside the measured ones."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import display
+from numpy.typing import NDArray
+
+from pdutils.evaluation import Mean, Rate
+
+#: The blog's probabilities of badger (true) and skunk (attack), as its notebook states them:
+#: ResNet-50, one image, one draw. Its final table gives 0.75 for PD, which is PD 600.
+BLOG: dict[str, tuple[float | None, float | None]] = {
+    "clean": (1.00, 0.00),
+    "clean, PD 200": (1.00, None),
+    "clean, PD 600": (1.00, None),
+    "adversary": (0.15, 0.59),
+    "PD 200": (0.52, None),
+    "PD 600": (0.75, 0.16),
+    "PD 200 + WD": (0.92, 0.07),
+    "PD 1500 + R-CAM": (0.82, 0.12),
+    "PD 1500 + R-CAM + WD": (0.97, 0.02),
+}
+
+
+def step_table(
+    steps: Mapping[str, NDArray[Any]], *, label: int, attacked_label: int, names: tuple[str, ...]
+) -> pd.DataFrame:
+    """Set the probabilities at each step beside the blog's.
+
+    Parameters
+    ----------
+    steps : mapping of str to ndarray, shape (K,) or (draws, K)
+        The class probabilities at each step, for one draw or several.
+    label, attacked_label : int
+        The true class and the class of the attack.
+    names : tuple of str
+        The K class names.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a step: mean probability of the two classes, the class that is seen most, the least
+        and the greatest probability of the true class if there are several draws, and the blog's
+        two numbers where it has that step.
+    """
+    several = any(np.ndim(found) == 2 and len(found) > 1 for found in steps.values())
+    rows = []
+    for step, found in steps.items():
+        draws = np.atleast_2d(found)
+        true, blog = draws[:, label], BLOG.get(step, (None, None))
+        row: dict[str, Any] = {"step": step, names[label]: true.mean()}
+        if attacked_label != label:
+            row[names[attacked_label]] = draws[:, attacked_label].mean()
+        row["seen as"] = names[np.bincount(draws.argmax(axis=1)).argmax()]
+        if several:
+            row |= {"draws": len(draws), "least": true.min(), "greatest": true.max()}
+        rows.append(row | {"blog: badger": blog[0], "blog: skunk": blog[1]})
+    table = pd.DataFrame(rows).set_index("step").dropna(axis="columns", how="all")
+    return table.map(_cell)
+
+
+def rate_table(rows: Mapping[str, Mapping[str, Rate]]) -> pd.DataFrame:
+    """Set rates with their intervals in a table.
+
+    Parameters
+    ----------
+    rows : mapping of str to mapping of str to Rate
+        For each row the rate in each column.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Each cell reads `rate [low, high]` at 95%. The columns state n; where it differs between
+        rows, the cells do.
+    """
+    table = {}
+    for column in next(iter(rows.values())):
+        rates = [row[column] for row in rows.values()]
+        same = len({rate.n for rate in rates}) == 1
+        head = f"{column} (n = {rates[0].n})" if same else column
+        table[head] = [str(rate) if same else f"{rate}, n = {rate.n}" for rate in rates]
+    return pd.DataFrame(table, index=list(rows))
+
+
+def show_results(results: Mapping[str, Any]) -> None:
+    """Show a notebook's results as data, for a test or a table to read.
+
+    Parameters
+    ----------
+    results : mapping
+        What JSON can hold, and numpy's numbers and arrays, `Rate`s and `Mean`s. A key `headline`
+        holds one sentence for the index of the collection.
+    """
+    plain = _plain(results)
+    bundle = {"application/json": plain, "text/plain": _text(plain)}
+    display(bundle, raw=True)  # type: ignore[no-untyped-call]
+
+
+def _text(results: Mapping[str, Any]) -> str:
+    """Write the results as JSON, long rows of numbers left out."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: short(item) for key, item in value.items()}
+        return f"{len(value)} values" if isinstance(value, list) and len(value) > 4 else value
+
+    return json.dumps(short(results), indent=1, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Rate, Mean)):
+        return _plain({"value": value.value, "n": value.n, "interval": value.interval})
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        # JSON has no NaN.
+        return round(value, 6) if np.isfinite(value) else None
+    return value
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.2f}"
+    return str(value)

@@ -1,0 +1,69 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pdutils.classifiers import Classifier
+from pdutils.images import Array
+from pdutils.networks import load_tensorflow
+
+REAL = Path(os.environ.get("PDUTILS_REAL", Path(__file__).parents[2] / "shared" / "real"))
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of real photos and weights, or a skip with a word."""
+    if not REAL.is_dir():
+        pytest.skip(f"the real photos and weights are not at {REAL} (PDUTILS_REAL names the folder)")
+    return REAL
+
+
+def photo(height: int = 32, width: int = 32, seed: int = 0) -> Array:
+    """A smooth random picture on the 8-bit grid: a stand-in for a photo."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.uniform(20, 235, (height // 8 + 2, width // 8 + 2, 3))
+    rows = np.linspace(0, coarse.shape[0] - 1.001, height)
+    columns = np.linspace(0, coarse.shape[1] - 1.001, width)
+    r, c = np.meshgrid(rows.astype(int), columns.astype(int), indexing="ij")
+    fr, fc = np.meshgrid(rows % 1, columns % 1, indexing="ij")
+    fr, fc = fr[..., None], fc[..., None]
+    top = coarse[r, c] * (1 - fc) + coarse[r, c + 1] * fc
+    bottom = coarse[r + 1, c] * (1 - fc) + coarse[r + 1, c + 1] * fc
+    smooth = top * (1 - fr) + bottom * fr
+    return np.rint(np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255)).astype(np.float32)
+
+
+def photos(n: int, height: int = 32, width: int = 32) -> Array:
+    """A batch of different pictures."""
+    return np.stack([photo(height, width, seed) for seed in range(n)])
+
+
+def _toy(head: str) -> Classifier:
+    load_tensorflow()
+    import keras
+
+    def layer(kind, *args, seed, **options):
+        start = keras.initializers.GlorotUniform(seed=seed)
+        return kind(*args, kernel_initializer=start, **options)
+
+    inputs = keras.Input((32, 32, 3))
+    x = layer(keras.layers.Conv2D, 8, 3, strides=2, activation="tanh", seed=1)(inputs)
+    x = layer(keras.layers.Conv2D, 12, 3, strides=2, activation="tanh", seed=2)(x)
+    pool = keras.layers.GlobalAveragePooling2D if head == "gap" else keras.layers.Flatten
+    outputs = layer(keras.layers.Dense, 6, activation="softmax", seed=3)(pool()(x))
+    model = keras.Model(inputs, outputs, name=f"toy_{head}")
+    names = ("ant", "bee", "cat", "dog", "eel", "fox")
+    return Classifier(model, preprocess=lambda x: x / 127.5 - 1, class_names=names)
+
+
+@pytest.fixture(scope="session")
+def toy() -> Classifier:
+    """An untrained network of 32 x 32 pixels and 6 classes: average pooling and one dense layer."""
+    return _toy("gap")
+
+
+@pytest.fixture(scope="session")
+def toy_flat() -> Classifier:
+    """The same with a flattened feature map, so that CAM is undefined."""
+    return _toy("flat")

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from conftest import photo
+
+from pdutils import attacks, cases, data
+from pdutils.classifiers import load_classifier
+from pdutils.images import load_image, save_image
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_classifier("demo")
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    return load_classifier("demo", "random")
+
+
+def test_the_demo_gets_the_adversary_that_was_made_against_it(demo):
+    shipped = data.demo_images()[0]
+    case = cases.load_case(demo, shipped.name)
+    np.testing.assert_array_equal(case.adversary, load_image(shipped.adversary))
+    assert demo.class_names[case.attacked_label] == shipped.adversarial_label
+    assert demo.class_names[case.label] == shipped.label
+    assert "shipped" in case.origin
+    assert case.mask.dtype == np.bool_
+    assert case.mask.shape == (224, 224)
+
+
+def test_another_network_does_not_get_the_demos_adversary(untrained):
+    shipped = data.demo_images()[0]
+    case = cases.load_case(untrained, shipped.name)
+    assert "made now" in case.origin
+    assert not np.array_equal(case.adversary, load_image(shipped.adversary))
+
+
+def test_by_default_the_demo_shows_a_badger_that_is_taken_for_a_skunk(demo):
+    case = cases.load_case(demo)
+    assert demo.class_names[case.label] == "badger"
+    assert demo.class_names[case.attacked_label] == "skunk"
+
+
+def test_an_image_file_is_attacked_live_and_its_name_tells_its_class(toy, tmp_path):
+    seen = toy.class_names[int(toy.predict(photo()).argmax())]
+    save_image(tmp_path / f"{seen}_1.png", photo())
+    case = cases.load_case(toy, tmp_path / f"{seen}_1.png")
+    assert toy.class_names[case.label] == seen
+    assert case.attacked_label == int(toy.predict(case.adversary).argmax())
+    assert f"IGSM against {toy.name}" in case.origin
+    assert attacks.linf(case.clean, case.adversary) <= cases.EPS
+
+
+def test_a_file_without_a_label_takes_the_networks_answer_and_a_given_label_wins(toy, tmp_path):
+    path = tmp_path / "holiday.png"
+    save_image(path, photo())
+    assert cases.load_case(toy, path).label == int(toy.predict(photo()).argmax())
+    assert cases.load_case(toy, path, label="eel").label == 4
+
+
+def test_an_image_that_the_network_gets_wrong_is_led_away_from_what_it_saw(toy, tmp_path):
+    seen = int(toy.predict(photo()).argmax())
+    path = tmp_path / "holiday.png"
+    save_image(path, photo())
+    case = cases.load_case(toy, path, label=toy.class_names[(seen + 1) % 6])
+    assert case.attacked_label != seen or "did not succeed" in case.origin
+    assert not np.array_equal(case.clean, case.adversary)
+
+
+def test_an_attack_that_fails_says_so(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "igsm", lambda classifier, clean, *_, **__: clean)
+    save_image(tmp_path / "x.png", photo())
+    assert "did not succeed" in cases.load_case(toy, tmp_path / "x.png").origin
+
+
+def test_a_missing_image_is_named(toy):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        cases.load_case(toy, "nowhere.png")
+
+
+def test_an_unknown_label_is_refused(toy, tmp_path):
+    save_image(tmp_path / "x.png", photo())
+    with pytest.raises(ValueError, match="no class 'yeti'"):
+        cases.load_case(toy, tmp_path / "x.png", label="yeti")
+
+
+def test_fresh_drawings_are_right_new_and_the_same_for_the_same_seed(demo):
+    one, two = (cases.load_collection(demo, n, seed=3) for n in (4, 6))
+    assert len(one) == 4
+    np.testing.assert_array_equal(one.images, two.images[:4])
+    np.testing.assert_array_equal(demo.predict(two.images).argmax(axis=1), two.labels)
+    assert two.masks.shape == (6, 224, 224)
+    assert not np.array_equal(one.images, cases.load_collection(demo, 4, seed=4).images)
+
+
+def test_a_folder_gives_only_images_that_are_right(toy, tmp_path):
+    for seed in range(6):
+        seen = int(toy.predict(photo(seed=seed)).argmax())
+        label = toy.class_names[seen if seed % 2 else (seen + 1) % 6]
+        save_image(tmp_path / f"{label}_{seed}.png", photo(seed=seed))
+    found = cases.load_collection(toy, 10, folder=tmp_path)
+    assert len(found) == 3
+    assert "3 right of 6 read" in found.origin
+    np.testing.assert_array_equal(toy.predict(found.images).argmax(axis=1), found.labels)
+    assert found.masks is None
+
+
+def test_a_folder_where_none_is_right_is_an_error(toy, tmp_path):
+    seen = int(toy.predict(photo()).argmax())
+    save_image(tmp_path / f"{toy.class_names[(seen + 1) % 6]}_0.png", photo())
+    with pytest.raises(ValueError, match="right about no image"):
+        cases.load_collection(toy, 1, folder=tmp_path)
+
+
+def test_a_broken_file_in_a_folder_is_passed_over_and_counted(toy, tmp_path):
+    seen = toy.class_names[int(toy.predict(photo()).argmax())]
+    save_image(tmp_path / f"{seen}_0.png", photo())
+    (tmp_path / f"{seen}_1.png").write_bytes(b"not a picture")
+    found = cases.load_collection(toy, 5, folder=tmp_path)
+    assert len(found) == 1
+    assert "1 unreadable" in found.origin
+
+
+def test_scikit_images_photos_are_at_hand_under_their_names():
+    for name in cases.PHOTOS:
+        assert load_image(cases.photo_path(name), 224).shape == (224, 224, 3)

@@ -1,0 +1,145 @@
+import matplotlib.colors
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import photo
+from scipy import stats
+
+from pdutils import plots
+from pdutils.evaluation import Rate
+
+
+def texts(figure):
+    return [ax.get_title() for ax in figure.axes]
+
+
+def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_of_their_roles(toy):
+    probabilities = np.array([0.05, 0.4, 0.02, 0.3, 0.2, 0.03], dtype=np.float32)
+    figure = plots.prediction(
+        toy, photo(), probabilities, label=3, attacked_label=1, title="adversary"
+    )
+    left, right = figure.axes
+    assert left.get_title() == "adversary: dog 0.30"
+    names = [tick.get_text() for tick in right.get_yticklabels()]
+    widths = [bar.get_width() for bar in right.patches]
+    colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in right.patches]
+    assert names == ["fox", "ant", "eel", "dog", "bee"]
+    np.testing.assert_allclose(widths, [0.03, 0.05, 0.2, 0.3, 0.4], rtol=1e-6)
+    other = plots.OTHER_COLOR
+    assert colors == [other, other, other, plots.TRUE_COLOR, plots.ATTACK_COLOR]
+
+
+def test_figures_are_not_held_by_pyplot_which_would_show_them_twice():
+    plots.pictures([photo()], ["one"])
+    assert plt.get_fignums() == []
+
+
+def test_pictures_are_clipped_and_rounded_for_showing():
+    image = np.full((4, 4, 3), 255.6, dtype=np.float32)
+    image[0] = -3
+    (ax,) = plots.pictures([image], ["x"]).axes
+    shown = ax.get_images()[0].get_array()
+    assert shown.dtype == np.uint8
+    assert shown[0].max() == 0
+    assert shown[1:].min() == 255
+
+
+def test_perturbation_is_magnified_around_mid_grey_and_named():
+    clean = photo()
+    other = clean.copy()
+    other[0, 0] += 4
+    figure = plots.perturbation(clean, np.clip(other, 0, 255))
+    assert "at most 4 of 255" in texts(figure)[1]
+    assert "x 32" in texts(figure)[2]
+    shown = figure.axes[2].get_images()[0].get_array()
+    assert shown[0, 0].min() >= 254
+    assert set(np.unique(shown[1:])) <= {127, 128}
+
+
+def test_perturbation_of_equal_images_does_not_divide_by_zero():
+    assert "at most 0 of 255" in texts(plots.perturbation(photo(), photo()))[1]
+
+
+@pytest.mark.parametrize("with_map", [False, True])
+def test_changed_pixels_counts_pixels_not_channels_and_dots_them(with_map):
+    before = photo()
+    after = before.copy()
+    after[2, 5] += 1
+    after[7, 1, 2] -= 1
+    chances = np.zeros((32, 32), dtype=np.float32) if with_map else None
+    figure = plots.changed_pixels(before, [after], ["PD 2"], activation_map=chances)
+    (ax,) = figure.axes
+    assert ax.get_title() == "PD 2: 2 pixels changed"
+    (dots,) = ax.get_lines()
+    assert sorted(zip(dots.get_ydata(), dots.get_xdata(), strict=True)) == [(2, 5), (7, 1)]
+
+
+def test_probabilities_by_step_draws_each_draw_its_mean_and_the_blog():
+    steps = {"clean": np.array([[0.9, 0.1]]), "PD": np.array([[0.2, 0.6], [0.4, 0.4]])}
+    figure = plots.probabilities_by_step(steps, names=("badger", "skunk"), blog={"PD": 0.75})
+    lines = figure.axes[0].get_lines()
+    means = [float(line.get_ydata()[0]) for line in lines if line.get_marker() == "_"]
+    assert means == pytest.approx([0.9, 0.3, 0.1, 0.5])
+    (blog,) = [line for line in lines if line.get_marker() == "D"]
+    assert (list(blog.get_xdata()), list(blog.get_ydata())) == ([1], [0.75])
+    dots = [list(line.get_ydata()) for line in lines if line.get_marker() == "."]
+    assert dots == [[0.9], [0.2, 0.4], [0.1], [0.6, 0.4]]
+
+
+def test_trajectory_starts_at_step_zero():
+    figure = plots.trajectory(
+        {"badger": [0.9, 0.2], "skunk": [0.1, 0.8]}, true="badger", attacked="skunk", xlabel="steps"
+    )
+    badger, skunk = figure.axes[0].get_lines()
+    assert list(badger.get_xdata()) == [0, 1]
+    assert badger.get_color() == plots.TRUE_COLOR
+    assert list(skunk.get_ydata()) == [0.1, 0.8]
+    assert skunk.get_color() == plots.ATTACK_COLOR
+
+
+def test_rates_draws_wilson_bounds():
+    rate = Rate(8, 10)
+    figure = plots.rates({"PD": {"clean": rate, "adversary": Rate(1, 10)}})
+    container = figure.axes[0].containers[0]
+    (segment,) = container.lines[2][0].get_segments()
+    np.testing.assert_allclose(segment[:, 0], rate.interval)
+    assert container.get_label() == "clean (n = 10)"
+
+
+def test_maps_shows_values_on_the_scale_from_0_to_1():
+    chances = np.linspace(0, 0.5, 32 * 32, dtype=np.float32).reshape(32, 32)
+    shown = plots.maps([photo()], [chances], ["R-CAM"]).axes[0].get_images()[1]
+    assert shown.get_clim() == (0, 1)
+    np.testing.assert_array_equal(shown.get_array(), chances)
+
+
+def test_map_histogram_states_mean_and_share_below_one_half():
+    values = np.array([[0.1, 0.2], [0.3, 1.0]], dtype=np.float32)
+    figure = plots.map_histogram({"paper": values})
+    (label,) = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert label == "paper: mean 0.40, 75% below 0.5"
+    assert figure.axes[0].patches[0].get_data().values.sum() == pytest.approx(1)
+
+
+def test_places_states_the_correlation_with_the_reference():
+    rng = np.random.default_rng(0)
+    one, two = rng.random((2, 8, 8)).astype(np.float32)
+    figure = plots.places({"object": one, "FGSM": two}, reference="object")
+    expected = stats.pearsonr(one.ravel(), two.ravel()).statistic
+    assert texts(figure)[:2] == ["object", f"FGSM, r = {expected:.2f}"]
+
+
+def test_bars_are_as_high_as_their_numbers():
+    figure = plots.bars({"soft": {"clean": 0.9, "adversary": 0.4}, "hard": {"clean": 0.8,
+                         "adversary": 0.1}})  # fmt: skip
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.9, 0.8, 0.4, 0.1]
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (31, 31), (16, 16)])
+def test_closeup_is_a_square_of_the_image_wherever_it_is_asked_for(row, column):
+    image = photo()
+    (ax,) = plots.closeup([image], ["x"], row=row, column=column, size=10).axes
+    shown = np.asarray(ax.get_images()[0].get_array(), dtype=np.float32)
+    top = min(max(row - 5, 0), 22)
+    left = min(max(column - 5, 0), 22)
+    np.testing.assert_array_equal(shown, image[top : top + 10, left : left + 10])

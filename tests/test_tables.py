@@ -1,0 +1,89 @@
+import json
+
+import numpy as np
+import pytest
+
+from pdutils import tables
+from pdutils.evaluation import Mean, Rate
+
+NAMES = ("badger", "skunk", "fox")
+
+
+def steps():
+    return {
+        "adversary": np.array([0.2, 0.7, 0.1]),
+        "PD 600": np.array([[0.6, 0.3, 0.1], [0.4, 0.5, 0.1], [0.8, 0.1, 0.1]]),
+    }
+
+
+def test_step_table_gives_means_extremes_and_the_class_seen_most():
+    table = tables.step_table(steps(), label=0, attacked_label=1, names=NAMES)
+    row = table.loc["PD 600"]
+    assert (row["badger"], row["skunk"]) == ("0.60", "0.30")
+    assert (row["least"], row["greatest"], row["draws"]) == ("0.40", "0.80", "3")
+    assert list(table["seen as"]) == ["skunk", "badger"]
+
+
+def test_step_table_sets_the_blog_beside_its_own_steps_only():
+    table = tables.step_table(steps() | {"mine": np.array([1.0, 0, 0])}, label=0, attacked_label=1,
+                              names=NAMES)  # fmt: skip
+    assert list(table["blog: badger"]) == ["0.15", "0.75", ""]
+    assert list(table["blog: skunk"]) == ["0.59", "0.16", ""]
+
+
+def test_step_table_leaves_out_the_blog_where_it_has_none_of_the_steps():
+    table = tables.step_table({"mine": np.array([1.0, 0, 0])}, label=0, attacked_label=1,
+                              names=NAMES)  # fmt: skip
+    assert list(table.columns) == ["badger", "skunk", "seen as"]
+
+
+def test_step_table_shows_one_column_where_the_attack_reached_no_other_class():
+    table = tables.step_table({"mine": np.array([1.0, 0, 0])}, label=0, attacked_label=0,
+                              names=NAMES)  # fmt: skip
+    assert list(table.columns) == ["badger", "seen as"]
+
+
+def test_rate_table_states_n_and_the_interval():
+    table = tables.rate_table({"PD": {"clean": Rate(9, 10)}})
+    low, high = Rate(9, 10).interval
+    assert table.loc["PD", "clean (n = 10)"] == f"0.90 [{low:.2f}, {high:.2f}]"
+
+
+def test_rate_table_states_n_in_the_cell_where_it_differs_between_rows():
+    table = tables.rate_table({"PD": {"clean": Rate(9, 10)}, "WD": {"clean": Rate(4, 8)}})
+    assert "n = 8" in table.loc["WD", "clean"]
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    bundles = []
+    monkeypatch.setattr(tables, "display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
+
+
+def test_show_results_is_json_whatever_numbers_it_is_given(shown):
+    tables.show_results(
+        {
+            "headline": "a",
+            "rate": Rate(1, 2),
+            "mean": Mean.of(np.array([1.0])),
+            "array": np.array([0.5, np.nan], dtype=np.float32),
+            "number": np.int64(3),
+            "deep": {"none": None, "flag": True},
+        }
+    )
+    (bundle,) = shown
+    read = json.loads(json.dumps(bundle["application/json"], allow_nan=False))
+    assert read["rate"]["value"] == 0.5
+    assert read["rate"]["n"] == 2
+    assert read["rate"]["interval"] == pytest.approx(Rate(1, 2).interval, abs=1e-6)
+    assert read["mean"]["interval"] == [None, None]
+    assert read["array"] == [0.5, None]
+    assert read["number"] == 3
+    assert read["deep"] == {"none": None, "flag": True}
+
+
+def test_show_results_reads_as_short_text(shown):
+    tables.show_results({"headline": "a", "draws": list(range(20))})
+    text = json.loads(shown[0]["text/plain"])
+    assert text == {"headline": "a", "draws": "20 values"}
