@@ -158,7 +158,8 @@ class Defense:
         images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
             RGB in [0, 255], of the classifier's size.
         rng : int, numpy.random.Generator, list of Generator, or None
-            Each image draws from a stream of its own, and each run from a part of that.
+            Each image draws from a stream of its own, and each run but the first from a part of
+            that; the first run's images are those of `transform` with the same `rng`.
         activation_map : ndarray of float32, shape (H, W) or (N, H, W), optional
             Use this map instead of making one.
 
@@ -208,7 +209,8 @@ class Defense:
         batch, single = as_batch(images)
         if activation_map is None:
             activation_map = self.activation_map(classifier, batch)
-        by_image = [stream.spawn(self.runs) for stream in streams(rng, len(batch))]
+        # The first run is the very one that `transform` gives for the same rng.
+        by_image = [[stream, *stream.spawn(self.runs - 1)] for stream in streams(rng, len(batch))]
         results = []
         for run in range(self.runs):
             generators = [generators[run] for generators in by_image]

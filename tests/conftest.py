@@ -15,7 +15,7 @@ REAL = Path(os.environ.get("PDUTILS_REAL", Path(__file__).parents[2] / "shared" 
 def real() -> Path:
     """The folder of real photos and weights, or a skip with a word."""
     if not REAL.is_dir():
-        pytest.skip(f"the real photos and weights are not at {REAL} (PDUTILS_REAL names the folder)")
+        pytest.skip(f"no real photos and weights at {REAL} (PDUTILS_REAL names the folder)")
     return REAL
 
 

@@ -1,0 +1,422 @@
+import numpy as np
+import pytest
+from conftest import photo, photos
+from skimage.transform import resize
+
+from pdutils.activation import cam, combine_maps, combine_weights, grad_cam, robust_cam
+from pdutils.classifiers import Classifier
+from pdutils.networks import load_tensorflow
+
+#: Bilinear weights from 2 pixels to 4: pixel centres at -1/4, 1/4, 3/4 and 5/4, cut at the border.
+TWO_TO_FOUR = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+
+COMBINES = ["paper", "geometric", "repo"]
+
+
+def stretched(values):
+    """Stretch one map to [0, 1], or zeros if it is constant."""
+    span = values.max() - values.min()
+    return (values - values.min()) / span if span > 0 else np.zeros_like(values)
+
+
+def scaled_up(small, size):
+    return resize(small.astype(np.float64), size, order=1, mode="edge", anti_aliasing=False)
+
+
+def corners_classifier(kernel, height=4, width=4, head="gap", bias=None):
+    """A network whose feature map is every second pixel of the image, channels and all.
+
+    The head's weights (C, K) are given; with `head="flat"` they are (h * w * C, K).
+    """
+    load_tensorflow()
+    import keras
+
+    inputs = keras.Input((height, width, 3))
+    pick = keras.layers.Conv2D(3, 1, strides=2, use_bias=False, name="pick")
+    pool = keras.layers.GlobalAveragePooling2D if head == "gap" else keras.layers.Flatten
+    dense = keras.layers.Dense(np.shape(kernel)[1], activation="softmax", name="dense")
+    model = keras.Model(inputs, dense(pool()(pick(inputs))))
+    pick.set_weights([np.eye(3).reshape(1, 1, 3, 3)])
+    dense.set_weights([np.asarray(kernel), np.zeros(np.shape(kernel)[1]) if bias is None else bias])
+    return Classifier(model, preprocess=lambda x: x / 100)
+
+
+def image_of_features(features):
+    """The image (4, 4, 3) whose feature map in the network above is that (2, 2, 3)."""
+    image = np.full((4, 4, 3), 255, np.float32)
+    image[::2, ::2] = 100 * np.asarray(features, np.float32)
+    return image
+
+
+FEATURES = [[[1, 0, 2], [0, 1, 1]], [[2, 2, 0], [0, 0, 1]]]
+#: Feature (3) by class (2).
+KERNEL = [[1.0, -1.0], [0.5, 1.0], [-0.25, 0.0]]
+
+
+# --- CAM ---
+
+
+def test_cam_of_a_hand_worked_feature_map():
+    classifier = corners_classifier(KERNEL)
+    image = image_of_features(FEATURES)
+    # Class 0: 1 - 2/4, 1/2 - 1/4, 2 + 1, -1/4. Class 1: -1, 1, -2 + 2, 0.
+    for label, small in ((0, [[0.5, 0.25], [3, -0.25]]), (1, [[-1, 1], [0, 0]])):
+        large = TWO_TO_FOUR @ np.array(small) @ TWO_TO_FOUR.T
+        result = cam(classifier, image, label)
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, stretched(large), atol=1e-5)
+
+
+def test_cam_takes_no_heed_of_the_bias():
+    image = image_of_features(FEATURES)
+    biased = corners_classifier(KERNEL, bias=np.array([3.0, -2.0]))
+    np.testing.assert_allclose(cam(biased, image, 0), cam(corners_classifier(KERNEL), image, 0))
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, -1), (-1, 0), (-1, -1)])
+@pytest.mark.parametrize("function", [cam, grad_cam])
+def test_a_bright_corner_is_hot(function, row, column):
+    # Wider than high, so that a map that lies the wrong way round has another shape.
+    classifier = corners_classifier(KERNEL, 8, 12)
+    image = np.full((8, 12, 3), 10, np.float32)
+    rows, columns = (
+        slice(0, 2) if row == 0 else slice(6, 8),
+        slice(0, 2) if column == 0 else slice(10, 12),
+    )
+    image[rows, columns, 0] = 250
+    heat = function(classifier, image, 0)
+    assert heat.shape == (8, 12)
+    assert heat[row, column] == 1
+    opposite = heat[-1 - row, -1 - column]
+    assert opposite == 0
+    far = np.hypot(*np.meshgrid(np.arange(8) - row % 8, np.arange(12) - column % 12, indexing="ij"))
+    assert heat[far > 4].max() == 0
+
+
+def test_cam_of_the_toy_is_the_weighted_sum_of_its_feature_maps(toy):
+    batch, labels = photos(3), [4, 0, 2]
+    kernel = toy.model.layers[-1].get_weights()[0]
+    maps = toy.features(batch).maps
+    result = cam(toy, batch, labels)
+    for i, label in enumerate(labels):
+        small = sum(kernel[c, label] * maps[i, :, :, c] for c in range(maps.shape[-1]))
+        np.testing.assert_allclose(result[i], stretched(scaled_up(small, (32, 32))), atol=1e-4)
+
+
+def test_the_maps_mean_is_the_logit(toy):
+    # What makes a CAM one: pooling the unscaled map gives the logit, but for the bias.
+    image = photo()
+    kernel, bias = toy.model.layers[-1].get_weights()
+    small = toy.features(image).maps[0] @ kernel
+    logits = small.mean(axis=(0, 1)) + bias
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(toy.predict(image), probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_a_constant_feature_map_gives_zeros(toy, toy_flat, value):
+    image = np.full((32, 32, 3), value, np.float32)
+    for classifier in (toy, toy_flat):
+        for heat in (
+            cam(classifier, image, 1),
+            grad_cam(classifier, image, 1),
+            robust_cam(classifier, image),
+        ):
+            np.testing.assert_array_equal(heat, np.zeros((32, 32)))
+
+
+def test_cam_without_a_pooling_head_is_grad_cam(toy_flat):
+    assert toy_flat.head_weights is None
+    np.testing.assert_array_equal(
+        cam(toy_flat, photos(2), [1, 2]), grad_cam(toy_flat, photos(2), [1, 2])
+    )
+
+
+# --- Grad-CAM ---
+
+
+def test_grad_cam_with_a_pooling_head_is_cam_up_to_the_relu_and_the_scale(toy):
+    batch = photos(3)
+    kernel = toy.head_weights
+    maps = toy.features(batch).maps
+    for label in range(6):
+        result = grad_cam(toy, batch, label)
+        for i in range(3):
+            positive = np.maximum(maps[i] @ kernel[:, label], 0)
+            np.testing.assert_allclose(
+                result[i], stretched(scaled_up(positive, (32, 32))), atol=1e-4
+            )
+
+
+def test_grad_cam_is_cam_where_all_speaks_for_the_class():
+    classifier = corners_classifier([[1.0, 0], [0.5, 0], [0.25, 1]])
+    image = image_of_features(FEATURES)
+    np.testing.assert_allclose(grad_cam(classifier, image, 0), cam(classifier, image, 0), atol=1e-5)
+
+
+def test_grad_cam_clears_what_speaks_against_the_class():
+    classifier = corners_classifier(KERNEL)
+    image = image_of_features(FEATURES)
+    # Class 1: -1, 1, 0, 0; without what is below 0: 0, 1, 0, 0.
+    large = TWO_TO_FOUR @ np.array([[0, 1], [0, 0]]) @ TWO_TO_FOUR.T
+    np.testing.assert_allclose(grad_cam(classifier, image, 1), large, atol=1e-5)
+
+
+def test_grad_cam_that_is_negative_everywhere_gives_zeros():
+    classifier = corners_classifier([[-1.0, 1], [-1.0, 1], [-1.0, 1]])
+    image = image_of_features(FEATURES)
+    np.testing.assert_array_equal(grad_cam(classifier, image, 0), np.zeros((4, 4)))
+
+
+def test_grad_cam_of_a_flat_head_averages_its_weights(toy_flat):
+    batch, labels = photos(2), [3, 5]
+    maps = toy_flat.features(batch).maps
+    # The gradient of a logit of a dense layer is its kernel.
+    kernel = toy_flat.model.layers[-1].get_weights()[0].reshape(*maps.shape[1:], 6)
+    result = grad_cam(toy_flat, batch, labels)
+    for i, label in enumerate(labels):
+        small = np.maximum(maps[i] @ kernel[..., label].mean(axis=(0, 1)), 0)
+        np.testing.assert_allclose(result[i], stretched(scaled_up(small, (32, 32))), atol=1e-4)
+
+
+def bent_classifier():
+    """A network with a hidden layer after the feature map, and that layer's weights."""
+    load_tensorflow()
+    import keras
+
+    rng = np.random.default_rng(5)
+    inputs = keras.Input((6, 4, 3))
+    conv = keras.layers.Conv2D(2, 1, strides=2, activation="tanh")
+    hidden, last = keras.layers.Dense(5, activation="tanh"), keras.layers.Dense(3)
+    outputs = keras.layers.Softmax()(last(hidden(keras.layers.Flatten()(conv(inputs)))))
+    model = keras.Model(inputs, outputs)
+    for layer in (conv, hidden, last):
+        layer.set_weights([rng.normal(0, 1, w.shape) for w in layer.get_weights()])
+    head = [*hidden.get_weights(), *last.get_weights()]
+    return Classifier(model, preprocess=lambda x: x / 127.5 - 1), [
+        w.astype(np.float64) for w in head
+    ]
+
+
+def test_grad_cam_weighs_by_the_mean_of_finite_differences():
+    classifier, (w1, b1, w2, b2) = bent_classifier()
+    image = photo(6, 4)
+    maps = classifier.features(image).maps[0].astype(np.float64)
+
+    def logit(features, label):
+        return (np.tanh(features.reshape(-1) @ w1 + b1) @ w2 + b2)[label]
+
+    for label in range(3):
+        slopes = np.empty(maps.shape)
+        for place in np.ndindex(maps.shape):
+            step = np.zeros(maps.shape)
+            step[place] = 1e-5
+            slopes[place] = (logit(maps + step, label) - logit(maps - step, label)) / 2e-5
+        small = np.maximum(maps @ slopes.mean(axis=(0, 1)), 0)
+        expected = stretched(scaled_up(small, (6, 4)))
+        np.testing.assert_allclose(grad_cam(classifier, image, label), expected, atol=1e-4)
+
+
+# --- combining maps ---
+
+#: Five maps that run from 0 to 1: what differs is in the middle.
+MIDDLES = [1, 0.5, 0, 0.25, 0.75]
+FIVE = np.array([[[0, m, 1]] for m in MIDDLES], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("combine", "middle"),
+    [
+        # 1/2 + 1/8 + 0 + 1/64 + 3/128 = 0.6640625, of a greatest value of 31/32.
+        ("paper", 0.6640625 / 0.96875),
+        # 1/2 + 1/8 + 0 + 1/64 + 0.9/16 = 0.696875, of a greatest value of 16.2/16.
+        ("repo", 0.696875 / 1.0125),
+        # One map is 0 there, so the product is.
+        ("geometric", 0.0),
+    ],
+)
+def test_five_maps_combined_by_hand(combine, middle):
+    combined = combine_maps(FIVE, combine=combine)
+    assert combined.dtype == np.float32
+    np.testing.assert_allclose(combined, [[0, middle, 1]], atol=1e-6)
+
+
+def test_the_geometric_mean_by_hand():
+    maps = np.array([[[0, m, 1]] for m in (1, 0.5, 0.25, 0.5, 0.25)], dtype=np.float32)
+    # The fifth root of 1/64.
+    np.testing.assert_allclose(
+        combine_maps(maps, combine="geometric"), [[0, 0.435275, 1]], atol=1e-6
+    )
+
+
+def test_two_maps_combined_by_hand():
+    maps = np.array([[[0, 1, 0.5]], [[0.5, 0, 1]]], dtype=np.float32)
+    # 1/8, 1/2, 1/4 + 1/4 -> stretched from 1/8 to 1/2.
+    np.testing.assert_allclose(combine_maps(maps, combine="paper"), [[0, 1, 1]], atol=1e-6)
+    # 0.3, 0.5, 0.25 + 0.6 -> stretched from 0.3 to 0.85.
+    np.testing.assert_allclose(combine_maps(maps, combine="repo"), [[0, 0.2 / 0.55, 1]], atol=1e-6)
+    # 0, 0, the root of 1/2.
+    np.testing.assert_allclose(combine_maps(maps, combine="geometric"), [[0, 0, 1]], atol=1e-6)
+
+
+def test_the_papers_first_map_outweighs_all_others():
+    left, right = np.array([[1, 0]], np.float32), np.array([[0, 1]], np.float32)
+    for others in (1, 2, 5):
+        maps = np.stack([left] + [right] * others)
+        np.testing.assert_array_equal(combine_maps(maps, combine="paper"), left)
+        # 0.5 against 0.5 and a little: the 1.2 of the last map.
+        np.testing.assert_array_equal(combine_maps(maps, combine="repo"), right)
+
+
+def test_the_weights_written_out():
+    half = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
+    np.testing.assert_allclose(combine_weights(5, "paper"), [*half, 1 / 32])
+    np.testing.assert_allclose(combine_weights(5, "repo"), [*half, 1.2 / 16])
+    np.testing.assert_allclose(combine_weights(1, "paper"), [1 / 2])
+    np.testing.assert_allclose(combine_weights(1, "repo"), [1.2])
+
+
+def test_the_repos_combination_is_its_loop():
+    maps = np.random.default_rng(0).uniform(0, 1, (7, 3, 4)).astype(np.float32)
+    running = 1.2 * maps[-1].astype(np.float64)
+    for one in maps[-2::-1]:
+        running = (running + one) / 2
+    np.testing.assert_allclose(combine_maps(maps, combine="repo"), stretched(running), atol=1e-6)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+def test_equal_maps_combine_to_themselves(combine):
+    one = np.array([[0, 0.25, 1], [0.5, 0.75, 0.125]], np.float32)
+    np.testing.assert_allclose(combine_maps(np.stack([one] * 5), combine=combine), one, atol=1e-6)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+def test_a_constant_combination_is_zeros(combine):
+    np.testing.assert_array_equal(
+        combine_maps(np.zeros((5, 3, 4), np.float32), combine=combine), np.zeros((3, 4))
+    )
+
+
+def test_maps_that_do_not_overlap_have_no_geometric_mean():
+    maps = np.array([[[1, 0]], [[0, 1]]], np.float32)
+    np.testing.assert_array_equal(combine_maps(maps, combine="geometric"), [[0, 0]])
+
+
+# --- the robust CAM ---
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("k", [1, 2, 5, 6])
+@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
+def test_robust_cam_combines_the_cams_of_the_most_probable_classes(request, kind, k, combine):
+    classifier = request.getfixturevalue(kind)
+    batch = photos(2)
+    result = robust_cam(classifier, batch, k=k, combine=combine)
+    assert result.dtype == np.float32
+    for i, image in enumerate(batch):
+        best = np.argsort(classifier.predict(image))[::-1][:k]
+        cams = np.stack([cam(classifier, image, int(label)) for label in best])
+        np.testing.assert_allclose(result[i], combine_maps(cams, combine=combine), atol=1e-4)
+        assert result[i].min() == 0
+        assert result[i].max() == 1
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+def test_one_class_gives_its_cam(toy, combine):
+    image = photo()
+    best = int(toy.predict(image).argmax())
+    np.testing.assert_allclose(
+        robust_cam(toy, image, k=1, combine=combine), cam(toy, image, best), atol=1e-6
+    )
+
+
+def test_the_defaults_are_five_classes_and_the_papers_combination(toy):
+    image = photo()
+    np.testing.assert_array_equal(
+        robust_cam(toy, image), robust_cam(toy, image, k=5, combine="paper")
+    )
+    assert not np.allclose(robust_cam(toy, image), robust_cam(toy, image, k=4))
+
+
+@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
+def test_each_image_of_a_batch_is_mapped_as_alone(request, kind):
+    classifier = request.getfixturevalue(kind)
+    batch, labels = photos(5), [0, 5, 2, 1, 4]
+    functions = {
+        "cam": lambda x, y, **o: cam(classifier, x, y, **o),
+        "grad_cam": lambda x, y, **o: grad_cam(classifier, x, y, **o),
+        "robust_cam": lambda x, y, **o: robust_cam(classifier, x, k=3, **o),
+    }
+    for name, function in functions.items():
+        together = function(batch, labels)
+        assert together.shape == (5, 32, 32), name
+        alone = np.stack([function(batch[i], labels[i]) for i in range(5)])
+        np.testing.assert_allclose(together, alone, atol=1e-4, err_msg=name)
+        by_two = function(batch, labels, batch_size=2)
+        np.testing.assert_allclose(together, by_two, atol=1e-4, err_msg=name)
+
+
+def test_one_label_stands_for_all_images(toy):
+    batch = photos(2)
+    for function in (cam, grad_cam):
+        np.testing.assert_array_equal(
+            function(toy, batch, 3), function(toy, batch, np.array([3, 3]))
+        )
+
+
+def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy, toy_flat):
+    for images in (photo(), photos(1), photos(2)):
+        before = images.copy()
+        images.flags.writeable = False
+        for classifier in (toy, toy_flat):
+            for heat in (
+                cam(classifier, images, 0),
+                grad_cam(classifier, images, 0),
+                robust_cam(classifier, images),
+            ):
+                assert heat.shape == images.shape[:-1]
+                assert heat.min() >= 0
+                assert heat.max() <= 1
+        np.testing.assert_array_equal(images, before)
+
+
+# --- wrong input ---
+
+
+@pytest.mark.parametrize("k", [0, -1, 7, 2.0, "5", None])
+def test_wrong_numbers_of_classes(toy, k):
+    with pytest.raises(ValueError, match=r"k: expected 1 to 6 classes, got"):
+        robust_cam(toy, photo(), k=k)
+
+
+def test_an_unknown_combination_lists_the_known(toy):
+    message = r"combine: expected one of \('paper', 'geometric', 'repo'\), got 'blog'"
+    with pytest.raises(ValueError, match=message):
+        robust_cam(toy, photo(), combine="blog")
+    with pytest.raises(ValueError, match=message):
+        combine_maps(FIVE, combine="blog")
+
+
+@pytest.mark.parametrize("maps", [np.zeros((0, 4, 4), np.float32), np.zeros((4, 4), np.float32)])
+def test_wrong_stacks_of_maps(maps):
+    with pytest.raises(ValueError, match=r"maps: expected shape \(k, H, W\) with k >= 1, got"):
+        combine_maps(maps)
+
+
+@pytest.mark.parametrize("labels", [6, -1, [0, 1], 1.0, "cat", None])
+@pytest.mark.parametrize("function", [cam, grad_cam])
+def test_wrong_labels(toy, toy_flat, function, labels):
+    for classifier in (toy, toy_flat):
+        with pytest.raises(ValueError, match=r"labels: expected"):
+            function(classifier, photo(), labels)
+
+
+@pytest.mark.parametrize("images", [photo() / 255, photo(32, 31), photo().astype(np.float64)])
+def test_wrong_images(toy, images):
+    for call in (
+        lambda: cam(toy, images, 0),
+        lambda: grad_cam(toy, images, 0),
+        lambda: robust_cam(toy, images),
+    ):
+        with pytest.raises(ValueError, match=r"images: "):
+            call()

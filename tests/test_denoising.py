@@ -1,0 +1,503 @@
+import io
+
+import numpy as np
+import pytest
+import pywt
+from conftest import photo, photos
+from PIL import Image
+from scipy.ndimage import gaussian_filter, generic_filter
+from scipy.signal import wiener
+from skimage import restoration
+
+from pdutils.denoising import DENOISERS, denoise, denoise_wavelet
+
+ODD_SIZES = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 5), (33, 31)]
+
+#: RGB in [0, 1] to YCbCr in [16, 235] and [16, 240], ITU-R BT.601.
+TO_YCBCR = np.array(
+    [[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]
+)
+YCBCR_ZERO = np.array([16, 128, 128])
+
+METHODS = list(DENOISERS)
+
+
+def noisy_photo(sigma=10.0, seed=0, height=64, width=48):
+    noise = np.random.default_rng(seed).normal(0, sigma, (height, width, 3))
+    return np.clip(photo(height, width, seed) + noise, 0, 255).astype(np.float32)
+
+
+def fields(seed=0):
+    """Flat fields with sharp edges: what a denoiser should clear, and what it should keep."""
+    return np.kron(photo(6, 5, seed), np.ones((16, 16, 1), np.float32))
+
+
+def psnr(image, clean):
+    return 10 * np.log10(255**2 / np.mean((image.astype(np.float64) - clean) ** 2))
+
+
+# --- today's meaning of sigma ---
+
+
+@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_todays_meaning_is_scikit_images(mode, shrinkage):
+    image = noisy_photo()
+    ours = denoise_wavelet(
+        image, sigma=0.04, mode=mode, shrinkage=shrinkage, color="ycbcr", sigma_scale="rgb"
+    )
+    theirs = restoration.denoise_wavelet(
+        image / 255, sigma=0.04, mode=mode, method=shrinkage, convert2ycbcr=True, channel_axis=-1
+    )
+    np.testing.assert_allclose(ours, theirs * 255, atol=1e-3)
+
+
+@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
+@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_in_rgb_both_meanings_are_scikit_images(mode, shrinkage, sigma_scale):
+    image = noisy_photo()
+    ours = denoise_wavelet(
+        image, mode=mode, shrinkage=shrinkage, color="rgb", sigma_scale=sigma_scale
+    )
+    theirs = restoration.denoise_wavelet(
+        image / 255, sigma=0.04, mode=mode, method=shrinkage, channel_axis=-1
+    )
+    np.testing.assert_allclose(ours, theirs * 255, atol=1e-3)
+
+
+# --- the meaning of 2018, written out ---
+
+
+def bayes_threshold(detail, sigma):
+    variance = sigma**2
+    return variance / np.sqrt(max(np.mean(detail**2) - variance, np.finfo(np.float32).eps))
+
+
+def shrunk(detail, threshold, mode):
+    if mode == "hard":
+        return np.where(np.abs(detail) < threshold, 0, detail)
+    return np.sign(detail) * np.maximum(np.abs(detail) - threshold, 0)
+
+
+def written_out_channel(channel, sigma, wavelet, mode, shrinkage):
+    length = pywt.Wavelet(wavelet).dec_len
+    deepest = min(pywt.dwt_max_level(side, length) for side in channel.shape)
+    coarse, *levels = pywt.wavedecn(channel, wavelet, level=max(deepest - 3, 1))
+    universal = sigma * np.sqrt(2 * np.log(channel.size))
+    for level in levels:
+        for key, detail in level.items():
+            bayes = shrinkage == "BayesShrink"
+            threshold = bayes_threshold(detail, sigma) if bayes else universal
+            level[key] = shrunk(detail, threshold, mode)
+    height, width = channel.shape
+    return pywt.waverecn([coarse, *levels], wavelet)[:height, :width]
+
+
+def written_out(image, sigma=0.04, wavelet="db1", mode="soft", shrinkage="BayesShrink"):
+    channels = image.astype(np.float64) / 255 @ TO_YCBCR.T + YCBCR_ZERO
+    for c in range(3):
+        low, high = channels[..., c].min(), channels[..., c].max()
+        stretched = (channels[..., c] - low) / (high - low)
+        denoised = written_out_channel(stretched, sigma, wavelet, mode, shrinkage)
+        channels[..., c] = denoised * (high - low) + low
+    return (channels - YCBCR_ZERO) @ np.linalg.inv(TO_YCBCR).T * 255
+
+
+@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("sigma", [0.01, 0.04, 0.2])
+def test_the_meaning_of_2018_is_that_written_out(sigma, mode, shrinkage):
+    image = noisy_photo()
+    options = {"sigma": sigma, "mode": mode, "shrinkage": shrinkage}
+    ours = denoise_wavelet(image, sigma_scale="channel", **options)
+    np.testing.assert_allclose(ours, written_out(image, **options), atol=2e-3)
+
+
+def test_a_level_is_left_out_for_each_power_of_two_above_eight():
+    # 224 pixels: seven levels are possible, four are taken.
+    image = noisy_photo(height=224, width=224)
+    np.testing.assert_allclose(denoise_wavelet(image), written_out(image), atol=2e-3)
+
+
+@pytest.mark.parametrize("wavelet", ["db2", "sym4", "coif1", "haar"])
+def test_other_wavelets(wavelet):
+    image = noisy_photo()
+    ours = denoise_wavelet(image, wavelet=wavelet)
+    np.testing.assert_allclose(ours, written_out(image, wavelet=wavelet), atol=2e-3)
+    if wavelet == "haar":
+        np.testing.assert_array_equal(ours, denoise_wavelet(image, wavelet="db1"))
+    else:
+        assert np.abs(ours - denoise_wavelet(image)).max() > 1
+
+
+def test_every_discrete_wavelet_is_taken():
+    # Not the biorthogonal ones, which the library warns of.
+    for wavelet in pywt.wavelist(kind="discrete"):
+        if pywt.Wavelet(wavelet).orthogonal:
+            result = denoise_wavelet(photo(16, 16), wavelet=wavelet)
+            assert np.isfinite(result).all(), wavelet
+
+
+def test_the_library_warns_of_wavelets_that_are_not_orthogonal():
+    with pytest.warns(UserWarning, match="orthogonal"):
+        result = denoise_wavelet(noisy_photo(), wavelet="bior2.2")
+    assert psnr(result, photo(64, 48)) > psnr(noisy_photo(), photo(64, 48))
+
+
+def test_the_defaults_are_the_blogs():
+    image = noisy_photo()
+    blog = {
+        "sigma": 0.04,
+        "wavelet": "db1",
+        "mode": "soft",
+        "shrinkage": "BayesShrink",
+        "color": "ycbcr",
+        "sigma_scale": "channel",
+    }
+    np.testing.assert_array_equal(denoise_wavelet(image), denoise_wavelet(image, **blog))
+    np.testing.assert_array_equal(denoise(image), denoise(image, "wavelet", **blog))
+
+
+def test_2018s_meaning_removes_more_from_y_than_todays():
+    # A picture of all greys: its Y spans its whole range.
+    image = noisy_photo(height=64, width=64)
+    image[:2, :2], image[-2:, -2:] = 0, 255
+
+    def change_of_y(sigma_scale):
+        change = denoise_wavelet(image, sigma_scale=sigma_scale) - image
+        return np.abs(change @ TO_YCBCR[0]).mean()
+
+    assert change_of_y("channel") > 1.02 * change_of_y("rgb")
+
+
+def test_more_sigma_smooths_more():
+    image = noisy_photo()
+    changes = [np.abs(denoise_wavelet(image, sigma=s) - image).mean() for s in (0.01, 0.04, 0.2)]
+    assert changes[0] < changes[1] < changes[2]
+
+
+@pytest.mark.parametrize("sigma", [0, 0.0, 1e-30, 1e-200])
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
+def test_sigma_0_gives_the_image(sigma, color, mode, shrinkage):
+    # Flat regions have coefficients of 0, which a threshold of 0 must not divide.
+    image = np.repeat(np.repeat(photo(8, 8), 4, axis=0), 4, axis=1)
+    for sigma_scale in ("channel", "rgb"):
+        result = denoise_wavelet(
+            image, sigma=sigma, color=color, mode=mode, shrinkage=shrinkage, sigma_scale=sigma_scale
+        )
+        np.testing.assert_array_equal(result, image)
+        assert result is not image
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_a_tiny_sigma_hardly_changes_the_image(mode):
+    image = np.repeat(np.repeat(photo(8, 8), 4, axis=0), 4, axis=1)
+    for sigma_scale in ("channel", "rgb"):
+        result = denoise_wavelet(image, sigma=1e-6, mode=mode, sigma_scale=sigma_scale)
+        np.testing.assert_allclose(result, image, atol=1e-2)
+
+
+# --- the other denoisers against what they are ---
+
+
+def test_median_is_a_plain_loop():
+    image = noisy_photo(height=7, width=6)
+    mirrored = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="symmetric")
+    expected = np.empty_like(image)
+    for row in range(7):
+        for column in range(6):
+            for c in range(3):
+                window = mirrored[row : row + 3, column : column + 3, c]
+                expected[row, column, c] = sorted(window.ravel())[4]
+    np.testing.assert_allclose(denoise(image, "median"), expected, atol=1e-4)
+
+
+def test_median_of_a_size():
+    image = noisy_photo(height=11, width=12)
+    by_hand = [sorted(image[2:7, 3:8, c].ravel())[12] for c in range(3)]
+    np.testing.assert_allclose(denoise(image, "median", size=5)[4, 5], by_hand, atol=1e-4)
+    np.testing.assert_allclose(denoise(image, "median", size=1), image, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_wiener_is_its_formula(size):
+    image = noisy_photo(height=9, width=8)
+    half = size // 2
+    mirrored = np.pad(image / 255.0, ((half, half), (half, half), (0, 0)), mode="symmetric")
+    for c in range(3):
+        mean, variance = np.empty((9, 8)), np.empty((9, 8))
+        for row in range(9):
+            for column in range(8):
+                window = mirrored[row : row + size, column : column + size, c]
+                mean[row, column], variance[row, column] = window.mean(), window.var()
+        noise = variance.mean()
+        kept = np.maximum(variance - noise, 0) / np.maximum(variance, 1e-300)
+        expected = mean + kept * (image[..., c] / 255.0 - mean)
+        np.testing.assert_allclose(
+            denoise(image, "wiener", size=size)[..., c], 255 * expected, atol=1e-3
+        )
+
+
+def test_wiener_away_from_the_border_is_scipys():
+    image = noisy_photo(height=16, width=16)
+    channel = image[..., 1] / 255.0
+    noise = generic_filter(channel, np.var, size=3, mode="reflect").mean()
+    theirs = wiener(channel, 3, noise=noise)[1:-1, 1:-1]
+    ours = denoise(image, "wiener")[1:-1, 1:-1, 1]
+    np.testing.assert_allclose(ours, 255 * theirs, atol=1e-3)
+
+
+def test_tv_and_nl_means_are_the_librarys():
+    image = noisy_photo(height=20, width=24)
+    scaled = image / np.float32(255)
+    expected = {
+        "tv": restoration.denoise_tv_chambolle(scaled, weight=0.07, channel_axis=-1),
+        "nl_means": restoration.denoise_nl_means(
+            scaled, patch_size=3, patch_distance=4, h=0.8 * 0.05, sigma=0.05, channel_axis=-1
+        ),
+    }
+    options = {
+        "tv": {"weight": 0.07},
+        "nl_means": {"sigma": 0.05, "patch_size": 3, "patch_distance": 4},
+    }
+    for method, result in expected.items():
+        ours = denoise(image, method, **options[method])
+        np.testing.assert_allclose(ours, 255 * result, atol=1e-3, err_msg=method)
+
+
+def test_bilateral_is_its_formula():
+    image = noisy_photo(height=9, width=7)
+    scaled = image / 255.0
+    # Three times a spatial sigma of 0.7 reaches three pixels.
+    mirrored = np.pad(scaled, ((3, 3), (3, 3), (0, 0)), mode="symmetric")
+    expected = np.empty_like(scaled)
+    for row in range(9):
+        for column in range(7):
+            total, weights = np.zeros(3), 0.0
+            for down in range(-3, 4):
+                for right in range(-3, 4):
+                    neighbour = mirrored[row + 3 + down, column + 3 + right]
+                    unlike = np.sum((neighbour - scaled[row, column]) ** 2)
+                    exponent = -(down**2 + right**2) / (2 * 0.7**2) - unlike / (2 * 0.1**2)
+                    total += np.exp(exponent) * neighbour
+                    weights += np.exp(exponent)
+            expected[row, column] = total / weights
+    result = denoise(image, "bilateral", sigma_color=0.1, sigma_spatial=0.7)
+    np.testing.assert_allclose(result, 255 * expected, atol=1e-3)
+
+
+def test_bilateral_of_any_colour_is_a_gaussian():
+    image = noisy_photo(height=20, width=24)
+    gaussian = gaussian_filter(image.astype(np.float64), (1.5, 1.5, 0), radius=5, mode="reflect")
+    result = denoise(image, "bilateral", sigma_color=1e6, sigma_spatial=1.5)
+    np.testing.assert_allclose(result, gaussian, atol=1e-3)
+
+
+def test_bilateral_keeps_an_edge_that_a_gaussian_blurs():
+    edge = np.zeros((16, 16, 3), np.float32)
+    edge[:, 8:] = 200
+    np.testing.assert_allclose(denoise(edge, "bilateral"), edge, atol=1e-3)
+
+
+def test_nl_means_averages_a_repeated_pattern_away():
+    # Every patch comes again elsewhere: the mean of their noise is what is left.
+    tile = photo(8, 8).astype(np.float64)
+    clean = np.tile(tile, (6, 6, 1))
+    noise = np.random.default_rng(0).normal(0, 10, clean.shape)
+    noisy = np.clip(clean + noise, 0, 255).astype(np.float32)
+    denoised = denoise(noisy, "nl_means", patch_distance=9)
+    assert psnr(denoised, clean) > psnr(noisy, clean) + 3
+
+
+@pytest.mark.parametrize("quality", [1, 50, 75, 95])
+def test_jpeg_is_a_round_trip_through_the_format(quality):
+    image = photo(24, 17)
+    buffer = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).save(buffer, "jpeg", quality=quality)
+    expected = np.asarray(Image.open(buffer), np.float32)
+    result = denoise(image, "jpeg", quality=quality)
+    np.testing.assert_allclose(result, expected, atol=1e-4)
+    np.testing.assert_array_equal(np.rint(result), expected)
+
+
+def test_jpeg_takes_what_a_denoiser_left_outside_the_range():
+    image = photo(16, 16)
+    image[0, 0], image[8, 8] = -20, 280
+    np.testing.assert_array_equal(denoise(image, "jpeg"), denoise(np.clip(image, 0, 255), "jpeg"))
+
+
+# --- what holds for all of them ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_denoising_raises_psnr(method):
+    for seed in range(3):
+        clean = fields(seed)
+        noise = np.random.default_rng(seed).normal(0, 10, clean.shape)
+        noisy = np.clip(clean + noise, 0, 255).astype(np.float32)
+        assert psnr(denoise(noisy, method), clean) > psnr(noisy, clean) + 2
+
+
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
+def test_every_kind_of_wavelet_denoising_raises_psnr(color, sigma_scale, mode, shrinkage):
+    clean = fields()
+    noise = np.random.default_rng(1).normal(0, 10, clean.shape)
+    noisy = np.clip(clean + noise, 0, 255).astype(np.float32)
+    options = {"color": color, "sigma_scale": sigma_scale, "mode": mode, "shrinkage": shrinkage}
+    assert psnr(denoise(noisy, **options), clean) > psnr(noisy, clean) + 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_image_of_a_batch_is_denoised_as_alone(method):
+    batch = np.stack([noisy_photo(seed=s, height=20, width=16) for s in range(3)])
+    alone = np.stack([denoise(image, method) for image in batch])
+    np.testing.assert_array_equal(denoise(batch, method), alone)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_changed_in_place_and_the_rank_is_kept(method):
+    for images in (photo(20, 16), photos(2, 20, 16)):
+        before = images.copy()
+        images.flags.writeable = False
+        result = denoise(images, method)
+        assert result.shape == images.shape
+        assert result.dtype == np.float32
+        assert not np.shares_memory(result, images)
+        np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("size", ODD_SIZES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_odd_sizes(method, size):
+    image = photo(*size)
+    if method == "nl_means" and min(size) < 2:
+        with pytest.raises(ValueError, match=r"nl_means: expected at least 2 x 2 pixels, got"):
+            denoise(image, method)
+        return
+    result = denoise(image, method)
+    assert result.shape == image.shape
+    assert np.isfinite(result).all()
+    # A denoiser mixes neighbours: the light stays.
+    assert abs(result.mean() - image.mean()) < 8
+
+
+@pytest.mark.parametrize("size", ODD_SIZES, ids=str)
+@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_odd_sizes_of_every_kind_of_wavelet_denoising(size, sigma_scale, color, mode):
+    image = photo(*size)
+    for shrinkage in ("BayesShrink", "VisuShrink"):
+        result = denoise(
+            image, sigma_scale=sigma_scale, color=color, mode=mode, shrinkage=shrinkage
+        )
+        assert result.shape == image.shape
+        # Shrunk coefficients are differences: the sum of the pixels stays.
+        assert abs(result.mean() - image.mean()) < 8
+
+
+@pytest.mark.parametrize("value", [0, 1, 77, 255])
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_images_stay(method, value):
+    image = np.full((32, 24, 3), value, np.float32)
+    np.testing.assert_allclose(denoise(image, method), image, atol=1e-3)
+
+
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
+def test_one_coloured_images_stay_in_every_kind_of_wavelet_denoising(color, mode, sigma_scale):
+    image = np.tile(np.array([0, 90, 255], np.float32), (32, 24, 1))
+    result = denoise(image, color=color, mode=mode, sigma_scale=sigma_scale)
+    np.testing.assert_allclose(result, image, atol=1e-3)
+
+
+def test_a_grey_photo_stays_grey():
+    # Cb and Cr are constant: they cannot be stretched.
+    grey = np.repeat(noisy_photo()[..., :1], 3, axis=-1)
+    result = denoise_wavelet(grey)
+    np.testing.assert_allclose(np.ptp(result, axis=-1), 0, atol=1e-3)
+    assert psnr(result, grey) < 45
+
+
+# --- wrong input ---
+
+
+@pytest.mark.parametrize("sigma", [-0.04, np.nan, np.inf, "0.04", None, [0.04]])
+@pytest.mark.parametrize("method", ["wavelet", "nl_means"])
+def test_wrong_sigmas(method, sigma):
+    with pytest.raises(ValueError, match=r"sigma: expected .* got"):
+        denoise(photo(), method, sigma=sigma)
+
+
+@pytest.mark.parametrize("value", [0, -1, np.nan, "much", None])
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("tv", "weight"),
+        ("bilateral", "sigma_color"),
+        ("bilateral", "sigma_spatial"),
+        ("nl_means", "sigma"),
+        ("nl_means", "patch_size"),
+        ("nl_means", "patch_distance"),
+        ("wiener", "size"),
+        ("median", "size"),
+        ("jpeg", "quality"),
+    ],
+)
+def test_options_out_of_their_range(method, option, value):
+    with pytest.raises(ValueError, match=rf"{option}: expected .* got"):
+        denoise(photo(), method, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("wiener", "size", 4),
+        ("wiener", "size", 3.0),
+        ("median", "size", 2.5),
+        ("nl_means", "patch_size", 5.5),
+        ("nl_means", "patch_distance", 6.5),
+        ("jpeg", "quality", 75.5),
+        ("jpeg", "quality", 96),
+    ],
+)
+def test_sizes_that_are_no_such_whole_number(method, option, value):
+    with pytest.raises(ValueError, match=rf"{option}: expected .* number .* got"):
+        denoise(photo(), method, **{option: value})
+
+
+def test_an_unknown_method_lists_the_known():
+    with pytest.raises(ValueError, match=r"method: .*'wavelet', 'tv'.*'jpeg'.* got 'wavelets'"):
+        denoise(photo(), "wavelets")
+
+
+def test_an_unknown_option_lists_the_known():
+    with pytest.raises(ValueError, match=r"median: no option sigma, weight; known: size"):
+        denoise(photo(), "median", sigma=0.04, weight=1)
+    with pytest.raises(ValueError, match=r"wavelet: no option size; known: sigma, wavelet, mode"):
+        denoise(photo(), "wavelet", size=3)
+
+
+@pytest.mark.parametrize("option", ["wavelet", "mode", "shrinkage", "color", "sigma_scale"])
+def test_unknown_words_of_wavelet_denoising(option):
+    with pytest.raises(ValueError, match=rf"{option}: expected one of \(.*, got 'nonsense'"):
+        denoise_wavelet(photo(), **{option: "nonsense"})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("images", [photo() / 255, photo().astype(np.float64), photo()[0]])
+def test_wrong_images(method, images):
+    with pytest.raises(ValueError, match=r"images: expected"):
+        denoise(images, method)
+
+
+def test_wrong_images_at_sigma_0():
+    with pytest.raises(ValueError, match=r"images: expected"):
+        denoise(photo() / 255, sigma=0)
