@@ -27,6 +27,11 @@ Color = Literal["ycbcr", "rgb"]
 SigmaScale = Literal["channel", "rgb"]
 Unit = NDArray[np.float32]
 
+#: From RGB to YCbCr and back, rows on the left; the offset of YCbCr only moves the mean, which
+#: wavelet denoising leaves alone.
+TO_YCBCR = (colors.rgb2ycbcr(np.eye(3)) - colors.rgb2ycbcr(np.zeros(3))) / 255
+FROM_YCBCR = np.linalg.inv(TO_YCBCR)
+
 
 def denoise(images: Array, method: str = "wavelet", **options: Any) -> Array:
     """Denoise by the method of that name.
@@ -82,8 +87,8 @@ def denoise_wavelet(
         Standard deviation of the noise, at least 0, in units of the range that `sigma_scale`
         names; 0 gives the images back. The paper and the blog take 0.04.
     wavelet : str
-        Any discrete wavelet of PyWavelets. The thresholds are made for orthogonal ones; with
-        another scikit-image warns.
+        Any discrete wavelet of PyWavelets. The thresholds are made for orthogonal ones, which all
+        but the biorthogonal are.
     mode : {"soft", "hard"}
         Soft shrinks what it keeps by the threshold, hard leaves it.
     shrinkage : {"BayesShrink", "VisuShrink"}
@@ -114,14 +119,20 @@ def denoise_wavelet(
     _check_at_least("sigma", sigma, 0)
     check_images(images)
     if sigma < np.finfo(np.float32).eps or images.shape[-3:-1] == (1, 1):
-        # The threshold is 0, and the library divides 0 by 0 where a coefficient is 0 too.
+        # Nothing is small enough to be shrunk, and the copy is exact.
         return images.copy()
-    options = {"wavelet": wavelet, "mode": mode, "method": shrinkage, "sigma": sigma}
-    if color == "rgb":
-        return _each(images, lambda rgb: _shrink(rgb, options, channel_axis=-1))
-    if sigma_scale == "rgb":
-        return _each(images, lambda rgb: _shrink(rgb, options, channel_axis=-1, convert2ycbcr=True))
-    return _each(images, lambda rgb: _shrink_stretched(rgb, options))
+    batch, single = as_batch(images)
+    # Scaling an image scales its coefficients and thresholds alike, so nothing is stretched: what
+    # sigma is a share of stands in its place.
+    channels = batch if color == "rgb" else batch @ TO_YCBCR.astype(np.float32)
+    shares = (
+        np.full((1, 1, 1, 3), np.float32(255))
+        if color == "rgb"
+        else _sigma_range(channels, sigma_scale)
+    )
+    shrunk = _shrink(channels, np.float32(sigma) * shares, shares, wavelet, mode, shrinkage)
+    result = shrunk if color == "rgb" else shrunk @ FROM_YCBCR.astype(np.float32)
+    return result[0] if single else result
 
 
 def denoise_tv(images: Array, *, weight: float = 0.1) -> Array:
@@ -301,24 +312,58 @@ def _each(images: Array, denoiser: Callable[[Unit], NDArray[Any]]) -> Array:
     return result[0] if single else result
 
 
-def _shrink(channels: Unit, options: dict[str, Any], **more: Any) -> NDArray[Any]:
+def _sigma_range(channels: Array, sigma_scale: SigmaScale) -> Array:
+    """Give the range of each channel that sigma is a share of, of shape (N or 1, 1, 1, 3)."""
+    if sigma_scale == "channel":
+        ranges: Array = np.ptp(channels, axis=(1, 2), keepdims=True)
+        return ranges
+    spread: Array = np.sqrt(np.square(TO_YCBCR).sum(axis=0)).astype(np.float32)
+    return 255 * spread[np.newaxis, np.newaxis, np.newaxis]
+
+
+def _shrink(
+    channels: Array,
+    sigma: Array,
+    shares: Array,
+    wavelet: str,
+    mode: Mode,
+    shrinkage: Shrinkage,
+) -> Array:
+    """Transform a whole batch, shrink its details, and transform it back."""
+    planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
+    sigma, shares = np.moveaxis(sigma, -1, 1), np.moveaxis(shares, -1, 1)
+    height, width = planes.shape[2:]
+    # As scikit-image: the three coarsest levels are left alone, but one is always taken.
+    level = max(pywt.dwtn_max_level((height, width), wavelet) - 3, 1)
     with warnings.catch_warnings():
-        # One level is always taken; in an image of a few pixels PyWavelets warns that every
-        # coefficient then sees the border.
+        # In an image of a few pixels PyWavelets warns that every coefficient sees the border.
         warnings.filterwarnings("ignore", "Level value of", UserWarning)
-        shrunk: NDArray[Any] = restoration.denoise_wavelet(channels, **options, **more)
-    return shrunk
+        coarse, *details = pywt.wavedecn(planes, wavelet, level=level, axes=(2, 3))
+    visu = sigma * np.sqrt(2 * np.log(height * width))
+    for bands in details:
+        for key, band in bands.items():
+            threshold = visu if shrinkage == "VisuShrink" else _bayes_thresh(band, sigma, shares)
+            bands[key] = _thresholded(band, threshold, mode)
+    restored = pywt.waverecn([coarse, *details], wavelet, axes=(2, 3))
+    # An odd size comes back one larger.
+    result: Array = np.moveaxis(restored[:, :, :height, :width], 1, -1)
+    return result.astype(np.float32, copy=False)
 
 
-def _shrink_stretched(rgb: Unit, options: dict[str, Any]) -> NDArray[Any]:
-    channels = colors.rgb2ycbcr(rgb)
-    for c in range(3):
-        low, high = channels[..., c].min(), channels[..., c].max()
-        if high > low:
-            stretched = (channels[..., c] - low) / (high - low)
-            channels[..., c] = _shrink(stretched, options) * (high - low) + low
-    result: NDArray[Any] = colors.ycbcr2rgb(channels)
-    return result
+def _bayes_thresh(band: Array, sigma: Array, shares: Array) -> Array:
+    """Give the BayesShrink threshold of each channel of each image."""
+    variance = np.mean(np.square(band), axis=(2, 3), keepdims=True)
+    signal = np.maximum(variance - np.square(sigma), np.square(shares) * np.finfo(np.float32).eps)
+    threshold: Array = np.zeros_like(signal)
+    np.divide(np.square(sigma), np.sqrt(signal), out=threshold, where=signal > 0)
+    return threshold
+
+
+def _thresholded(band: Array, threshold: Array, mode: Mode) -> Array:
+    size = np.abs(band)
+    if mode == "hard":
+        return np.where(size < threshold, np.float32(0), band)
+    return np.copysign(np.maximum(size - threshold, 0), band)
 
 
 def _bilateral(rgb: Unit, sigma_color: float, sigma_spatial: float) -> NDArray[Any]:
