@@ -55,7 +55,7 @@ def check_images(images: Array, name: str = "images") -> Array:
             f"{name}: expected shape (H, W, 3) or (N, H, W, 3) with at least one pixel, "
             f"got {images.shape}"
         )
-    low, high = float(images.min()), float(images.max())
+    low, high = _extremes(images, name)
     if low < -OVERSHOOT or high > 255 + OVERSHOOT:
         raise ValueError(f"{name}: expected values in [0, 255], got [{low:g}, {high:g}]")
     if high <= 1 and np.mean(images != np.rint(images)) > 0.5:
@@ -122,7 +122,7 @@ def as_map_batch(maps: Array | None, batch: Array, name: str = "activation_map")
     stacked = maps[np.newaxis] if maps.ndim == 2 else maps
     if stacked.shape != (n, height, width):
         raise ValueError(f"{name}: expected shape {expected} as the images, got {maps.shape}")
-    low, high = float(maps.min()), float(maps.max())
+    low, high = _extremes(maps, name)
     if low < 0 or high > 1:
         raise ValueError(f"{name}: expected values in [0, 1], got [{low:g}, {high:g}]")
     return stacked
@@ -270,11 +270,9 @@ def save_map(path: str | os.PathLike[str], activation_map: Array) -> None:
     _check_array(activation_map, "activation_map", "(H, W)")
     if activation_map.ndim != 2 or activation_map.size == 0:
         raise ValueError(f"activation_map: expected shape (H, W), got {activation_map.shape}")
-    if activation_map.min() < 0 or activation_map.max() > 1:
-        raise ValueError(
-            "activation_map: expected values in [0, 1], "
-            f"got [{activation_map.min():g}, {activation_map.max():g}]"
-        )
+    low, high = _extremes(activation_map, "activation_map")
+    if low < 0 or high > 1:
+        raise ValueError(f"activation_map: expected values in [0, 1], got [{low:g}, {high:g}]")
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: expected a name that ends in .png, got {Path(path).suffix!r}")
     _save(Image.fromarray(np.rint(activation_map * 65535).astype(np.uint16)), Path(path))
@@ -342,8 +340,14 @@ def _check_array(values: Any, name: str, shape: str) -> None:
         raise ValueError(
             f"{name}: expected dtype float32, got {values.dtype}; use astype('float32')"
         )
-    if not np.isfinite(values).all():
+
+
+def _extremes(values: Array, name: str) -> tuple[float, float]:
+    # NaN and infinity come through min and max, which costs less than asking every value.
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    return low, high
 
 
 def _decoded(path: str | os.PathLike[str]) -> Image.Image:
