@@ -131,7 +131,7 @@ def robust_cam(
     batch, single = as_batch(images)
     if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(classifier.class_ids):
         raise ValueError(f"k: expected 1 to {len(classifier.class_ids)} classes, got {k!r}")
-    _check_combine(combine)
+    check_combine(combine)
     maps = _ranked_maps(classifier, batch, k, batch_size)
     combined = np.stack([combine_maps(ranked, combine=combine) for ranked in maps])
     return combined[0] if single else combined
@@ -160,7 +160,7 @@ def combine_maps(maps: Array, *, combine: Combine = "paper") -> Array:
     ValueError
         If there are no maps or `combine` is unknown.
     """
-    _check_combine(combine)
+    check_combine(combine)
     if maps.ndim != 3 or len(maps) == 0:
         raise ValueError(f"maps: expected shape (k, H, W) with k >= 1, got {maps.shape}")
     if combine == "geometric":
@@ -215,6 +215,18 @@ def _finished(maps: Array, batch: Array, single: bool) -> Array:
     return stretched[0] if single else stretched
 
 
-def _check_combine(combine: str) -> None:
+def check_combine(combine: str) -> None:
+    """Check that `combine` names a combination.
+
+    Parameters
+    ----------
+    combine : str
+        See `combine_maps`.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
     if combine not in get_args(Combine):
         raise ValueError(f"combine: expected one of {get_args(Combine)}, got {combine!r}")

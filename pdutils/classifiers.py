@@ -76,6 +76,8 @@ class Classifier:
     ----------
     input_size : (int, int)
         Height and width of the images that the model takes.
+    network : Network
+        The model taken apart.
 
     Raises
     ------
@@ -102,7 +104,7 @@ class Classifier:
         classes = _number_of_classes(model)
         self.class_names = _names(class_names or [f"class {i}" for i in range(classes)], classes)
         self.class_ids = _names(class_ids or self.class_names, classes)
-        self._network = Network(model, self.preprocess, self.input_size)
+        self.network = Network(model, self.preprocess, self.input_size)
 
     def predict(self, images: Array, *, batch_size: int = 32) -> Array:
         """Give the probability of each class.
@@ -215,7 +217,7 @@ class Classifier:
         None if the model's head is not global average pooling and one dense layer: the class
         activation map is then undefined, and Grad-CAM takes its place.
         """
-        return self._network.head_weights()
+        return self.network.head_weights()
 
     def top(self, probabilities: Array, k: int = 5) -> list[Prediction]:
         """Give the k most probable classes of one image, the most probable first.
@@ -324,7 +326,7 @@ class Classifier:
     def _in_batches(self, step: str, batch_size: int, *arrays: NDArray[Any]) -> list[Array]:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        run = self._network.step(step)
+        run = self.network.step(step)
         starts = range(0, len(arrays[0]), batch_size)
         parts = [run(*(a[i : i + batch_size] for a in arrays)) for i in starts]
         results = [

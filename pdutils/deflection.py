@@ -97,7 +97,7 @@ def pixel_deflection(
     """
     batch, single = as_batch(images)
     maps = as_map_batch(activation_map, batch)
-    _check_knobs(deflections, window, reading)
+    check_knobs(deflections, window, reading)
     result = batch.copy()
     for i, stream in enumerate(streams(rng, len(batch))):
         chances = None if maps is None else maps[i]
@@ -126,7 +126,7 @@ def draw_writes(
     ValueError
         As `pixel_deflection`.
     """
-    _check_knobs(deflections, window, reading)
+    check_knobs(deflections, window, reading)
     height, width = shape
     # A window beyond the image adds nothing, and a huge one overflows when added to a place.
     window = min(window, max(shape))
@@ -275,7 +275,19 @@ def _near(position: Ints, size: int, window: int, first: int, rng: np.random.Gen
     return near
 
 
-def _check_knobs(deflections: int, window: int, reading: str) -> None:
+def check_knobs(deflections: int, window: int, reading: str) -> None:
+    """Check the knobs of pixel deflection.
+
+    Parameters
+    ----------
+    deflections, window, reading
+        As in `pixel_deflection`.
+
+    Raises
+    ------
+    ValueError
+        If one of them is out of its range.
+    """
     if not isinstance(deflections, (int, np.integer)) or deflections < 0:
         raise ValueError(f"deflections: expected a whole number of at least 0, got {deflections!r}")
     if not isinstance(window, (int, np.integer)) or window < 1:

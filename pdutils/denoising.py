@@ -112,11 +112,9 @@ def denoise_wavelet(
         If an argument is none of the above, or the images break their contract.
     """
     _check_in("wavelet", wavelet, tuple(pywt.wavelist(kind="discrete")))
-    _check_in("mode", mode, get_args(Mode))
     _check_in("shrinkage", shrinkage, get_args(Shrinkage))
     _check_in("color", color, get_args(Color))
-    _check_in("sigma_scale", sigma_scale, get_args(SigmaScale))
-    _check_at_least("sigma", sigma, 0)
+    check_wavelet_knobs(sigma, mode, sigma_scale)
     check_images(images)
     if sigma < np.finfo(np.float32).eps or images.shape[-3:-1] == (1, 1):
         # Nothing is small enough to be shrunk, and the copy is exact.
@@ -398,6 +396,24 @@ def _jpeg(rgb: Unit, quality: int) -> NDArray[Any]:
     Image.fromarray(on_grid(rgb * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as picture:
         return np.asarray(picture, dtype=np.float32) / 255
+
+
+def check_wavelet_knobs(sigma: float, mode: str, sigma_scale: str) -> None:
+    """Check the knobs that the wavelet denoiser and its Keras layer share.
+
+    Parameters
+    ----------
+    sigma, mode, sigma_scale
+        As in `denoise_wavelet`.
+
+    Raises
+    ------
+    ValueError
+        If one of them is out of its range.
+    """
+    _check_in("mode", mode, get_args(Mode))
+    _check_in("sigma_scale", sigma_scale, get_args(SigmaScale))
+    _check_at_least("sigma", sigma, 0)
 
 
 def _check_in(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -88,6 +88,42 @@ class Network:
             kernel.reshape(kernel.shape[-2:]) if kernel.size == np.prod(kernel.shape[-2:]) else None
         )
 
+    def feature_map(self) -> Any:
+        """Give the model's last feature map, a symbolic tensor (N, h, w, C).
+
+        Returns
+        -------
+        keras.KerasTensor
+
+        Raises
+        ------
+        ValueError
+            If the model has none.
+        """
+        found = self._find_feature_map()
+        if found is None:
+            raise ValueError(
+                f"{self.model.name} has no layer that is fed a feature map (N, h, w, C); "
+                "those inside a nested model do not count"
+            )
+        return found[1]
+
+    def probabilities(self, outputs: Any) -> Any:
+        """Give the probabilities that outputs of the model stand for.
+
+        Parameters
+        ----------
+        outputs : tensor, shape (N, K)
+            What the model gives: probabilities, or logits if it ends without a softmax.
+
+        Returns
+        -------
+        tensor, shape (N, K)
+        """
+        import keras
+
+        return keras.ops.softmax(outputs) if _activation(self.last) == "linear" else outputs
+
     def _find_feature_map(self) -> tuple[Any, Any] | None:
         """Find the last layer that is fed a feature map, and that map."""
         for layer in reversed(self.model.layers):
@@ -120,13 +156,7 @@ class Network:
         whole = self.tail_kind == "probabilities"
         outputs = {"tail": self.model.outputs[0] if whole else self.last.input}
         if with_features:
-            found = self._find_feature_map()
-            if found is None:
-                raise ValueError(
-                    f"{self.model.name} has no layer that is fed a feature map (N, h, w, C); "
-                    "those inside a nested model do not count"
-                )
-            outputs["features"] = found[1]
+            outputs["features"] = self.feature_map()
         inner = keras.Model(self.model.inputs[0], outputs)
 
         def run(images: Any) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+# One command a job, the same on a laptop and in CI. `make help` lists them.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lab clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
+		do printf '  make %-7s %s\n' "$$name" "$$what"; done
+	@echo '  ARGS="..." passes options on, as in: make run ARGS="03 -p seed 7"'
+	@echo '  PYTHON=... names another Python, 3.11 or newer'
+
+run: $(STAMP) ## execute the notebooks; their pages are in results/index.html
+	$(RUN) -m pdutils run $(ARGS)
+
+test: check ## check and test everything that needs no network
+	$(RUN) -m pytest $(ARGS)
+
+check: $(STAMP) ## style and types
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+lab: $(STAMP) ## open JupyterLab on the notebooks
+	$(RUN) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+clean: ## remove results and caches
+	rm -rf results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: expected Python 3.11 or newer as $(PYTHON), got" \
+			"$$($(PYTHON) --version 2>&1 || true); name another: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON) cannot make environments;" \
+			"on Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check --requirement requirements.txt
+	@touch $@

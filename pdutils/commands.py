@@ -1,0 +1,419 @@
+"""The command line: run the notebooks, defend images, remake the demo."""
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+# The rest of the package loads with the command that needs it: --help is quick.
+if TYPE_CHECKING:
+    from pdutils.classifiers import Classifier, Prediction
+    from pdutils.defenses import Defense
+    from pdutils.evaluation import FolderResult
+    from pdutils.images import Array
+    from pdutils.runner import Outcome
+
+DENOISERS = ("wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg")
+MAPS = ("none", "cam", "rcam")
+READINGS = ("blog", "repo", "paper")
+SIGMA_SCALES = ("channel", "rgb")
+
+_RUN = """\
+Execute notebooks through papermill, each in a kernel of its own, and leave in the output folder
+the executed notebooks, a page of each and index.html, which leads to them. A notebook that fails
+does not stop the others; it is named at the end with its error, and the exit status is 1.
+
+VALUE is a Python literal (0.04, [1, 2], 'x'), true, false or none; all else is a string. Of several
+notebooks, each gets those parameters that it knows; one that none of them knows is an error.
+"""
+
+_RUN_EXAMPLES = """\
+examples:
+  python -m pdutils run                                the blog, notebooks 01 to 09
+  python -m pdutils run 03                             one of them
+  python -m pdutils run 02 06 -p seed 7 -p window 20   two, with other values
+  python -m pdutils run --classifier mobilenet_v2 -p weights FILE -p image PHOTO
+"""
+
+_DEFEND = """\
+Show what pixel deflection and denoising do to a prediction. Of a picture, scaled to the
+classifier's size: the five most probable classes before and after. Of a folder of labelled
+pictures (<label>_<anything>.png, or a folder a class): how often the label is the most probable
+class, or among five, before and after, with the 95% interval.
+
+Each option's default stands in brackets.
+"""
+
+_DEFEND_EXAMPLES = """\
+examples:
+  python -m pdutils defend data/adversaries/badger_000.png --classifier demo
+  python -m pdutils defend photo.png --map rcam --deflections 1500 --save defended.png
+  python -m pdutils defend photo.png --map map.png --denoiser tv --runs 10
+  python -m pdutils defend photos/ --classifier mobilenet_v2 --weights FILE
+"""
+
+_DEMO_EXAMPLES = """\
+examples:
+  python -m pdutils demo train    draw, train, write data/demo.weights.h5 (minutes)
+  python -m pdutils demo make     draw, attack, write data/ and maps/
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit status: 0; 1 if a notebook or the work failed; 130 after Ctrl-C.
+
+    Raises
+    ------
+    SystemExit
+        With status 2 if the command line asks for what does not exist, with 0 after --help.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one sentence, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def _is_users(error: Exception) -> bool:
+    from pdutils.data import DownloadError
+
+    return isinstance(error, (ValueError, OSError, DownloadError))
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m pdutils", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_defend(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, run: Any, summary: str, **texts: str) -> _Parser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser: _Parser = commands.add_parser(name, help=summary, formatter_class=form, **texts)
+    parser.set_defaults(command=run, parser=parser)
+    return parser
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def _add_run(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "run",
+        _run,
+        "execute notebooks and make pages of them",
+        description=_RUN,
+        epilog=_RUN_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("notebooks", nargs="*", metavar="NOTEBOOK", help="03, 03_wavelet_denoising, or a path")
+    add("--classifier", metavar="NAME", help="the same as -p classifier NAME")
+    add(
+        "-p",
+        dest="parameters",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter in place of the notebook's own; again for more",
+    )
+    add("--output", metavar="DIR", type=Path, help="where to write (results/ of the checkout)")
+    add("--all", action="store_true", help="all notebooks, not only 01 to 09")
+    add("--timeout", metavar="S", type=int, default=300, help="seconds a cell may take (300)")
+    add("--jobs", metavar="N", type=int, default=_jobs(), help=f"notebooks at once ({_jobs()})")
+
+
+def _jobs() -> int:
+    return min(2, os.cpu_count() or 1)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pdutils import runner
+    from pdutils.data import demo_root
+
+    asked = {} if options.classifier is None else {"classifier": options.classifier}
+    asked |= {name: runner.parse_value(value) for name, value in options.parameters}
+    output = options.output or demo_root() / "results"
+    try:
+        notebooks = runner.choose_notebooks(options.notebooks, everything=options.all)
+        outcomes = runner.run_notebooks(
+            notebooks, output, asked, timeout=options.timeout, jobs=options.jobs
+        )
+    except runner.UsageError as error:
+        options.parser.error(str(error))
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    for outcome in failed:
+        _print_failure(outcome)
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} notebooks ran to their end")
+    print(f"open {os.path.relpath(output / 'index.html')}")
+    return 1 if failed else 0
+
+
+def _print_failure(outcome: "Outcome") -> None:
+    assert outcome.failure is not None
+    print(f"\n{outcome.name} failed: {outcome.failure.error}", file=sys.stderr)
+    print(textwrap.indent(outcome.failure.source, "    "), file=sys.stderr)
+
+
+def _add_defend(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "defend",
+        _defend,
+        "classify an image or a folder, before and after the defence",
+        description=_DEFEND,
+        epilog=_DEFEND_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("path", metavar="IMAGE|FOLDER", type=Path, help="a picture, or a folder of labelled ones")
+    add("--classifier", metavar="NAME", default="auto", help="demo, resnet50, ... (auto)")
+    add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
+    add("--map", metavar="MAP", default="none", help="none, cam, rcam or a grey picture (none)")
+    add("--deflections", metavar="N", type=int, default=200, help="how many; 0 for none (200)")
+    add("--window", metavar="N", type=int, default=10, help="how far a neighbour may be (10)")
+    add("--reading", choices=READINGS, default="blog", help="what one deflection is (blog)")
+    add(
+        "--denoiser",
+        metavar="NAME",
+        choices=(*DENOISERS, "none"),
+        default="wavelet",
+        help=f"{', '.join(DENOISERS)} or none (wavelet)",
+    )
+    add("--sigma", metavar="S", type=float, help="of the wavelet and nl_means denoisers (0.04)")
+    add("--sigma-scale", choices=SIGMA_SCALES, help="what sigma is measured in (channel)")
+    add("--runs", metavar="N", type=int, default=1, help="defend so often, take the mean (1)")
+    add("--seed", metavar="N", type=_seed, default=0, help="of the random numbers (0)")
+    add("--save", metavar="FILE", type=Path, help="write the defended image, of the first run")
+    add("--batch-size", metavar="N", type=int, default=32, help="of a folder: images at once (32)")
+
+
+def _defend(options: argparse.Namespace) -> int:
+    _check_paths(options)
+    from pdutils.classifiers import load_classifier
+
+    defense = _defense(options)
+    classifier = load_classifier(options.classifier, options.weights)
+    show = _defend_folder if options.path.is_dir() else _defend_image
+    print(show(options, defense, classifier))
+    return 0
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Refuse what cannot be read before a classifier is loaded, or even downloaded."""
+    from pdutils.data import labelled_files
+    from pdutils.images import load_image, load_map
+
+    path, with_map_file = options.path, options.map not in MAPS
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if path.is_dir() and options.save:
+        options.parser.error("--save takes the result of one image, not of a folder")
+    if path.is_dir() and with_map_file:
+        options.parser.error(f"--map takes one of {', '.join(MAPS)} with a folder, not a file")
+    if path.is_dir():
+        labelled_files(path)
+    else:
+        load_image(path)
+    if with_map_file:
+        load_map(options.map)
+
+
+def _defense(options: argparse.Namespace) -> "Defense":
+    from pdutils.defenses import Defense
+
+    given = {"sigma": options.sigma, "sigma_scale": options.sigma_scale}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.denoiser == "none" and given:
+        options.parser.error(f"--{next(iter(given)).replace('_', '-')} goes with a denoiser")
+    return Defense(
+        deflections=options.deflections,
+        window=options.window,
+        reading=options.reading,
+        activation=options.map if options.map in MAPS else "none",
+        denoiser=None if options.denoiser == "none" else options.denoiser,
+        denoiser_options=given,
+        runs=options.runs,
+    )
+
+
+def _defend_image(options: argparse.Namespace, defense: "Defense", classifier: "Classifier") -> str:
+    import numpy as np
+
+    from pdutils.images import load_image, load_map, save_image
+
+    image = load_image(options.path, classifier.input_size)
+    if options.map in MAPS:
+        chances = defense.activation_map(classifier, image)
+    else:
+        chances = load_map(options.map)
+    before = classifier.predict(image)
+    after = defense.predict(classifier, image, rng=options.seed, activation_map=chances)
+
+    def first_run(steps: "Defense") -> "Array":
+        return steps.transform(classifier, image, rng=options.seed, activation_map=chances)
+
+    if options.save:
+        save_image(options.save, first_run(defense))
+    changed = np.any(first_run(replace(defense, denoiser=None)) != image, axis=-1)
+    return "\n\n".join(
+        [
+            f"{options.path}, seen by {classifier.name}",
+            _side_by_side(classifier.top(before), classifier.top(after)),
+            f"{_in_words(options)}. Deflection changed {changed.mean():.1%} of the pixels. "
+            f"{_verdict(classifier.top(before, 1)[0], classifier.top(after, 1)[0])}.",
+        ]
+    )
+
+
+def _in_words(options: argparse.Namespace) -> str:
+    steps = []
+    if options.deflections:
+        guide = {"none": "without a map", "cam": "spared by CAM", "rcam": "spared by robust CAM"}
+        steps.append(
+            f"{options.deflections} deflections ({options.reading} reading, window "
+            f"{options.window}) {guide.get(options.map, f'spared by the map {options.map}')}"
+        )
+    if options.denoiser != "none":
+        sigma = f", sigma {options.sigma}" if options.sigma is not None else ""
+        steps.append(f"{options.denoiser} denoising{sigma}")
+    runs = f"; mean of {options.runs} runs" if options.runs > 1 else ""
+    return f"Defence: {', then '.join(steps) or 'nothing'}{runs}"
+
+
+def _verdict(before: "Prediction", after: "Prediction") -> str:
+    if before.number == after.number:
+        return f"The most probable class stays {before.class_name}"
+    return f"The most probable class was {before.class_name} and is now {after.class_name}"
+
+
+def _side_by_side(before: "list[Prediction]", after: "list[Prediction]") -> str:
+    width = max(len(prediction.class_name) for prediction in [*before, *after])
+    lines = [f"{'before':{width + 11}}after"]
+    for pair in zip(before, after, strict=True):
+        cells = [f"{found.class_name:{width}}  {found.probability:.3f}" for found in pair]
+        lines.append("    ".join(cells))
+    return "\n".join(lines)
+
+
+def _defend_folder(
+    options: argparse.Namespace, defense: "Defense", classifier: "Classifier"
+) -> str:
+    from tqdm import tqdm
+
+    from pdutils.data import labelled_files
+    from pdutils.evaluation import evaluate_folder
+    from pdutils.streams import generator
+
+    files = labelled_files(options.path)
+    # One generator for all batches: each image's numbers do not depend on the batch size.
+    rng = generator(options.seed)
+
+    def defended(batch: "Array") -> "Array":
+        return defense.predict(classifier, batch, rng=rng)
+
+    results = []
+    with tqdm(total=2 * len(files), unit="image", disable=None) as bar:
+        for predict in (classifier.predict, defended):
+            counted = _counting(predict, bar)
+            result = evaluate_folder(classifier, files, counted, batch_size=options.batch_size)
+            results.append(result)
+    return "\n\n".join(
+        [f"{options.path}, seen by {classifier.name}", _rates(*results), f"{_in_words(options)}."]
+    )
+
+
+def _counting(predict: "Callable[[Array], Array]", bar: Any) -> "Callable[[Array], Array]":
+    def counted(batch: "Array") -> "Array":
+        probabilities = predict(batch)
+        bar.update(len(batch))
+        return probabilities
+
+    return counted
+
+
+def _rates(before: "FolderResult", after: "FolderResult") -> str:
+    lines = [f"{'':7}{'before':20}after"]
+    for name in ("top1", "top5"):
+        cells = [f"{getattr(result, name)!s:20}" for result in (before, after)]
+        lines.append(f"{name:7}{''.join(cells)}".rstrip())
+    lines.append(f"\nn = {after.top1.n} images; in brackets the 95% interval (Wilson)")
+    lines += [f"skipped {path}: {reason}" for path, reason in after.skipped]
+    return "\n".join(lines)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "demo",
+        None,
+        "remake the shipped demo: its network, its pictures",
+        description="Remake the demo from its seed.",
+        epilog=_DEMO_EXAMPLES,
+    )
+    parts = parser.add_subparsers(metavar="PART", required=True)
+    train = _add(parts, "train", _train, "train the network on drawings (minutes)")
+    train.add_argument("--output", metavar="FILE", type=Path, help="(data/ of the checkout)")
+    make = _add(parts, "make", _make, "draw the pictures, attack them, write data/ and maps/")
+    make.add_argument("--root", metavar="DIR", type=Path, help="where (the checkout)")
+    for part in (train, make):
+        part.add_argument("--seed", metavar="N", type=_seed, default=0, help="(0)")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from pdutils import demo
+    from pdutils.data import demo_root
+
+    output = options.output or demo_root() / "data" / demo.WEIGHTS
+    rate = demo.train(output, seed=options.seed)
+    print(f"{output}: {rate} of {rate.n} drawings that it has not seen are right")
+    print("`python -m pdutils demo make` makes the adversaries against these weights")
+    return 0
+
+
+def _make(options: argparse.Namespace) -> int:
+    from pdutils import demo
+    from pdutils.data import demo_root
+
+    root = options.root or demo_root()
+    demo.make(root, seed=options.seed)
+    print(f"written: {root / 'data'}, {root / 'maps'}")
+    return 0

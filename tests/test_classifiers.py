@@ -1,0 +1,809 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import photo, photos
+from numpy.lib.stride_tricks import sliding_window_view
+
+from pdutils import data
+from pdutils.classifiers import (
+    Classifier,
+    classifier_from_file,
+    classifier_names,
+    load_classifier,
+)
+from pdutils.data import DownloadError
+from pdutils.deflection import pixel_deflection
+from pdutils.denoising import denoise
+from pdutils.images import load_image, save_image
+from pdutils.networks import load_tensorflow
+
+load_tensorflow()
+import keras  # noqa: E402
+
+LAYERS = keras.layers
+
+#: A small MobileNetV2, fast to make.
+SMALL = {"alpha": 0.35, "input_shape": (96, 96, 3), "classes": 7}
+
+RESNET50 = "models/resnet50_weights_tf_dim_ordering_tf_kernels.h5"
+BADGER, SKUNK = 362, 361
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch) -> None:
+    """An empty cache, and no network to fill it."""
+    monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "cache"))
+
+    def refuse(name: str, source: data.Download) -> Path:
+        raise DownloadError(f"{name} is not to be had")
+
+    monkeypatch.setattr(data, "download", refuse)
+
+
+def model(*layers, size=(12, 12, 3)):
+    x = inputs = keras.Input(size)
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, x, name="small")
+
+
+def plain_model(classes: int = 5):
+    pool = LAYERS.GlobalAveragePooling2D()
+    return model(LAYERS.Conv2D(4, 3), pool, LAYERS.Dense(classes, activation="softmax"))
+
+
+# The toy network by hand
+
+
+def by_hand(toy: Classifier, images: np.ndarray) -> np.ndarray:
+    """The toy network's probabilities, in double precision and without TensorFlow."""
+    x = images.astype(np.float64) / 127.5 - 1
+    first, second, _, head = toy.model.layers[1:]
+    for layer in (first, second):
+        kernel, bias = (np.asarray(w, dtype=np.float64) for w in layer.get_weights())
+        windows = sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2]
+        x = np.tanh(np.einsum("nhwcij,ijck->nhwk", windows, kernel) + bias)
+    kernel, bias = (np.asarray(w, dtype=np.float64) for w in head.get_weights())
+    powers = np.exp(x.mean(axis=(1, 2)) @ kernel + bias)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_the_prediction_is_the_one_worked_by_hand(toy):
+    np.testing.assert_allclose(toy.predict(photos(3)), by_hand(toy, photos(3)), atol=1e-6)
+
+
+def test_the_gradient_is_that_of_finite_differences_in_double_precision(toy):
+    images, labels = photos(3), np.array([0, 5, 2])
+    gradient, probabilities = toy.loss_gradient(images, labels)
+    np.testing.assert_allclose(probabilities, by_hand(toy, images), atol=1e-6)
+
+    def losses(shifted: np.ndarray) -> np.ndarray:
+        return -np.log(by_hand(toy, shifted)[np.arange(3), labels])
+
+    rng = np.random.default_rng(0)
+    scale = np.abs(gradient).max()
+    for place in zip(*(rng.integers(0, side, 20) for side in (30, 30, 3)), strict=True):
+        step = np.zeros(images.shape)
+        step[(slice(None), *place)] = 1e-3
+        slope = (losses(images + step) - losses(images - step)) / 2e-3
+        np.testing.assert_allclose(gradient[(slice(None), *place)], slope, atol=1e-4 * scale)
+
+
+# Ranks and batches
+
+
+def test_one_image_gives_one_row_and_a_batch_gives_rows(toy):
+    assert toy.predict(photo()).shape == (6,)
+    assert toy.predict(photos(2)).shape == (2, 6)
+    assert toy.predict(photos(2)).dtype == np.float32
+    gradient, probabilities = toy.loss_gradient(photo(), 3)
+    assert (gradient.shape, probabilities.shape) == ((32, 32, 3), (6,))
+    gradient, probabilities = toy.loss_gradient(photos(2), [3, 1])
+    assert (gradient.shape, probabilities.shape) == ((2, 32, 32, 3), (2, 6))
+    features = toy.features(photo())
+    assert (features.maps.shape, features.probabilities.shape) == ((1, 7, 7, 12), (1, 6))
+    assert toy.features(photos(2)).maps.shape == (2, 7, 7, 12)
+    maps, gradient = toy.feature_gradient(photo(), 3)
+    assert maps.shape == gradient.shape == (1, 7, 7, 12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+def test_the_batch_size_does_not_change_the_result(toy, batch_size):
+    images, labels = photos(7), np.arange(7) % 6
+    each = [toy.predict(image) for image in images]
+    np.testing.assert_allclose(toy.predict(images, batch_size=batch_size), each, atol=1e-6)
+    each = [toy.loss_gradient(i, int(k))[0] for i, k in zip(images, labels, strict=True)]
+    gradient, _ = toy.loss_gradient(images, labels, batch_size=batch_size)
+    np.testing.assert_allclose(gradient, each, atol=1e-7)
+    each = [toy.features(image).maps[0] for image in images]
+    maps = toy.features(images, batch_size=batch_size).maps
+    np.testing.assert_allclose(maps, each, atol=1e-6)
+    each = [toy.feature_gradient(i, int(k))[1][0] for i, k in zip(images, labels, strict=True)]
+    _, gradient = toy.feature_gradient(images, labels, batch_size=batch_size)
+    np.testing.assert_allclose(gradient, each, atol=1e-7)
+
+
+def test_no_more_images_than_the_batch_size_are_seen_at_once(toy, monkeypatch):
+    seen = []
+    run = toy.network.step("predict")
+
+    def recorded(images):
+        seen.append(len(images))
+        return run(images)
+
+    monkeypatch.setitem(toy.network._compiled, "predict", recorded)
+    toy.predict(photos(7), batch_size=3)
+    assert seen == [3, 3, 1]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_1_is_refused(toy, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size: expected at least 1, got {batch_size}"):
+        toy.predict(photos(2), batch_size=batch_size)
+
+
+def test_the_images_are_not_changed():
+    # This preprocessing works in place on an array of NumPy's.
+    preprocess = keras.applications.vgg16.preprocess_input
+    classifier = Classifier(plain_model(), preprocess=preprocess)
+    images = photos(2, 12, 12)
+    before = images.copy()
+    probabilities = classifier.predict(images)
+    classifier.loss_gradient(images, 0)
+    np.testing.assert_array_equal(images, before)
+    caffe = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
+    np.testing.assert_allclose(probabilities, classifier.model(caffe.astype("f")), atol=1e-6)
+
+
+# Wrong images, labels and models
+
+
+def test_an_image_of_another_size_is_told_how_to_fit(toy):
+    with pytest.raises(ValueError, match=r"toy_gap expects 32 x 32 pixels, got 24 x 40; load_imag"):
+        toy.predict(photo(24, 40))
+
+
+@pytest.mark.parametrize("wrong", [photo() / 255, photo().astype(np.uint8), photo()[..., 0]])
+def test_what_is_no_image_is_refused(toy, wrong):
+    with pytest.raises(ValueError, match="images: expected"):
+        toy.predict(wrong)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (6, "from 0 to 5, got 6 to 6"),
+        (-1, "from 0 to 5, got -1 to -1"),
+        ([0, 7], "from 0 to 5, got 0 to 7"),
+        ([0], r"expected 2 class numbers, got \[0\]"),
+        ([0, 1, 2], "expected 2 class numbers"),
+        ([[0, 1]], "expected 2 class numbers"),
+        (1.0, "expected 2 class numbers, got 1.0"),
+        ([0.0, 1.0], "expected 2 class numbers"),
+        (["ant", "bee"], "expected 2 class numbers, got .*ant"),
+        (True, "expected 2 class numbers"),
+        (None, "expected 2 class numbers, got None"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused(toy, labels, message):
+    for method in (toy.loss_gradient, toy.feature_gradient):
+        with pytest.raises(ValueError, match=f"labels: .*{message}"):
+            method(photos(2), labels)
+
+
+def test_one_label_stands_for_every_image(toy):
+    np.testing.assert_array_equal(toy.check_labels(4, 3), [4, 4, 4])
+    np.testing.assert_array_equal(toy.check_labels((1, 2, 3), 3), [1, 2, 3])
+    assert toy.check_labels(np.array([5], np.uint8), 1).dtype == np.int64
+
+
+def test_a_model_that_gives_nan_is_named():
+    classifier = Classifier(plain_model(), preprocess=lambda x: x * float("nan"))
+    with pytest.raises(ValueError, match="small gave NaN"):
+        classifier.predict(photo(12, 12))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: model(LAYERS.Conv2D(4, 3), size=(12, 12, 3)), r"output \(N, K\)"),
+        (lambda: plain_model(classes=1), r"output \(N, K\).*\(None, 1\)"),
+        (
+            lambda: model(LAYERS.GlobalAveragePooling2D(), LAYERS.Dense(3), size=(None, None, 3)),
+            r"H and W fixed, got \(None, None, None, 3\)",
+        ),
+        (lambda: model(LAYERS.Flatten(), LAYERS.Dense(3), size=(12, 12, 1)), r"12, 12, 1\)"),
+        (lambda: model(LAYERS.Dense(3), size=(12,)), r"H and W fixed, got \(None, 12\)"),
+        (lambda: keras.Sequential([LAYERS.Dense(3)]), "H and W fixed, got None"),
+        (lambda: "my_model.keras", "H and W fixed, got None"),
+        (lambda: None, "H and W fixed, got None"),
+    ],
+)
+def test_a_model_that_is_no_image_classifier_is_refused(build, message):
+    with pytest.raises(ValueError, match=f"expected a model of .*{message}"):
+        Classifier(build())
+
+
+def test_a_model_of_two_inputs_or_two_outputs_is_refused():
+    a, b = keras.Input((12, 12, 3)), keras.Input((12, 12, 3))
+    pooled = LAYERS.GlobalAveragePooling2D()(LAYERS.Add()([a, b]))
+    with pytest.raises(ValueError, match="expected a model of input"):
+        Classifier(keras.Model([a, b], LAYERS.Dense(3)(pooled)))
+    pooled = LAYERS.GlobalAveragePooling2D()(a)
+    with pytest.raises(ValueError, match="expected a model of output"):
+        Classifier(keras.Model(a, [LAYERS.Dense(3)(pooled), LAYERS.Dense(4)(pooled)]))
+
+
+def test_a_sigmoid_is_refused():
+    pool = LAYERS.GlobalAveragePooling2D()
+    with pytest.raises(ValueError, match="ends in a softmax or in logits, got sigmoid"):
+        Classifier(model(LAYERS.Conv2D(4, 3), pool, LAYERS.Dense(5, activation="sigmoid")))
+
+
+# Names
+
+
+@pytest.mark.parametrize("n", [4, 6])
+def test_another_number_of_names_than_classes_is_refused(n):
+    names = [f"animal {i}" for i in range(n)]
+    with pytest.raises(ValueError, match=f"expected 5 class names, as the model has, got {n}"):
+        Classifier(plain_model(), class_names=names)
+    with pytest.raises(ValueError, match=f"expected 5 class names, as the model has, got {n}"):
+        Classifier(plain_model(), class_ids=names)
+
+
+def test_names_are_numbers_by_default():
+    classifier = Classifier(plain_model())
+    assert classifier.class_names == classifier.class_ids
+    assert classifier.class_names[4] == "class 4"
+    assert classifier.name == "small"
+    assert not classifier.published
+
+
+@pytest.fixture(scope="module")
+def zoo() -> Classifier:
+    """Five classes, two of them of one name."""
+    names = ["Egyptian_cat", "black-footed_ferret", "crane", "2", "crane"]
+    return Classifier(plain_model(), class_names=names, class_ids=["n1", "n2", "n3", "n4", "n5"])
+
+
+@pytest.mark.parametrize(
+    ("label", "number"),
+    [
+        ("n2", 1),
+        ("black-footed_ferret", 1),
+        ("Black footed Ferret", 1),
+        ("egyptian cat", 0),
+        (1, 1),
+        (np.int64(4), 4),
+        ("4", 4),
+        ("2", 3),
+    ],
+)
+def test_a_class_is_found_by_its_id_its_name_or_its_number(zoo, label, number):
+    assert zoo.index(label) == number
+
+
+@pytest.mark.parametrize("label", ["owl", "", 5, -1, "²", "n", "cat"])
+def test_an_unknown_class_lists_the_known(zoo, label):
+    with pytest.raises(
+        ValueError, match=rf"small has no class '{label}'; it knows 5: Egyptian_cat"
+    ):
+        zoo.index(label)
+
+
+def test_a_name_that_two_classes_share_is_not_guessed(zoo):
+    with pytest.raises(ValueError, match="2 classes 'crane'; say which: n3, n5"):
+        zoo.index("crane")
+    assert zoo.index("n5") == 4
+
+
+def test_the_top_classes_come_in_order_with_their_names(zoo):
+    top = zoo.top(np.array([0.1, 0.5, 0.0, 0.3, 0.1], np.float32), 3)
+    assert [(p.number, p.class_id, p.class_name) for p in top] == [
+        (1, "n2", "black-footed_ferret"),
+        (3, "n4", "2"),
+        (0, "n1", "Egyptian_cat"),
+    ]
+    np.testing.assert_allclose([p.probability for p in top], [0.5, 0.3, 0.1], rtol=1e-6)
+
+
+def test_ties_go_to_the_smaller_number_and_k_ends_at_the_classes(zoo):
+    equal = np.full(5, 0.2, np.float32)
+    assert [p.number for p in zoo.top(equal)] == [0, 1, 2, 3, 4]
+    assert [p.number for p in zoo.top(equal, 100)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("shape", "k"), [((4,), 5), ((1, 5), 5), ((5, 5), 5), ((5,), 0), ((5,), -1)]
+)
+def test_top_of_anything_but_one_row_is_refused(zoo, shape, k):
+    with pytest.raises(ValueError, match=r"one row of 5 probabilities and k >= 1, got"):
+        zoo.top(np.full(shape, 0.2, np.float32), k)
+
+
+# Heads and feature maps
+
+
+def test_average_pooling_gives_head_weights_and_a_flat_head_none(toy, toy_flat):
+    np.testing.assert_array_equal(toy.head_weights, np.asarray(toy.model.layers[-1].kernel))
+    assert toy_flat.head_weights is None
+    assert toy_flat.features(photos(2)).maps.shape == (2, 7, 7, 12)
+
+
+def test_the_head_weights_turn_the_mean_feature_into_the_logits(toy):
+    features = toy.features(photos(3))
+    logits = features.maps.mean(axis=(1, 2)) @ toy.head_weights
+    powers = np.exp(logits)
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(features.probabilities, expected, atol=1e-6)
+
+
+# Loading by name
+
+
+@pytest.mark.parametrize("name", ["resnet", "", "keras", "include_top", "mobilenet v9"])
+def test_an_unknown_name_lists_the_known(name):
+    with pytest.raises(ValueError, match=r"known: auto, demo, .*mobilenet_v2, .*resnet50, .*vgg19"):
+        load_classifier(name)
+
+
+def test_the_names_are_keras_s_own_in_small_letters():
+    assert classifier_names()[0] == "demo"
+    constructors = [n for n, item in vars(keras.applications).items() if callable(item)]
+    plain = [name.replace("_", "") for name in classifier_names()[1:]]
+    assert sorted(plain) == sorted(name.lower() for name in constructors)
+    modules = set(dir(keras.applications))
+    for name in ("resnet50", "vgg19", "xception", "inception_v3", "mobilenet_v2"):
+        assert name in classifier_names()
+        assert name in modules
+    assert "inception_resnet_v2" in classifier_names()
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["mobilenet_v2", "MobileNetV2", "mobilenet-v2", "Mobile NetV2"])
+def test_case_and_hyphens_do_not_matter(name):
+    assert load_classifier(name, "random", **SMALL).name == "mobilenet_v2"
+
+
+@pytest.mark.usefixtures("offline")
+def test_options_reach_the_keras_constructor():
+    classifier = load_classifier("mobilenet_v2", "random", alpha=0.75, input_shape=(192, 192, 3))
+    assert classifier.input_size == (192, 192)
+    expected = keras.applications.MobileNetV2(
+        weights=None, alpha=0.75, input_shape=(192, 192, 3)
+    ).count_params()
+    assert classifier.model.count_params() == expected
+    assert not classifier.published
+    image = photo(192, 192)
+    given = classifier.model(image[np.newaxis] / 127.5 - 1)[0]
+    np.testing.assert_allclose(classifier.predict(image), given, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"include_top": False},
+        {"classifier_activation": None},
+        {"input_tensor": None},
+        {"include_preprocessing": False},
+    ],
+)
+def test_options_that_are_settled_are_refused(options):
+    with pytest.raises(ValueError, match=f"the option {next(iter(options))} is not free"):
+        load_classifier("mobilenet_v3_small", "random", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 3}, "depth"),
+        ({"input_shape": (5, 5, 3)}, "at least 32x32"),
+        ({"input_shape": (None, None, 3)}, "static"),
+        ({"classes": 1}, "one probability a class"),
+    ],
+)
+@pytest.mark.usefixtures("offline")
+def test_options_that_keras_refuses_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        load_classifier("mobilenet_v2", "random", **options)
+
+
+def test_the_demo_takes_no_options():
+    with pytest.raises(ValueError, match="'demo' takes no options, got alpha"):
+        load_classifier("demo", alpha=0.5)
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_class_index_classes_are_numbers_and_one_line_says_so(capsys):
+    classifier = load_classifier("mobilenet_v2", "random", alpha=0.35, input_shape=(96, 96, 3))
+    assert classifier.class_names[999] == "class 999"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("classes are shown as numbers: imagenet_class_index.json")
+
+
+@pytest.mark.usefixtures("offline")
+def test_another_number_of_classes_needs_no_class_index(capsys):
+    assert load_classifier("mobilenet_v2", "random", **SMALL).class_names[6] == "class 6"
+    assert capsys.readouterr().err == ""
+
+
+def test_classes_bear_imagenet_s_names(monkeypatch):
+    monkeypatch.setattr(data, "class_index", lambda: [(f"n{i}", f"name {i}") for i in range(1000)])
+    classifier = load_classifier("mobilenet_v2", "random", alpha=0.35, input_shape=(96, 96, 3))
+    assert classifier.class_ids[362] == "n362"
+    assert classifier.class_names[362] == "name 362"
+    (best,) = classifier.top(np.eye(1000, dtype=np.float32)[7], 1)
+    assert (best.class_id, best.class_name) == ("n7", "name 7")
+
+
+# The demo and the choice of a classifier
+
+
+@pytest.fixture
+def demo_weights(tmp_path, monkeypatch) -> Path:
+    """Weights for the demo's network that stand in for the shipped ones."""
+    from pdutils.demo_network import demo_network
+
+    path = tmp_path / "demo.weights.h5"
+    demo_network(0).save_weights(path)
+    monkeypatch.setattr(data, "demo_weights", lambda: path)
+    return path
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_demo_is_ten_animals_of_224_pixels(demo_weights):
+    classifier = load_classifier("demo")
+    assert classifier.name == "demo"
+    assert classifier.input_size == (224, 224)
+    assert len(classifier.class_names) == 10
+    assert classifier.index("badger") != classifier.index("skunk")
+    assert classifier.published
+    assert not load_classifier("demo", demo_weights).published
+    assert not load_classifier("demo", "random").published
+    image = photo(224, 224)
+    given = classifier.model(image[np.newaxis] / 127.5 - 1)[0]
+    np.testing.assert_allclose(classifier.predict(image), given, atol=1e-6)
+
+
+@pytest.mark.usefixtures("offline", "demo_weights")
+def test_auto_is_the_demo_where_nothing_else_is_to_be_had_and_says_so(capsys):
+    assert load_classifier().name == "demo"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("classifier: demo (the weights of resnet50 are neither cached nor")
+
+
+@pytest.mark.usefixtures("offline")
+def test_auto_is_resnet50_where_its_weights_are_at_hand(monkeypatch, capsys):
+    made = []
+
+    def resnet(weights: str, **options: object):
+        made.append(weights)
+        return plain_model()
+
+    monkeypatch.setattr(keras.applications, "ResNet50", resnet)
+    resnet.__name__ = "ResNet50"
+    resnet.__module__ = "keras.src.applications.resnet"
+    classifier = load_classifier("auto")
+    assert (classifier.name, classifier.published, made) == ("resnet50", True, ["imagenet"])
+    assert capsys.readouterr().err == "classifier: resnet50 (its weights are at hand)\n"
+
+
+# Weights from a file
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[Classifier, Path]:
+    """A small network with random weights, and a folder that holds them in three formats."""
+    folder = tmp_path_factory.mktemp("weights")
+    classifier = load_classifier("mobilenet_v2", "random", **SMALL)
+    classifier.model.save_weights(folder / "own.weights.h5")
+    classifier.model.save(folder / "legacy.h5")
+    classifier.model.save(folder / "own.keras")
+    return classifier, folder
+
+
+@pytest.mark.parametrize("name", ["own.weights.h5", "legacy.h5", "own.keras"])
+def test_weights_are_read_from_a_file(small, name):
+    classifier, folder = small
+    loaded = load_classifier("mobilenet_v2", folder / name, **SMALL)
+    expected = classifier.predict(photo(96, 96))
+    np.testing.assert_array_equal(loaded.predict(photo(96, 96)), expected)
+    assert not loaded.published
+
+
+def test_missing_weights_are_named(tmp_path):
+    for path in (tmp_path / "away.h5", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"{path}: no such file of weights for mobilen"):
+            load_classifier("mobilenet_v2", path, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.weights.h5", "a.keras", "a.txt", "a"])
+@pytest.mark.parametrize("content", [b"", b"not weights\n"])
+def test_a_text_file_is_no_weights(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}: expected the weights of mobilenet_v2"):
+        load_classifier("mobilenet_v2", path, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["own.weights.h5", "legacy.h5", "own.keras"])
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.999])
+def test_weights_that_were_cut_off_are_refused(small, tmp_path, name, share):
+    whole = (small[1] / name).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=f"^{path}: expected the weights of mobilenet_v2"):
+        load_classifier("mobilenet_v2", path, **SMALL)
+
+
+@pytest.mark.parametrize("name", ["own.weights.h5", "legacy.h5", "own.keras"])
+@pytest.mark.parametrize(
+    ("model_name", "options"),
+    [
+        ("mobilenet_v2", {**SMALL, "classes": 8}),
+        ("mobilenet_v2", {**SMALL, "alpha": 0.5}),
+        ("mobilenet", {**SMALL, "alpha": 0.25}),
+        ("demo", {}),
+    ],
+)
+def test_weights_of_another_model_are_refused(small, name, model_name, options):
+    path = small[1] / name
+    with pytest.raises(ValueError, match=f"^{path}: expected the weights of {model_name}"):
+        load_classifier(model_name, path, **options)
+
+
+@pytest.mark.parametrize("lost", ["layers/conv2d_5", "layers/conv2d_5/vars/0"])
+def test_weights_that_lack_a_layer_are_refused(small, tmp_path, lost):
+    import h5py
+
+    path = tmp_path / "own.weights.h5"
+    path.write_bytes((small[1] / "own.weights.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        del file[lost]
+    with pytest.raises(ValueError, match=f"^{path}: expected the weights of mobilenet_v2"):
+        load_classifier("mobilenet_v2", path, **SMALL)
+
+
+# Weights from the cache
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[tuple[str, data.Download]]:
+    """What is asked of the cache, which has nothing."""
+    recorded: list[tuple[str, data.Download]] = []
+
+    def download(name: str, source: data.Download) -> Path:
+        recorded.append((name, source))
+        raise DownloadError(f"{name} is not to be had")
+
+    monkeypatch.setattr(data, "download", download)
+    return recorded
+
+
+def test_resnet50_is_asked_of_our_cache_by_keras_s_name_address_and_hash(asked):
+    with pytest.raises(DownloadError, match="resnet50_weights"):
+        load_classifier("resnet50")
+    ((name, source),) = asked
+    assert name == RESNET50
+    # As Keras 3 has them in keras/src/applications/resnet.py.
+    assert source.known_hash == "md5:2cb95161c43110f7111970584f804107"
+    assert source.url == (
+        "https://storage.googleapis.com/tensorflow/keras-applications/resnet/"
+        "resnet50_weights_tf_dim_ordering_tf_kernels.h5"
+    )
+
+
+def test_mobilenet_v2_is_asked_of_our_cache_without_a_hash_since_keras_has_none(asked):
+    with pytest.raises(DownloadError, match="mobilenet_v2_weights"):
+        load_classifier("mobilenet_v2", alpha=0.35, input_shape=(96, 96, 3))
+    ((name, source),) = asked
+    assert name == "models/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96.h5"
+    assert source.url.startswith("https://storage.googleapis.com/tensorflow/keras-applications/")
+    assert source.known_hash is None
+
+
+def test_convnext_s_longer_hash_is_a_sha256(asked):
+    with pytest.raises(DownloadError, match="convnext_tiny"):
+        load_classifier("convnext_tiny")
+    ((_, source),) = asked
+    algorithm, _, digest = source.known_hash.partition(":")
+    assert len(digest) == 2 * hashlib.new(algorithm).digest_size
+
+
+def test_the_weights_in_the_cache_are_the_ones_that_are_used(tmp_path, monkeypatch):
+    options = {"alpha": 0.35, "input_shape": (96, 96, 3)}
+    monkeypatch.setattr(data, "class_index", lambda: [(str(i), str(i)) for i in range(1000)])
+    own = keras.applications.MobileNetV2(weights=None, **options)
+    own.save(tmp_path / "own.h5")
+    monkeypatch.setattr(data, "download", lambda name, source: tmp_path / "own.h5")
+    classifier = load_classifier("mobilenet_v2", **options)
+    expected = own(photo(96, 96)[np.newaxis] / 127.5 - 1)[0]
+    np.testing.assert_allclose(classifier.predict(photo(96, 96)), expected, atol=1e-6)
+
+
+def test_keras_s_own_download_is_back_in_place_after_a_failure(asked):
+    from keras.src.utils import file_utils
+
+    before = file_utils.get_file
+    with pytest.raises(DownloadError):
+        load_classifier("mobilenet_v2", alpha=0.35, input_shape=(96, 96, 3))
+    assert file_utils.get_file is before
+
+
+# A model of one's own
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A model that Keras saved."""
+    plain_model().save(tmp_path / "own.keras")
+    return tmp_path / "own.keras"
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "scaled"),
+    [
+        ("-1..1", lambda x: x / 127.5 - 1),
+        ("0..1", lambda x: x / 255),
+        ("0..255", lambda x: x),
+        (lambda x: 3 * x, lambda x: 3 * x),
+    ],
+)
+def test_a_saved_model_is_a_classifier_that_scales_as_asked(own, preprocess, scaled):
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    classifier = classifier_from_file(own, preprocess=preprocess, class_names=names)
+    given = classifier.model(scaled(photos(2, 12, 12)))
+    np.testing.assert_allclose(classifier.predict(photos(2, 12, 12)), given, atol=1e-6)
+    assert classifier.class_names == tuple(names)
+    assert not classifier.published
+
+
+def test_a_saved_model_takes_minus_1_to_1_by_default(own):
+    expected = classifier_from_file(own, preprocess="-1..1").predict(photo(12, 12))
+    np.testing.assert_array_equal(classifier_from_file(str(own)).predict(photo(12, 12)), expected)
+
+
+def test_an_unknown_scaling_lists_the_known(own):
+    with pytest.raises(ValueError, match=r"expected one of \('-1..1', .*got 'caffe'"):
+        classifier_from_file(own, preprocess="caffe")
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"away\.keras: no such file of a Keras model"):
+        classifier_from_file(tmp_path / "away.keras")
+
+
+@pytest.mark.parametrize("name", ["a.keras", "a.h5", "a.weights.h5", "a.txt", "a"])
+@pytest.mark.parametrize("content", [b"", b"not a model\n"])
+def test_a_text_file_is_no_model(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}: expected a model that Keras saved"):
+        classifier_from_file(path)
+
+
+def test_weights_alone_are_no_model(tmp_path):
+    path = tmp_path / "own.weights.h5"
+    plain_model().save_weights(path)
+    with pytest.raises(ValueError, match=f"^{path}: expected a model that Keras saved"):
+        classifier_from_file(path)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7, 0.99])
+def test_a_model_that_was_cut_off_is_refused(own, share):
+    whole = own.read_bytes()
+    own.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=f"^{own}: expected a model that Keras saved"):
+        classifier_from_file(own)
+
+
+# Every ImageNet model
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("name", "size", "has_head"),
+    [
+        ("mobilenet", 224, True),
+        ("mobilenet_v2", 224, True),
+        ("mobilenet_v3_small", 224, False),
+        ("efficientnetb1", 240, True),
+        ("efficientnet_v2b0", 224, True),
+        ("densenet121", 224, True),
+        ("nasnet_mobile", 224, True),
+        ("resnet50", 224, True),
+        ("inception_v3", 299, True),
+        ("convnext_tiny", 224, False),
+        ("vgg16", 224, False),
+    ],
+)
+def test_an_imagenet_model_takes_images_at_its_own_size(name, size, has_head):
+    classifier = load_classifier(name, "random")
+    assert classifier.input_size == (size, size)
+    images = photos(2, size, size)
+    probabilities = classifier.predict(images)
+    assert probabilities.shape == (2, 1000)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-4)
+    maps, _ = classifier.features(images)
+    assert maps.shape[0] == 2
+    assert min(maps.shape[1:3]) > 1
+    assert (classifier.head_weights is not None) == has_head
+    if has_head:
+        assert classifier.head_weights.shape == (maps.shape[3], 1000)
+    keras.backend.clear_session()
+
+
+# Real photos and weights
+
+
+@pytest.fixture(scope="session")
+def mobilenet(real) -> Classifier:
+    """MobileNetV2 with its ImageNet weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PDUTILS_CACHE", str(real / "cache"))
+        return load_classifier("mobilenet_v2", real / "weights" / "mobilenet_v2.weights.h5")
+
+
+@pytest.mark.real
+def test_the_authors_clean_badger_is_a_badger(real, mobilenet):
+    folder = real / "cache" / "pixel-deflection" / "originals"
+    image = load_image(folder / "n02447366_00008562.png", mobilenet.input_size)
+    (best,) = mobilenet.top(mobilenet.predict(image), 1)
+    assert (best.number, best.class_id, best.class_name) == (BADGER, "n02447366", "badger")
+    assert abs(best.probability - 0.856) < 0.02
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "seen", "probability"),
+    [("chelsea", "Egyptian_cat", 0.52), ("coffee", "espresso", 0.76), ("rocket", "missile", 0.52)],
+)
+def test_scikit_image_s_photos_are_what_they_show(mobilenet, tmp_path, name, seen, probability):
+    import skimage.data
+
+    save_image(tmp_path / "a.png", getattr(skimage.data, name)().astype(np.float32))
+    image = load_image(tmp_path / "a.png", size=mobilenet.input_size)
+    (best,) = mobilenet.top(mobilenet.predict(image), 1)
+    assert best.class_name == seen
+    assert abs(best.probability - probability) < 0.03
+
+
+@pytest.mark.real
+def test_the_deeper_the_step_along_the_gradient_the_less_a_badger(real, mobilenet):
+    folder = real / "cache" / "pixel-deflection" / "originals"
+    image = load_image(folder / "n02447366_00008562.png")
+    gradient, before = mobilenet.loss_gradient(image, BADGER)
+    after = mobilenet.predict(np.clip(image + np.sign(gradient), 0, 255))
+    assert after[BADGER] < before[BADGER] / 2
+
+
+@pytest.fixture(scope="module")
+def resnet50() -> Classifier:
+    """ResNet-50 with its ImageNet weights, or a skip with a word."""
+    weights = data.cache_dir() / RESNET50
+    if not weights.is_file():
+        pytest.skip(f"the ImageNet weights of ResNet-50 are not at {weights}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "class_index", lambda: [(str(i), str(i)) for i in range(1000)])
+        return load_classifier("resnet50", weights)
+
+
+@pytest.mark.resnet50
+@pytest.mark.real
+def test_the_blog_s_two_deterministic_numbers_and_the_direction_of_the_others(real, resnet50):
+    folder = real / "cache" / "pixel-deflection" / "images"
+    adversary = load_image(folder / "n02447366_00008562.png", resnet50.input_size)
+    attacked = resnet50.predict(adversary)
+    assert abs(attacked[SKUNK] - 0.59) < 0.02
+    assert abs(attacked[BADGER] - 0.15) < 0.02
+    copies = np.stack([adversary] * 20)
+    deflected = pixel_deflection(copies, 200, 10, reading="blog", rng=0)
+    after_pd = resnet50.predict(deflected)[:, BADGER].mean()
+    after_wd = resnet50.predict(denoise(deflected, "wavelet", sigma=0.04))[:, BADGER].mean()
+    assert attacked[BADGER] < after_pd < after_wd

@@ -1,0 +1,373 @@
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import photo
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from pdutils import commands, defenses, deflection, demo, denoising, runner
+from pdutils.data import demo_root
+from pdutils.deflection import pixel_deflection
+from pdutils.denoising import denoise
+from pdutils.images import load_image, on_grid, save_image, save_map
+from pdutils.streams import streams
+
+
+@pytest.fixture
+def with_toy(toy, monkeypatch):
+    monkeypatch.setattr("pdutils.classifiers.load_classifier", lambda name, weights: toy)
+    return toy
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "cat_1.png"
+    save_image(path, photo(seed=3))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Seven labelled pictures, and one that is none."""
+    for i, label in enumerate(("ant", "bee", "cat", "dog", "eel", "fox", "ant")):
+        save_image(tmp_path / "photos" / f"{label}_{i}.png", photo(seed=i))
+    (tmp_path / "photos" / "bee_9.png").write_text("no picture")
+    return tmp_path / "photos"
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Carry out a command line; give its status and what it printed."""
+    try:
+        status = commands.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def table(out: str) -> list[list[str]]:
+    return [line.split() for line in out.split("\n\n")[1].splitlines()[1:]]
+
+
+def row(classifier, probabilities) -> list[list[str]]:
+    best = sorted(range(len(probabilities)), key=lambda i: -probabilities[i])[:5]
+    return [[classifier.class_names[i], f"{probabilities[i]:.3f}"] for i in best]
+
+
+def side_by_side(classifier, before, after) -> list[list[str]]:
+    rows = zip(row(classifier, before), row(classifier, after), strict=True)
+    return [[*left, *right] for left, right in rows]
+
+
+def test_help_is_quick():
+    code = (
+        "import sys\nfrom pdutils.commands import main\n"
+        "try:\n    main(['defend', '--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'tensorflow', 'keras', 'skimage', 'papermill', 'nbformat'}\n"
+        "sys.exit(bool(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0
+    assert "IMAGE|FOLDER" in found.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["defend"], ["demo"]])
+def test_help_has_examples_or_lists_the_commands(capsys, command):
+    status, out, _ = run(capsys, *command, "--help")
+    assert status == 0
+    assert ("examples:" in out) == bool(command)
+    assert "python -m pdutils" in out
+
+
+def test_the_words_of_the_options_are_those_of_the_functions():
+    assert tuple(denoising.DENOISERS) == commands.DENOISERS
+    assert get_args(defenses.MapKind) == commands.MAPS
+    assert get_args(deflection.Reading) == commands.READINGS
+    assert get_args(denoising.SigmaScale) == commands.SIGMA_SCALES
+    options = commands._parser().parse_args(["defend", "x"])
+    assert commands._defense(options) == defenses.Defense()
+    assert commands._parser().parse_args(["run"]).timeout == runner.CELL_TIMEOUT
+
+
+def test_defend_shows_the_top_five_before_and_after(capsys, with_toy, picture):
+    status, out, _ = run(capsys, "defend", picture, "--seed", 4, "--window", 3, "--sigma", 0.1)
+    image = load_image(picture)
+    deflected = pixel_deflection(image, 200, 3, rng=_stream_of_run(4))
+    after = with_toy.predict(denoise(deflected, "wavelet", sigma=0.1))
+    assert status == 0
+    assert table(out) == side_by_side(with_toy, with_toy.predict(image), after)
+    changed = np.any(deflected != image, axis=-1).mean()
+    assert f"Deflection changed {changed:.1%} of the pixels" in out
+    assert "200 deflections (blog reading, window 3) without a map" in out
+    assert "wavelet denoising, sigma 0.1" in out
+
+
+def _stream_of_run(seed: int, run: int = 0) -> list[np.random.Generator]:
+    (first,) = streams(seed, 1)
+    return [[first, *first.spawn(run)][run]]
+
+
+def test_the_columns_of_the_table_are_aligned(capsys, with_toy, picture):
+    _, out, _ = run(capsys, "defend", picture)
+    lines = out.split("\n\n")[1].splitlines()
+    assert len(lines) == 6
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert lines[0].index("after") == lines[1].index(lines[1].split()[2], 6)
+
+
+def test_several_runs_are_averaged_and_the_first_is_saved(capsys, with_toy, picture, tmp_path):
+    saved = tmp_path / "defended.png"
+    _, out, _ = run(capsys, "defend", picture, "--runs", 3, "--denoiser", "median", "--save", saved)
+    image = load_image(picture)
+    defended = [
+        denoise(pixel_deflection(image, 200, rng=_stream_of_run(0, i)), "median") for i in range(3)
+    ]
+    after = np.mean([with_toy.predict(each) for each in defended], axis=0)
+    assert table(out) == side_by_side(with_toy, with_toy.predict(image), after)
+    np.testing.assert_array_equal(load_image(saved), on_grid(defended[0]))
+    assert "mean of 3 runs" in out
+
+
+def test_a_map_file_spares_pixels(capsys, with_toy, picture, tmp_path):
+    spared = np.zeros((32, 32), dtype=np.float32)
+    spared[:, :16] = 1
+    save_map(tmp_path / "map.png", spared)
+    saved = tmp_path / "defended.png"
+    options = ["--map", tmp_path / "map.png", "--denoiser", "none", "--save", saved]
+    status, _, _ = run(capsys, "defend", picture, *options)
+    changed = np.any(load_image(saved) != load_image(picture), axis=-1)
+    assert status == 0
+    assert not changed[:, :16].any()
+    assert changed[:, 16:].any()
+
+
+@pytest.mark.parametrize("kind", ["cam", "rcam"])
+def test_a_map_can_be_made(capsys, with_toy, picture, kind):
+    _, out, _ = run(capsys, "defend", picture, "--map", kind, "--deflections", 300)
+    defense = defenses.Defense(deflections=300, activation=kind)
+    image = load_image(picture)
+    after = defense.predict(with_toy, image, rng=0)
+    assert table(out) == side_by_side(with_toy, with_toy.predict(image), after)
+
+
+def test_nothing_may_be_done(capsys, with_toy, picture):
+    _, out, _ = run(capsys, "defend", picture, "--deflections", 0, "--denoiser", "none")
+    assert all(row[:2] == row[2:] for row in table(out))
+    assert "Defence: nothing" in out
+    assert "stays" in out
+
+
+def test_a_folder_is_counted_before_and_after(capsys, with_toy, folder):
+    status, out, _ = run(capsys, "defend", folder, "--deflections", 50, "--seed", 2)
+    files = sorted(path for path in folder.iterdir() if path.name != "bee_9.png")
+    spawned = np.random.default_rng(2).spawn(len(files))
+    hits = np.zeros((2, 2), dtype=int)
+    for path, stream in zip(files, spawned, strict=True):
+        image, label = load_image(path), with_toy.class_names.index(path.name[:3])
+        deflected = pixel_deflection(image, 50, rng=[stream])
+        for i, seen in enumerate((image, denoise(deflected))):
+            ranks = list(np.argsort(-with_toy.predict(seen)))
+            hits[0, i] += ranks[0] == label
+            hits[1, i] += label in ranks[:5]
+    assert status == 0
+    rows = [line.replace("[", " [").split() for line in out.split("\n\n")[1].splitlines()[1:]]
+    assert [[name, before, after] for name, before, _, _, after, *_ in rows] == [
+        [name, *(f"{count / 7:.2f}" for count in pair)]
+        for name, pair in zip(("top1", "top5"), hits, strict=True)
+    ]
+    assert "n = 7 images" in out
+    assert f"skipped {folder / 'bee_9.png'}: " in out
+
+
+def test_the_batch_size_does_not_change_what_is_drawn(capsys, with_toy, folder, monkeypatch):
+    seen = []
+    predict = defenses.Defense.transform
+
+    def recorded(self, *arguments, **options):
+        result = predict(self, *arguments, **options)
+        seen.append(result)
+        return result
+
+    monkeypatch.setattr(defenses.Defense, "transform", recorded)
+    for size in (1, 3, 32):
+        run(capsys, "defend", folder, "--batch-size", size)
+    by_size = [np.concatenate(seen[start:stop]) for start, stop in ((0, 7), (7, 10), (10, 11))]
+    np.testing.assert_array_equal(by_size[0], by_size[1])
+    np.testing.assert_array_equal(by_size[0], by_size[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["nothing.png"], 1, "nothing.png: no such file"),
+        (["{text}"], 1, "expected a picture"),
+        (["{folder}", "--save", "x.png"], 2, "--save takes the result of one image"),
+        (["{folder}", "--map", "x.png"], 2, "--map takes one of none, cam, rcam with a folder"),
+        (["{picture}", "--map", "x.png"], 1, "x.png: no such file"),
+        (["{picture}", "--map", "{picture}"], 1, "expected a grey picture"),
+        (["{picture}", "--denoiser", "none", "--sigma-scale", "rgb"], 2, "--sigma-scale goes with"),
+        (["{picture}", "--denoiser", "median", "--sigma", "1"], 1, "median: no option sigma"),
+        (["{picture}", "--denoiser", "blur"], 2, "invalid choice: 'blur'"),
+        (["{picture}", "--window", "0"], 1, "window: expected"),
+        (["{picture}", "--window", "wide"], 2, "invalid int value: 'wide'"),
+        (["{picture}", "--deflections", "-1"], 1, "deflections: expected"),
+        (["{picture}", "--runs", "0"], 1, "runs: expected"),
+        (["{picture}", "--seed", "-1"], 2, "--seed: expected a whole number of at least 0"),
+        (["{picture}", "--save", "{text}"], 1, "expected a name that ends in .png"),
+        (["{folder}", "--batch-size", "0"], 1, "batch_size: expected at least 1"),
+        (["{unknown}"], 1, "has no class 'yak'"),
+        (["{empty}"], 1, "expected pictures"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(
+    capsys, with_toy, picture, folder, tmp_path, options, status, message
+):
+    places = {"picture": picture, "folder": folder}
+    for name in ("empty", "unknown"):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+    save_image(tmp_path / "unknown" / "yak_1.png", photo())
+    places["text"] = tmp_path / "notes.txt"
+    places["text"].write_text("no picture")
+    found, _, err = run(capsys, "defend", *(option.format(**places) for option in options))
+    assert found == status
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            PermissionError(13, "Permission denied", "results"),
+            1,
+            "error: results: Permission denied\n",
+        ),
+        (ValueError("two\nlines"), 1, "error: two lines\n"),
+    ],
+)
+def test_an_exception_becomes_a_status_and_a_line(capsys, monkeypatch, raised, status, line):
+    def fail(options):
+        raise raised
+
+    monkeypatch.setattr(commands, "_check_paths", fail)
+    assert run(capsys, "defend", "x.png") == (status, "", line)
+
+
+def test_a_fault_of_the_program_is_not_hidden(capsys, monkeypatch):
+    monkeypatch.setattr(commands, "_check_paths", lambda options: {}["missing"])
+    with pytest.raises(KeyError):
+        commands.main(["defend", "x.png"])
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """What the command line asks the runner for, which then runs nothing."""
+    calls = []
+    form = inspect.signature(runner.run_notebooks)
+
+    def record(*arguments, **options):
+        calls.append(form.bind(*arguments, **options).arguments)
+        return []
+
+    monkeypatch.setattr(runner, "run_notebooks", record)
+    monkeypatch.setattr(
+        runner, "find_notebooks", lambda folder=None: [Path("01_a.ipynb"), Path("12_b.ipynb")]
+    )
+    return calls
+
+
+def test_run_takes_the_blog_by_default(capsys, asked):
+    run(capsys, "run")
+    run(capsys, "run", "--all")
+    assert [call["notebooks"] for call in asked] == [
+        [Path("01_a.ipynb")],
+        [Path("01_a.ipynb"), Path("12_b.ipynb")],
+    ]
+    assert asked[0]["output"] == demo_root() / "results"
+    assert (asked[0]["parameters"], asked[0]["timeout"]) == ({}, 300)
+    assert asked[0]["jobs"] in (1, 2)
+
+
+def test_run_passes_its_options_on(capsys, asked, tmp_path):
+    options = ["--classifier", "vgg19", "-p", "seed", "-1", "-p", "image", "a b.png"]
+    run(capsys, "run", "12", *options, "--timeout", 9, "--jobs", 3, "--output", tmp_path)
+    assert asked == [
+        {
+            "notebooks": [Path("12_b.ipynb")],
+            "output": tmp_path,
+            "parameters": {"classifier": "vgg19", "seed": -1, "image": "a b.png"},
+            "timeout": 9,
+            "jobs": 3,
+        }
+    ]
+
+
+@pytest.fixture
+def notebook(tmp_path) -> Path:
+    tagged = new_code_cell("number = 2", metadata={"tags": ["parameters"]})
+    cells = [new_markdown_cell("# One"), tagged, new_code_cell("half = 1\nhalf / number")]
+    made = new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    nbformat.write(made, tmp_path / "01_one.ipynb")
+    return tmp_path / "01_one.ipynb"
+
+
+def test_run_names_what_failed_with_its_error_and_its_cell(capsys, notebook, tmp_path):
+    output = tmp_path / "results"
+    status, out, err = run(capsys, "run", notebook, "--output", output, "-p", "number", "0")
+    assert status == 1
+    assert "01_one failed: ZeroDivisionError: division by zero\n    half = 1\n" in err
+    assert "0 of 1 notebooks" in out
+    status, out, _ = run(capsys, "run", notebook, "--output", output)
+    assert status == 0
+    assert "1 of 1 notebooks" in out
+    assert (output / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "no notebook 'nope'; known: "),
+        (["{notebook}", "-p", "other", "1"], "no parameter 'other' in 01_one; known: number"),
+        (["{notebook}", "--classifier", "demo"], "no parameter 'classifier'"),
+    ],
+)
+def test_run_refuses_what_it_does_not_know(capsys, notebook, tmp_path, arguments, message):
+    given = [argument.format(notebook=notebook) for argument in arguments]
+    status, _, err = run(capsys, "run", *given, "--output", tmp_path / "results")
+    assert status == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_demo_calls_its_makers(capsys, monkeypatch, tmp_path):
+    calls = []
+    for name in ("train", "make"):
+        form = inspect.signature(getattr(demo, name))
+
+        def record(*arguments, name=name, form=form, **options):
+            calls.append((name, dict(form.bind(*arguments, **options).arguments)))
+            from pdutils.evaluation import Rate
+
+            return Rate(3, 4)
+
+        monkeypatch.setattr(demo, name, record)
+    weights = tmp_path / "w.weights.h5"
+    status, out, _ = run(capsys, "demo", "train", "--output", weights, "--seed", 5)
+    assert (status, "0.75" in out) == (0, True)
+    assert run(capsys, "demo", "make", "--root", tmp_path)[0] == 0
+    assert run(capsys, "demo", "train")[0] == 0
+    assert calls == [
+        ("train", {"output": weights, "seed": 5}),
+        ("make", {"root": tmp_path, "seed": 0}),
+        ("train", {"output": demo_root() / "data" / demo.WEIGHTS, "seed": 0}),
+    ]

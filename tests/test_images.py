@@ -1,0 +1,591 @@
+import errno
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import photo, photos
+from PIL import Image
+
+from pdutils import images
+from pdutils.images import (
+    as_batch,
+    as_map_batch,
+    check_images,
+    label_from_name,
+    load_image,
+    load_map,
+    min_max,
+    on_grid,
+    save_image,
+    save_map,
+    whole_file,
+)
+
+WHITE = [255.0, 255.0, 255.0]
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand, from the format's own description."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def grey(values: list[list[int]], dtype: type = np.uint8) -> Image.Image:
+    return Image.fromarray(np.array(values, dtype=dtype))
+
+
+def saved(folder: Path, name: str, picture: Image.Image, **options: object) -> Path:
+    picture.save(folder / name, **options)
+    return folder / name
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# The contract
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ([[[1.0, 2.0, 3.0]]], "list"),
+        (photo().astype(np.uint8), "uint8"),
+        (photo().astype(np.float64), "float64"),
+        (photo()[..., 0], r"\(32, 32\)"),
+        (photo()[..., :1], r"\(32, 32, 1\)"),
+        (np.zeros((3, 32, 32), np.float32), r"\(3, 32, 32\)"),
+        (photos(2)[np.newaxis], r"\(1, 2, 32, 32, 3\)"),
+        (np.zeros((0, 32, 3), np.float32), r"\(0, 32, 3\)"),
+        (np.zeros((0, 32, 32, 3), np.float32), r"\(0, 32, 32, 3\)"),
+        (np.full((2, 2, 3), np.nan, np.float32), "NaN"),
+        (np.full((2, 2, 3), -np.inf, np.float32), "infinity"),
+        (photo() - 200, r"\[-\d+"),
+        (photo() * 2, r", \d+\]"),
+        (photo() / 255, "looks scaled"),
+        (photo() / 127.5 - 1, "looks scaled"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_was_expected_and_what_came(wrong, found):
+    with pytest.raises(ValueError, match=rf"^picture: expected .*{found}"):
+        check_images(wrong, "picture")
+
+
+def test_an_image_comes_back_as_it_is():
+    image = photo()
+    before = image.copy()
+    assert check_images(image) is image
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("value", [-128.0, 0.0, 1.0, 255.0, 383.0])
+def test_flat_images_and_a_little_overshoot_are_allowed(value):
+    check_images(np.full((1, 1, 3), value, np.float32))
+
+
+@pytest.mark.parametrize("value", [-128.5, 383.5])
+def test_more_overshoot_is_not(value):
+    with pytest.raises(ValueError, match=r"\[0, 255\]"):
+        check_images(np.full((1, 1, 3), value, np.float32))
+
+
+def test_a_single_image_becomes_a_batch_of_one_that_shares_its_memory():
+    image = photo()
+    batch, single = as_batch(image)
+    assert single
+    assert batch.shape == (1, 32, 32, 3)
+    assert np.shares_memory(batch, image)
+
+
+def test_a_batch_stays_a_batch():
+    batch, single = as_batch(photos(2))
+    assert not single
+    np.testing.assert_array_equal(batch, photos(2))
+
+
+def test_maps_come_back_as_a_batch():
+    one = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
+    np.testing.assert_array_equal(as_map_batch(one, photos(1)), one[np.newaxis])
+    np.testing.assert_array_equal(as_map_batch(np.stack([one, one]), photos(2))[1], one)
+    assert as_map_batch(None, photos(2)) is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "n", "message"),
+    [
+        (np.zeros((16, 32), np.float32), 1, r"\(1, 32, 32\) or \(32, 32\).*\(16, 32\)"),
+        (np.zeros((32, 32), np.float32), 2, r"\(2, 32, 32\).*\(32, 32\)"),
+        (np.zeros((3, 32, 32), np.float32), 2, r"\(2, 32, 32\).*\(3, 32, 32\)"),
+        (np.zeros((32, 32, 3), np.float32), 1, r"\(32, 32, 3\)"),
+        (np.zeros((32, 32)), 1, "float64"),
+        (np.full((32, 32), 1.1, np.float32), 1, r"\[0, 1\], got \[1.1, 1.1\]"),
+        (np.full((32, 32), -0.5, np.float32), 1, r"\[0, 1\], got \[-0.5, -0.5\]"),
+        (np.full((32, 32), np.nan, np.float32), 1, "NaN"),
+        ("rcam.png", 1, "str"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_refused_with_what_came(wrong, n, message):
+    with pytest.raises(ValueError, match=f"activation_map: expected .*{message}"):
+        as_map_batch(wrong, photos(n))
+
+
+def test_on_grid_clips_and_rounds_a_copy():
+    given = np.array([-3.0, 0.4, 1.6, 254.5, 300.0], np.float32)
+    before = given.copy()
+    result = on_grid(given)
+    np.testing.assert_array_equal(result, np.array([0, 0, 2, 254, 255], np.float32))
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(given, before)
+
+
+# Reading files that are no good
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(FileNotFoundError, match=r"nowhere/owl_1\.png: no such file"):
+        load_image("nowhere/owl_1.png")
+
+
+def test_a_folder_is_no_picture(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path}: expected a picture, got a folder"):
+        load_image(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture\n", b"\x89PNG\r\n\x1a\n", bytes(1000)])
+def test_what_is_no_picture_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "owl_1.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}: expected a picture that can be read"):
+        load_image(path)
+
+
+# Pillow warns of some of these files too.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.bmp", "a.webp", "a.tif"])
+def test_a_picture_that_was_cut_off_is_refused_by_name(tmp_path, name):
+    path = saved(tmp_path, name, Image.fromarray(photo().astype(np.uint8)))
+    whole = path.read_bytes()
+    for kept in (len(whole) // 8, len(whole) // 2, len(whole) * 7 // 8):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=f"^{path}: expected a picture that can be read"):
+            load_image(path)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
+def test_an_animation_is_refused(tmp_path, name):
+    frames = [Image.fromarray(photo(seed=seed).astype(np.uint8)) for seed in range(3)]
+    path = saved(tmp_path, name, frames[0], save_all=True, append_images=frames[1:])
+    with pytest.raises(ValueError, match=f"^{path}: expected a still .* animation of 3 frames"):
+        load_image(path)
+
+
+def test_an_animation_that_was_cut_off_is_refused_by_name(tmp_path):
+    frames = [Image.fromarray(photo(seed=seed).astype(np.uint8)) for seed in range(3)]
+    path = saved(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    whole = path.read_bytes()
+    for kept in range(20, len(whole) - 1, 97):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match=f"^{path}: expected"):
+            load_image(path)
+
+
+@pytest.mark.parametrize("side", [9_000, 12_000, 60_000])
+def test_a_picture_that_claims_to_be_huge_is_refused_before_it_is_decoded(
+    tmp_path, monkeypatch, side
+):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(side, side, 8, 2, b""))
+
+    def decode(self: Image.Image) -> None:
+        raise AssertionError("the picture was decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decode)
+    with pytest.raises(ValueError, match=f"^{path}: expected at most 64,000,000 pixels"):
+        load_image(path)
+
+
+def test_floats_are_refused(tmp_path):
+    path = saved(tmp_path, "a.tif", Image.fromarray(photo()[..., 0]))
+    with pytest.raises(ValueError, match=f"^{path}: expected 8 or 16 bits a channel, got floats"):
+        load_image(path)
+
+
+def test_more_than_16_bits_are_refused(tmp_path):
+    path = saved(tmp_path, "a.tif", grey([[0, 70_000]], np.int32))
+    with pytest.raises(ValueError, match=f"^{path}: .*70000, not 16 bits"):
+        load_image(path)
+
+
+# Reading files of every kind
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (31, 33)])
+def test_one_pixel_and_odd_sizes_are_read(tmp_path, shape):
+    image = photo(*shape)
+    path = saved(tmp_path, "a.png", Image.fromarray(image.astype(np.uint8)))
+    loaded = load_image(path)
+    np.testing.assert_array_equal(loaded, image)
+    assert loaded.dtype == np.float32
+    assert loaded.flags.writeable
+
+
+def test_grey_becomes_three_equal_channels(tmp_path):
+    path = saved(tmp_path, "a.png", grey([[0, 7], [200, 255]]))
+    np.testing.assert_array_equal(load_image(path)[..., 1], [[0, 7], [200, 255]])
+    assert np.ptp(load_image(path), axis=-1).max() == 0
+
+
+def test_one_bit_becomes_black_and_white(tmp_path):
+    path = saved(tmp_path, "a.png", Image.fromarray(np.array([[True, False]])))
+    np.testing.assert_array_equal(load_image(path), [[WHITE, [0, 0, 0]]])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, name):
+    path = saved(tmp_path, name, grey([[0, 257, 25_700, 32_768, 65_535]], np.uint16))
+    np.testing.assert_array_equal(load_image(path)[0, :, 0], [0, 1, 100, 128, 255])
+
+
+def test_16_bit_rgb_is_scaled_to_within_a_grey_level(tmp_path):
+    values = np.array([[[0, 25_700, 65_535], [32_768, 300, 40_000]]], dtype=">u2")
+    path = tmp_path / "a.png"
+    path.write_bytes(png(2, 1, 16, 2, b"\0" + values.tobytes()))
+    assert np.abs(load_image(path) - values.astype(float) / 257).max() < 1
+
+
+def test_what_is_transparent_is_laid_over_white(tmp_path):
+    rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], dtype=np.uint8)
+    path = saved(tmp_path, "a.png", Image.fromarray(rgba))
+    # A fifth of the colour and four fifths of white.
+    expected = [[[200, 100, 0], WHITE, [244, 224, 204]]]
+    np.testing.assert_array_equal(load_image(path), expected)
+
+
+def test_grey_with_alpha_is_laid_over_white(tmp_path):
+    alpha = Image.merge("LA", [grey([[10, 10, 10]]), grey([[255, 0, 51]])])
+    path = saved(tmp_path, "a.png", alpha)
+    np.testing.assert_array_equal(load_image(path)[0, :, 2], [10, 255, 206])
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif"])
+def test_palettes_are_read_with_and_without_a_transparent_colour(tmp_path, name):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([250, 0, 0, 0, 240, 0])
+    picture.putdata([0, 1])
+    opaque = saved(tmp_path, f"opaque_{name}", picture)
+    np.testing.assert_array_equal(load_image(opaque), [[[250, 0, 0], [0, 240, 0]]])
+    pierced = saved(tmp_path, f"pierced_{name}", picture, transparency=1)
+    np.testing.assert_array_equal(load_image(pierced), [[[250, 0, 0], WHITE]])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_cmyk_becomes_rgb(tmp_path, name):
+    path = saved(tmp_path, name, Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
+    np.testing.assert_array_equal(load_image(path)[4, 4], [255, 0, 0])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_a_camera_s_rotation_is_obeyed(tmp_path, name):
+    upright = np.full((8, 16, 3), 20, np.uint8)
+    upright[:, 8:] = 220
+    exif = Image.Exif()
+    # 6: the camera was held so that the top of the scene is at the right of the file.
+    exif[0x0112] = 6
+    turned = np.rot90(upright)
+    path = saved(tmp_path, name, Image.fromarray(turned), exif=exif)
+    assert np.abs(load_image(path) - upright).max() < 12
+
+
+def test_a_telephone_s_photo_with_a_second_picture_in_it_is_its_first_picture(tmp_path):
+    first = np.full((16, 16, 3), 90, np.uint8)
+    second = Image.fromarray(first[:8, :8] * 2)
+    path = tmp_path / "phone.jpg"
+    Image.fromarray(first).save(path, "MPO", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(load_image(path), first)
+
+
+def test_jpeg_stays_close_to_the_picture(tmp_path):
+    image = photo(64, 48)
+    path = saved(tmp_path, "a.jpg", Image.fromarray(image.astype(np.uint8)), quality=95)
+    # Red and blue lose most, since JPEG keeps colour at half the resolution.
+    assert np.abs(load_image(path) - image).mean() < 6
+
+
+# Fitting a size
+
+
+@pytest.mark.parametrize("size", [20, (20, 20)])
+def test_a_picture_of_the_size_wanted_is_untouched(tmp_path, size):
+    image = photo(20, 20)
+    save_image(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", size), image)
+
+
+def test_256_pixels_give_their_224_in_the_middle(tmp_path):
+    image = photo(256, 300)
+    save_image(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", 224), image[16:240, 38:262])
+
+
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (512, 640), (768, 512), (96, 64)])
+def test_a_ramp_is_sampled_where_a_scaled_and_centred_cut_lies(tmp_path, height, width):
+    down, across = np.mgrid[:height, :width]
+    ramps = np.stack([250 * down / height, 250 * across / width, 0 * down], axis=-1)
+    save_image(tmp_path / "a.png", ramps.astype(np.float32))
+    loaded = load_image(tmp_path / "a.png", 56)
+    # An eighth more than 56 is 64, which the shorter side becomes.
+    step = min(height, width) / 64
+    places = (np.arange(56) - 27.5) * step
+    expected_rows = 250 * ((height - 1) / 2 + places) / height
+    expected_columns = 250 * ((width - 1) / 2 + places) / width
+    assert np.abs(loaded[..., 0] - expected_rows[:, np.newaxis]).max() < 1.1
+    assert np.abs(loaded[..., 1] - expected_columns).max() < 1.1
+
+
+def test_scaling_down_averages(tmp_path):
+    checks = 255.0 * (np.indices((512, 512)).sum(axis=0) % 2)
+    save_image(tmp_path / "a.png", np.repeat(checks[..., np.newaxis], 3, 2).astype(np.float32))
+    assert np.abs(load_image(tmp_path / "a.png", 56) - 127.5).max() < 8
+
+
+def test_height_comes_before_width(tmp_path):
+    save_image(tmp_path / "a.png", photo(40, 40))
+    assert load_image(tmp_path / "a.png", (16, 24)).shape == (16, 24, 3)
+    assert load_image(tmp_path / "a.png", np.int64(16)).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30_000), (30_000, 1)])
+def test_a_pixel_and_a_line_are_scaled_without_filling_the_memory(tmp_path, monkeypatch, shape):
+    path = saved(tmp_path, "a.png", Image.new("RGB", shape[::-1], (9, 99, 199)))
+    resize, sizes = Image.Image.resize, []
+
+    def recorded(self, size, *args, **options):
+        sizes.append(size)
+        return resize(self, size, *args, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    loaded = load_image(path, 224)
+    np.testing.assert_array_equal(loaded, np.broadcast_to([9.0, 99.0, 199.0], (224, 224, 3)))
+    assert all(width * height <= 256 * 256 for width, height in sizes)
+
+
+@pytest.mark.parametrize(
+    "size", [0, -224, (224, 0), 224.0, "224", (1, 2, 3), (224,), True, (300, 400)]
+)
+def test_a_size_that_is_none_is_refused(tmp_path, monkeypatch, size):
+    save_image(tmp_path / "a.png", photo())
+    monkeypatch.setattr(images, "MAX_PIXELS", 100_000)
+    with pytest.raises(ValueError, match=r"size: expected .*got"):
+        load_image(tmp_path / "a.png", size)
+
+
+# Writing
+
+
+def test_a_png_gives_back_exactly_what_lies_on_the_grid(tmp_path):
+    image = photo(13, 17)
+    save_image(tmp_path / "new" / "a.png", image)
+    np.testing.assert_array_equal(load_image(tmp_path / "new" / "a.png"), image)
+
+
+def test_what_is_saved_is_clipped_and_rounded_and_the_image_is_not_changed(tmp_path):
+    image = np.array([[[-20.0, 0.6, 270.0]]], np.float32)
+    before = image.copy()
+    save_image(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), [[[0, 1, 255]]])
+    np.testing.assert_array_equal(image, before)
+
+
+def test_a_saved_file_has_the_rights_of_any_other_new_file(tmp_path):
+    save_image(tmp_path / "a.png", photo())
+    (tmp_path / "other").write_text("")
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_saving_replaces_the_old_file(tmp_path):
+    save_image(tmp_path / "a.png", photo(seed=1))
+    save_image(tmp_path / "a.png", photo(seed=2))
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), photo(seed=2))
+    assert names(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a", "a.txt"])
+def test_an_unknown_suffix_is_refused_and_leaves_nothing(tmp_path, name):
+    with pytest.raises(ValueError, match=r"ends in \.png or \.jpg"):
+        save_image(tmp_path / name, photo())
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [photos(2), photo() / 255, photo().astype(np.uint8), np.full((2, 2, 3), np.nan)]
+)
+def test_what_is_no_image_is_not_saved(tmp_path, wrong):
+    with pytest.raises(ValueError, match="image: expected"):
+        save_image(tmp_path / "a.png", wrong)
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    save_image(tmp_path / "a.png", photo(seed=1))
+
+    def full(self, fp, *args, **options):
+        Path(fp).write_bytes(b"half a pic")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_image(tmp_path / "a.png", photo(seed=2))
+    with pytest.raises(OSError, match="No space left"):
+        save_image(tmp_path / "b.png", photo(seed=2))
+    assert names(tmp_path) == ["a.png"]
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), photo(seed=1))
+
+
+def test_an_interrupt_leaves_no_half_file(tmp_path):
+    def interrupted() -> None:
+        with whole_file(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert names(tmp_path) == []
+
+
+def test_while_a_file_is_written_its_own_name_is_not_there(tmp_path):
+    with whole_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+        assert not (tmp_path / "a.txt").exists()
+        assert temporary.suffix == ".txt"
+        assert temporary.name.startswith(".")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_file_where_the_folder_should_be_is_an_error(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OSError, match="taken"):
+        save_image(tmp_path / "taken" / "a.png", photo())
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path, monkeypatch):
+    def denied(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path))
+
+    monkeypatch.setattr(images.tempfile, "mkstemp", denied)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        save_image(tmp_path / "a.png", photo())
+    assert names(tmp_path) == []
+
+
+# Maps
+
+
+def test_a_map_comes_back_to_half_a_step_of_16_bits(tmp_path):
+    ramp = np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7)
+    save_map(tmp_path / "a.png", ramp)
+    loaded = load_map(tmp_path / "a.png")
+    assert loaded.dtype == np.float32
+    assert np.abs(loaded - ramp).max() <= 0.5 / 65_535 + 1e-7
+
+
+def test_a_map_s_file_holds_0_to_65535(tmp_path):
+    save_map(tmp_path / "a.png", np.array([[0, 0.25, 1]], np.float32))
+    with Image.open(tmp_path / "a.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), [[0, 16_384, 65_535]])
+
+
+def test_a_loaded_map_is_stretched(tmp_path):
+    path = saved(tmp_path, "a.png", grey([[1000, 2000, 3000]], np.uint16))
+    np.testing.assert_array_equal(load_map(path), [[0, 0.5, 1]])
+    path = saved(tmp_path, "b.png", grey([[50, 51, 54]]))
+    np.testing.assert_array_equal(load_map(path), [[0, 0.25, 1]])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_a_constant_map_is_loaded_as_zeros(tmp_path, value):
+    save_map(tmp_path / "a.png", np.full((3, 4), value, np.float32))
+    np.testing.assert_array_equal(load_map(tmp_path / "a.png"), np.zeros((3, 4)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "1", "CMYK", "F"])
+def test_a_map_in_colour_is_refused_by_name(tmp_path, mode):
+    name = "a.tif" if mode in ("CMYK", "F") else "a.png"
+    path = saved(tmp_path, name, Image.new(mode, (4, 4)))
+    with pytest.raises(ValueError, match=f"^{path}: expected .*{mode}"):
+        load_map(path)
+
+
+def test_a_map_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_map(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((1, 4, 4), np.float32),
+        np.zeros((0, 4), np.float32),
+        np.zeros((4, 4)),
+        np.full((4, 4), 2, np.float32),
+        np.full((4, 4), -0.1, np.float32),
+        np.full((4, 4), np.nan, np.float32),
+        None,
+    ],
+)
+def test_what_is_no_map_is_not_saved(tmp_path, wrong):
+    with pytest.raises(ValueError, match=r"activation_map: expected .*got"):
+        save_map(tmp_path / "a.png", wrong)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.gif", "a"])
+def test_a_map_is_saved_as_png_only(tmp_path, name):
+    with pytest.raises(ValueError, match=r"ends in \.png"):
+        save_map(tmp_path / name, np.zeros((4, 4), np.float32))
+    assert names(tmp_path) == []
+
+
+def test_min_max_stretches_each_map_by_itself():
+    maps = np.array([[[1, 2], [3, 5]], [[-4, -2], [0, 4]], [[7, 7], [7, 7]]], np.float32)
+    before = maps.copy()
+    expected = [[[0, 0.25], [0.5, 1]], [[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]]]
+    result = min_max(maps)
+    np.testing.assert_array_equal(result, expected)
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(maps, before)
+
+
+def test_min_max_of_whole_numbers_does_not_wrap_round():
+    stretched = min_max(np.array([[0, 200], [50, 100]], np.uint8))
+    np.testing.assert_array_equal(stretched, [[0, 1], [0.25, 0.5]])
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("n02447366_00008562.png", "n02447366"),
+        ("some_folder/badger_000.png", "badger"),
+        (Path("a_b_c.jpg"), "a"),
+        ("black-footed ferret_2.jpg", "black-footed ferret"),
+    ],
+)
+def test_the_label_stands_before_the_first_underscore(name, label):
+    assert label_from_name(name) == label
+
+
+@pytest.mark.parametrize("name", ["badger.png", "_000.png", "under_score/badger.png"])
+def test_a_name_without_a_label_is_refused(name):
+    with pytest.raises(ValueError, match=r"<label>_<anything>\.png, got"):
+        label_from_name(name)

@@ -1,0 +1,236 @@
+import ast
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+import nbformat
+import pytest
+
+from pdutils import runner
+
+NOTEBOOKS = runner.find_notebooks()
+
+#: Counts that every notebook takes lower, so that all of them run in a minute.
+SMALL = {"images": 10, "draws": 2, "runs": 2, "iterations": 3, "steps_on": 3}
+
+SEED = 3
+
+SHARES = re.compile(r"(true|attacked|target)_|rates|by_|fooled|share|area")
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def load(path: Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code(path: Path) -> list:
+    return [cell for cell in load(path).cells if cell.cell_type == "code"]
+
+
+def prose(path: Path) -> list[str]:
+    return [cell.source for cell in load(path).cells if cell.cell_type == "markdown"]
+
+
+def headings(path: Path) -> list[str]:
+    return re.findall(r"^#+ .*$", "\n".join(prose(path)), flags=re.MULTILINE)
+
+
+def tagged(path: Path, tag: str) -> list:
+    return [cell for cell in code(path) if tag in cell.metadata.get("tags", [])]
+
+
+def parameters(path: Path) -> dict:
+    (cell,) = tagged(path, "parameters")
+    tree = ast.parse(cell.source)
+    assert all(isinstance(node, ast.Assign) and len(node.targets) == 1 for node in tree.body)
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body}
+
+
+def test_the_blog_is_all_there():
+    assert {f"{number:02d}" for number in range(1, 9)} <= {path.name[:2] for path in NOTEBOOKS}
+
+
+@each
+def test_the_name_and_the_only_h1_come_first(path):
+    tops = [heading for heading in headings(path) if heading.startswith("# ")]
+    assert len(tops) == 1
+    assert prose(path)[0].startswith(tops[0])
+    assert load(path).cells[0].cell_type == "markdown"
+    assert tops[0].startswith(f"# {int(path.name[:2])}. ")
+
+
+@each
+def test_one_early_cell_holds_the_parameters_as_literals(path):
+    values = parameters(path)
+    assert {"classifier", "weights", "image", "seed"} <= set(values)
+    assert values["classifier"] == "demo"
+    assert code(path).index(tagged(path, "parameters")[0]) <= 2
+
+
+@each
+def test_nothing_that_a_run_leaves_is_kept(path):
+    for cell in code(path):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+@each
+def test_cells_are_short(path):
+    lengths = [len(cell.source.splitlines()) for cell in code(path)]
+    assert max(lengths) <= 40
+    assert median(lengths) <= 7
+
+
+@each
+def test_the_work_is_left_to_the_package(path):
+    source = "\n".join(cell.source for cell in code(path))
+    assert not re.search(r"^\s*[!%]|sys\.path|subprocess", source, flags=re.MULTILINE)
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    assert all(node.end_lineno - node.lineno < 6 for node in functions)
+    assert not any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(source)))
+
+
+@each
+def test_prose_stands_between_the_code(path):
+    kinds = "".join(cell.cell_type[0] for cell in load(path).cells)
+    assert "cccc" not in kinds
+
+
+@each
+def test_one_figure_is_the_main_one(path):
+    assert len(tagged(path, "main-figure")) == 1
+
+
+@each
+def test_it_ends_with_a_summary_limits_references_and_its_results(path):
+    assert headings(path)[-1] == "## Summary"
+    last = prose(path)[-1]
+    assert "**Limits.**" in last
+    assert "**References.**" in last
+    assert "results" in load(path).cells[-1].source
+    assert load(path).cells[-1].cell_type == "code"
+
+
+@each
+def test_links_inside_the_collection_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", "\n".join(prose(path))):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (path.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory) -> Path:
+    """Run all of them at small settings, with another seed than their own."""
+    output = tmp_path_factory.mktemp("notebooks") / "results"
+    runner.run_notebooks(NOTEBOOKS, output, overrides(), jobs=2)
+    return output
+
+
+def overrides() -> dict:
+    known = {name for path in NOTEBOOKS for name in parameters(path)}
+    return {"seed": SEED} | {name: value for name, value in SMALL.items() if name in known}
+
+
+def results(path: Path) -> dict:
+    """Read what the last cell shows as data."""
+    (output,) = [output for output in code(path)[-1].outputs if "data" in output]
+    return output.data["application/json"]
+
+
+def errors(path: Path) -> list[str]:
+    outputs = [output for cell in code(path) for output in cell.outputs]
+    return [f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"]
+
+
+def numbers(value, name: str = "") -> list[float]:
+    if isinstance(value, dict):
+        return [n for key, item in value.items() if key != "n" for n in numbers(item, key)]
+    if isinstance(value, list):
+        return [n for item in value for n in numbers(item)]
+    return [float(value)]
+
+
+@pytest.mark.slow
+@each
+def test_it_runs_to_its_end(path, executed):
+    assert errors(executed / path.name) == []
+
+
+@pytest.mark.slow
+@each
+def test_its_results_are_probabilities_and_shares(path, executed):
+    found = results(executed / path.name)
+    shares = [n for key, value in found.items() if SHARES.match(key) for n in numbers(value)]
+    assert shares
+    assert all(0 <= share <= 1 for share in shares)
+    assert len(found["headline"].split()) >= 4
+
+
+@pytest.mark.slow
+@each
+def test_its_settings_are_those_that_were_passed(path, executed):
+    passed = {name: value for name, value in overrides().items() if name in parameters(path)}
+    settings = results(executed / path.name)["settings"]
+    expected = {**parameters(path), **passed}
+    assert passed.items() <= settings.items()
+    assert settings["classifier"] == "demo"
+    # An empty image stands for the shipped badger, whose name is shown.
+    assert {name: value for name, value in settings.items() if expected[name] != value}.keys() <= {
+        "image"
+    }
+
+
+@pytest.mark.slow
+@each
+def test_an_override_takes_effect(path, executed):
+    found, own = results(executed / path.name), parameters(path)
+    if "draws" in own:
+        rows = [row for key in found if key.startswith("true_class") for row in found[key].values()]
+        assert {len(row) for row in rows if isinstance(row, list)} <= {1, SMALL["draws"]}
+    if "images" in own:
+        assert 1 <= found["n"] <= SMALL["images"] < own["images"]
+    injected = tagged(executed / path.name, "injected-parameters")
+    assert f"seed = {SEED}" in injected[0].source
+
+
+@pytest.mark.slow
+@each
+def test_it_shows_its_main_figure(path, executed):
+    (cell,) = tagged(executed / path.name, "main-figure")
+    assert any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+@pytest.mark.slow
+@each
+def test_it_warns_of_nothing_and_draws_no_bars(path, executed):
+    outputs = [output for cell in code(executed / path.name) for output in cell.outputs]
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+
+
+@pytest.mark.slow
+def test_the_pages_are_small_and_need_no_network(executed):
+    pages = sorted(executed.glob("*.html"))
+    assert len(pages) == len(NOTEBOOKS) + 1
+    for page in pages:
+        html = page.read_text()
+        assert not re.search(r"<(script|link|iframe)\b|src=\"(?!data:)", html)
+    assert sum(path.stat().st_size for path in executed.iterdir()) < 15_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_they_run_on_a_photo_and_an_imagenet_network(real, tmp_path, monkeypatch):
+    monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
+    options = {
+        "classifier": "mobilenet_v2",
+        "weights": str(real / "weights" / "mobilenet_v2.weights.h5"),
+        "image": str(real / "cache/pixel-deflection/originals/n02447366_00008562.png"),
+    }
+    outcomes = runner.run_notebooks(NOTEBOOKS, tmp_path, overrides() | options, jobs=2)
+    assert [outcome for outcome in outcomes if outcome.failure] == []
+    for path in NOTEBOOKS:
+        found = json.dumps(results(tmp_path / path.name))
+        assert '"classifier": "mobilenet_v2"' in found
+    assert "badger 0.8" in results(tmp_path / "01_classify.ipynb")["headline"]

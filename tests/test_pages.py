@@ -1,0 +1,235 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from pdutils import pages
+
+RED, BLUE = (200, 0, 0), (0, 0, 200)
+
+
+def png(color=RED, size: int = 8) -> str:
+    noise = np.random.default_rng(0).integers(0, 40, (size, size, 3)) + np.array(color)
+    buffer = io.BytesIO()
+    Image.fromarray(noise.astype(np.uint8)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def opened(address: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(address.partition("base64,")[2])))
+
+
+def shows(data, *tags: str, source: str = "draw()", **metadata):
+    output = new_output("display_data", data=data)
+    return new_code_cell(source, outputs=[output], metadata={"tags": list(tags), **metadata})
+
+
+def notebook(*cells, title: str = "1. A *first* one", **record):
+    opening = new_markdown_cell(f"# {title}\n\nThe prose, with `code`.\n\nMore.")
+    made = new_notebook(cells=[opening, *cells], metadata={"language_info": {"name": "python"}})
+    made.metadata.papermill = nbformat.from_dict(record)
+    return made
+
+
+class _Tags(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def tags(html: str, name: str) -> list[dict]:
+    return [attributes for tag, attributes in _Tags(html).found if tag == name]
+
+
+@pytest.fixture
+def rich():
+    """A notebook with all kinds of output that pages know, and scripts, which they do not."""
+    made = notebook(
+        new_markdown_cell("## Looks\n\n[other](02_two.ipynb), [paper](https://arxiv.org/abs/1)"),
+        shows({"image/png": png(), "text/plain": "<Figure>"}),
+        shows({"image/svg+xml": "<svg xmlns='http://www.w3.org/2000/svg'/>"}),
+        shows({"text/html": "<table class='dataframe'><tr><td>0.5</td></tr></table>"}),
+        shows({"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "w"}),
+        shows({"application/javascript": "alert(1)", "text/plain": "script"}),
+        shows({"text/latex": "$x$", "text/plain": "x"}),
+        shows({"application/json": {"headline": "a < b", "n": 1}, "text/plain": "<JSON>"}),
+    )
+    made.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+    return made
+
+
+def test_a_page_needs_no_network_and_no_script(rich):
+    html = pages.page("01_one", rich, ["01_one", "02_two"])
+    for name in ("script", "link", "iframe", "object"):
+        assert tags(html, name) == []
+    assert all(image["src"].startswith("data:") for image in tags(html, "img"))
+    assert "@import" not in html
+    assert "In\xa0[" not in html
+    assert "url(" not in html
+
+
+def test_every_picture_has_its_words(rich):
+    rich.cells.append(shows({"image/png": png()}, alt="two badgers"))
+    html = pages.page("01_one", rich, ["01_one"])
+    words = [image["alt"] for image in tags(html, "img")]
+    assert words == ["Figure of the section: Looks"] * 2 + ["two badgers"]
+
+
+def test_a_picture_on_a_page_is_the_notebooks_own_to_the_last_bit(rich):
+    source = png(size=64)
+    html = pages.page("01_one", notebook(shows({"image/png": source})), ["01_one"])
+    (image,) = tags(html, "img")
+    assert len(image["src"]) < len(source)
+    shown, drawn = (
+        opened(address).convert("RGB") for address in (image["src"], f"base64,{source}")
+    )
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(drawn))
+
+
+def test_results_are_readable_on_the_page(rich):
+    html = pages.page("01_one", rich, ["01_one"])
+    assert "&#34;headline&#34;: &#34;a &lt; b&#34;" in html or '"headline": "a &lt; b"' in html
+    assert "&lt;JSON&gt;" not in html
+
+
+def test_links_to_notebooks_lead_to_their_pages(rich):
+    def links(names: list[str]) -> list[str]:
+        main = pages.page("01", rich, names).partition("<main")[2].partition("</main>")[0]
+        return [link["href"] for link in tags(main, "a") if not link["href"].startswith("#")]
+
+    assert links(["01", "02_two"]) == ["02_two.html", "https://arxiv.org/abs/1"]
+    assert links(["01"]) == ["02_two.ipynb", "https://arxiv.org/abs/1"]
+
+
+def test_pictures_in_prose_are_inside_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "_SOURCES", tmp_path)
+    (tmp_path / "badger.png").write_bytes(base64.b64decode(png()))
+    prose = notebook(new_markdown_cell("![a badger](badger.png)"))
+    (image,) = tags(pages.page("01", prose, ["01"]), "img")
+    assert image["alt"] == "a badger"
+    assert image["src"].startswith("data:image/")
+
+
+def test_pages_lead_to_their_neighbours_and_the_index(tmp_path):
+    names = ["01_one", "02_two", "03_three"]
+    for name in names:
+        pages.write_result(tmp_path, name, notebook(), names)
+    hrefs = [link["href"] for link in tags((tmp_path / "02_two.html").read_text(), "a")]
+    assert {"01_one.html", "03_three.html", "index.html", "02_two.ipynb"} <= set(hrefs)
+    every = [*names, "index"]
+    for html in [(tmp_path / f"{name}.html").read_text() for name in every]:
+        targets = [link["href"] for link in tags(html, "a") if not link["href"].startswith("#")]
+        assert targets
+        assert all((tmp_path / target.partition("#")[0]).is_file() for target in targets)
+
+
+def test_a_new_neighbour_is_linked_from_the_older_pages(tmp_path):
+    for name, names in (("01_one", ["01_one", "05_never"]), ("03_three", ["01_one", "03_three"])):
+        pages.write_result(tmp_path, name, notebook(), names)
+    assert "05_never" in (tmp_path / "01_one.html").read_text()
+    unchanged = (tmp_path / "03_three.html").stat().st_mtime_ns
+    pages.refresh(tmp_path)
+    first = (tmp_path / "01_one.html").read_text()
+    assert "05_never" not in first
+    assert 'rel="next" href="03_three.html"' in first
+    assert (tmp_path / "03_three.html").stat().st_mtime_ns == unchanged
+
+
+def mean_color(address: str) -> np.ndarray:
+    return np.asarray(opened(address).convert("RGB"), dtype=float).mean(axis=(0, 1))
+
+
+def test_the_main_figure_is_the_tagged_one_else_the_first():
+    first, tagged = shows({"image/png": png(RED)}), shows({"image/png": png(BLUE)}, "main-figure")
+    blue = pages.card("01", notebook(first, tagged)).figure
+    assert mean_color(blue.source)[2] > 150
+    red = pages.card("01", notebook(first, shows({"text/plain": "x"}, "main-figure"))).figure
+    assert mean_color(red.source)[0] > 150
+    assert pages.card("01", notebook()).figure is None
+
+
+def test_a_thumbnail_is_no_wider_than_the_index_needs():
+    figure = pages.card("01", notebook(shows({"image/png": png(size=1200)}))).figure
+    assert opened(figure.source).size == (900, 900)
+
+
+def test_a_card_says_what_the_notebook_is_and_found():
+    made = notebook(
+        shows({"application/json": {"headline": "old"}}),
+        shows({"application/json": {"headline": "badger 0.15 to 0.97"}}),
+        duration=12.4,
+        start_time="2025-11-23T05:40:12.123+00:00",
+        parameters={"seed": 7},
+    )
+    card = pages.card("01_one", made)
+    assert card.title == "1. A first one"
+    assert card.intro.striptags() == "The prose, with code."
+    assert card.headline == "badger 0.15 to 0.97"
+    assert (card.seconds, card.started) == (12.4, "2025-11-23 05:40")
+    assert card.parameters == {"seed": 7}
+    assert card.error is None
+
+
+@pytest.mark.parametrize("results", [[1, 2], "text", {"other": 1}, None])
+def test_results_without_a_headline_are_no_obstacle(results):
+    assert pages.card("01", notebook(shows({"application/json": results}))).headline is None
+
+
+def test_the_index_has_a_card_for_each_notebook(tmp_path):
+    names = ["01_one", "02_two"]
+    good = notebook(
+        shows({"image/png": png(RED)}),
+        shows({"application/json": {"headline": "a <b> & c"}}),
+        duration=3.2,
+    )
+    bad = notebook(title="2. Bad", duration=1.0, exception=True, error="ValueError: <no>")
+    for name, made in zip(names, (good, bad), strict=True):
+        pages.write_result(tmp_path, name, made, names)
+    html = (tmp_path / "index.html").read_text()
+    assert len(tags(html, "article")) == 2
+    assert [image["alt"] for image in tags(html, "img")] == [
+        "Figure of the section: 1. A first one"
+    ] * 2
+    assert "a &lt;b&gt; &amp; c" in html
+    assert "ValueError: &lt;no&gt;" in html
+    assert len(re.findall(r'class="failed"', html)) == 1
+    assert "3 s" in html
+
+
+def test_the_picture_at_the_top_can_be_chosen(tmp_path):
+    first = notebook(shows({"image/png": png(RED)}))
+    second = notebook(
+        shows({"image/png": png(RED)}), shows({"image/png": png(BLUE)}, "cover-figure")
+    )
+    pages.write_result(tmp_path, "01", first, ["01", "02"])
+    assert mean_color(tags(pages.index(tmp_path), "img")[0]["src"])[0] > 150
+    pages.write_result(tmp_path, "02", second, ["01", "02"])
+    assert mean_color(tags(pages.index(tmp_path), "img")[0]["src"])[2] > 150
+
+
+def test_an_error_is_at_the_top_and_in_its_place():
+    raised = new_output("error", ename="ValueError", evalue="no", traceback=["ValueError: no"])
+    cell = new_code_cell("fail()", outputs=[raised])
+    html = pages.page("01", notebook(cell, error="ValueError: no"), ["01"])
+    assert {"href": "#failed"} in tags(html, "a")
+    assert html.index('href="#failed"') < html.index("<main") < html.index('id="failed"')
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
+    target = tmp_path / "index.html"
+    target.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        pages._write(target, "new" * 10_000 + "\ud800")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
