@@ -1,4 +1,5 @@
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -567,6 +568,15 @@ def test_weights_that_lack_a_layer_are_refused(small, tmp_path, lost):
         del file[lost]
     with pytest.raises(ValueError, match=f"^{path}: expected the weights of mobilenet_v2"):
         load_classifier("mobilenet_v2", path, **SMALL)
+
+
+def test_weights_of_which_keras_only_warns_are_refused(small, monkeypatch):
+    def half_loaded(self, path):
+        warnings.warn("Affected layers will retain their initial weights.", stacklevel=2)
+
+    monkeypatch.setattr(keras.Model, "load_weights", half_loaded)
+    with pytest.raises(ValueError, match="mobilenet_v2: some of its layers are not in the file"):
+        load_classifier("mobilenet_v2", small[1] / "own.weights.h5", **SMALL)
 
 
 # Weights from the cache
