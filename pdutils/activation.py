@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.transform import resize
 
 from pdutils.classifiers import Classifier, Labels
 from pdutils.images import Array, as_batch, min_max
@@ -132,9 +131,13 @@ def robust_cam(
     if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(classifier.class_ids):
         raise ValueError(f"k: expected 1 to {len(classifier.class_ids)} classes, got {k!r}")
     check_combine(combine)
-    maps = _ranked_maps(classifier, batch, k, batch_size)
-    combined = np.stack([combine_maps(ranked, combine=combine) for ranked in maps])
-    return combined[0] if single else combined
+    combined = [
+        combine_maps(ranked, combine=combine)
+        # A batch at a time: the k maps of every image would fill the memory.
+        for start in range(0, len(batch), batch_size)
+        for ranked in _ranked_maps(classifier, batch[start : start + batch_size], k, batch_size)
+    ]
+    return combined[0] if single else np.stack(combined)
 
 
 def combine_maps(maps: Array, *, combine: Combine = "paper") -> Array:
@@ -199,7 +202,7 @@ def _ranked_maps(classifier: Classifier, batch: Array, k: int, batch_size: int) 
     else:
         columns = [_gradient_maps(classifier, batch, ranks[:, i], batch_size) for i in range(k)]
         small = np.maximum(np.stack(columns, axis=1), 0)
-    return np.stack([_finished(maps, batch, single=False) for maps in small])
+    return _finished(small, batch, single=False)
 
 
 def _gradient_maps(classifier: Classifier, batch: Array, labels: Any, batch_size: int) -> Array:
@@ -209,10 +212,19 @@ def _gradient_maps(classifier: Classifier, batch: Array, labels: Any, batch_size
 
 
 def _finished(maps: Array, batch: Array, single: bool) -> Array:
-    size = batch.shape[1:3]
-    scaled = np.stack([resize(m, size, order=1, mode="edge", anti_aliasing=False) for m in maps])
-    stretched = min_max(scaled)
+    """Scale maps (..., h, w) up to the images and stretch them to [0, 1]."""
+    height, width = batch.shape[1:3]
+    rows = _interpolation(maps.shape[-2], height)
+    columns = _interpolation(maps.shape[-1], width)
+    stretched = min_max(rows @ maps @ columns.T)
     return stretched[0] if single else stretched
+
+
+def _interpolation(small: int, large: int) -> Array:
+    """Give the weights (large, small) of linear interpolation between the middles of pixels."""
+    places = np.clip((np.arange(large) + 0.5) * small / large - 0.5, 0, small - 1)
+    weights: Array = np.maximum(0, 1 - np.abs(places[:, np.newaxis] - np.arange(small)))
+    return weights.astype(np.float32)
 
 
 def check_combine(combine: str) -> None:
