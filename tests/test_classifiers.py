@@ -55,6 +55,13 @@ def plain_model(classes: int = 5):
     return model(LAYERS.Conv2D(4, 3), pool, LAYERS.Dense(classes, activation="softmax"))
 
 
+def louden(network) -> None:
+    """Make an untrained network tell images apart, which deep ones do not."""
+    for weight in network.trainable_weights:
+        if len(weight.shape) > 1:
+            weight.assign(3 * weight)
+
+
 # The toy network by hand
 
 
@@ -155,7 +162,7 @@ def test_the_images_are_not_changed():
     classifier.loss_gradient(images, 0)
     np.testing.assert_array_equal(images, before)
     caffe = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
-    np.testing.assert_allclose(probabilities, classifier.model(caffe.astype("f")), atol=1e-6)
+    np.testing.assert_allclose(probabilities, classifier.model(caffe.astype("f")), rtol=1e-4)
 
 
 # Wrong images, labels and models
@@ -378,9 +385,10 @@ def test_options_reach_the_keras_constructor():
     ).count_params()
     assert classifier.model.count_params() == expected
     assert not classifier.published
+    louden(classifier.model)
     image = photo(192, 192)
     given = classifier.model(image[np.newaxis] / 127.5 - 1)[0]
-    np.testing.assert_allclose(classifier.predict(image), given, atol=1e-6)
+    np.testing.assert_allclose(classifier.predict(image), given, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +475,7 @@ def test_the_demo_is_ten_animals_of_224_pixels(demo_weights):
     assert not load_classifier("demo", "random").published
     image = photo(224, 224)
     given = classifier.model(image[np.newaxis] / 127.5 - 1)[0]
-    np.testing.assert_allclose(classifier.predict(image), given, atol=1e-6)
+    np.testing.assert_allclose(classifier.predict(image), given, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("offline", "demo_weights")
@@ -502,6 +510,7 @@ def small(tmp_path_factory) -> tuple[Classifier, Path]:
     """A small network with random weights, and a folder that holds them in three formats."""
     folder = tmp_path_factory.mktemp("weights")
     classifier = load_classifier("mobilenet_v2", "random", **SMALL)
+    louden(classifier.model)
     classifier.model.save_weights(folder / "own.weights.h5")
     classifier.model.save(folder / "legacy.h5")
     classifier.model.save(folder / "own.keras")
@@ -629,11 +638,12 @@ def test_the_weights_in_the_cache_are_the_ones_that_are_used(tmp_path, monkeypat
     options = {"alpha": 0.35, "input_shape": (96, 96, 3)}
     monkeypatch.setattr(data, "class_index", lambda: [(str(i), str(i)) for i in range(1000)])
     own = keras.applications.MobileNetV2(weights=None, **options)
+    louden(own)
     own.save(tmp_path / "own.h5")
     monkeypatch.setattr(data, "download", lambda name, source: tmp_path / "own.h5")
     classifier = load_classifier("mobilenet_v2", **options)
     expected = own(photo(96, 96)[np.newaxis] / 127.5 - 1)[0]
-    np.testing.assert_allclose(classifier.predict(photo(96, 96)), expected, atol=1e-6)
+    np.testing.assert_allclose(classifier.predict(photo(96, 96)), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_keras_s_own_download_is_back_in_place_after_a_failure(asked):
@@ -668,7 +678,7 @@ def test_a_saved_model_is_a_classifier_that_scales_as_asked(own, preprocess, sca
     names = ["ant", "bee", "cat", "dog", "eel"]
     classifier = classifier_from_file(own, preprocess=preprocess, class_names=names)
     given = classifier.model(scaled(photos(2, 12, 12)))
-    np.testing.assert_allclose(classifier.predict(photos(2, 12, 12)), given, atol=1e-6)
+    np.testing.assert_allclose(classifier.predict(photos(2, 12, 12)), given, rtol=1e-4)
     assert classifier.class_names == tuple(names)
     assert not classifier.published
 
