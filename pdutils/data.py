@@ -95,9 +95,9 @@ def cache_dir() -> Path:
         PDUTILS_CACHE if that environment variable is set, else the platform's cache folder for
         `pdutils`. The folder need not exist.
     """
-    import pooch
+    import platformdirs
 
-    return Path(os.environ.get("PDUTILS_CACHE") or pooch.os_cache("pdutils")).expanduser()
+    return Path(os.environ.get("PDUTILS_CACHE") or platformdirs.user_cache_dir("pdutils")).expanduser()
 
 
 def is_cached(name: str) -> bool:
