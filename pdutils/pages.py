@@ -174,7 +174,7 @@ def page(name: str, notebook: Any, names: Sequence[str]) -> str:
     body = _with_local_links(_body(notebook), names)
     template = _environment().get_template("page.html.j2")
     return template.render(
-        card=card(name, notebook),
+        card=card(name, notebook, names),
         body=Markup(body),
         links=Markup(_links(name, names)),
         highlighting=_highlighting(),
@@ -195,14 +195,14 @@ def index(folder: Path) -> str:
         HTML: a card for each notebook, above them the first main figure.
     """
     notebooks = {path.stem: nbformat.read(path, as_version=4) for path in results(folder)}
-    cards = [card(name, notebook) for name, notebook in notebooks.items()]
+    cards = [card(name, notebook, list(notebooks)) for name, notebook in notebooks.items()]
     covers = (figure(notebook, "cover-figure") for notebook in notebooks.values())
     shown = [cover for cover in covers if cover] + [card.figure for card in cards if card.figure]
     template = _environment().get_template("index.html.j2")
     return template.render(cards=cards, cover=next(iter(shown), None))
 
 
-def card(name: str, notebook: Any) -> Card:
+def card(name: str, notebook: Any, names: Sequence[str] = ()) -> Card:
     """Read from an executed notebook what the index shows of it.
 
     Parameters
@@ -211,6 +211,8 @@ def card(name: str, notebook: Any) -> Card:
         Of its file, without suffix.
     notebook : nbformat.NotebookNode
         As executed.
+    names : sequence of str
+        All notebooks; links to one of them lead to its page. None by default.
 
     Returns
     -------
@@ -221,7 +223,7 @@ def card(name: str, notebook: Any) -> Card:
     return Card(
         name=name,
         title=title or name,
-        intro=intro,
+        intro=Markup(_with_local_links(intro, names)),
         figure=figure(notebook, "main-figure") or _first_figure(_described(notebook)),
         headline=_headline(notebook),
         seconds=float(record.get("duration") or 0.0),

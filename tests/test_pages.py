@@ -207,6 +207,15 @@ def test_the_index_has_a_card_for_each_notebook(tmp_path):
     assert "3 s" in html
 
 
+def test_links_on_a_card_lead_to_pages(tmp_path):
+    made = notebook()
+    made.cells[0].source = "# One\n\nAfter [two](02_two.ipynb)."
+    for name in ("01_one", "02_two"):
+        pages.write_result(tmp_path, name, made, ["01_one", "02_two"])
+    intro = (tmp_path / "index.html").read_text().split('class="intro"')[1]
+    assert tags(intro, "a")[0] == {"href": "02_two.html"}
+
+
 def test_the_picture_at_the_top_can_be_chosen(tmp_path):
     first = notebook(shows({"image/png": png(RED)}))
     second = notebook(
