@@ -1,0 +1,420 @@
+import numpy as np
+import pytest
+from conftest import photo, photos
+
+from pdutils.classifiers import Classifier, load_classifier
+from pdutils.defenses import Defense
+from pdutils.networks import load_tensorflow
+
+load_tensorflow()
+import keras  # noqa: E402
+
+from pdutils.defended import defended_model  # noqa: E402
+
+READINGS = ["blog", "repo", "paper"]
+NOTHING = Defense(deflections=0, denoiser=None)
+ONLY_DENOISED = Defense(
+    deflections=0, denoiser_options={"sigma": 0.1, "mode": "hard", "sigma_scale": "rgb"}
+)
+SIZE = (24, 20)
+
+
+def called(model, images):
+    # Without the seconds that it takes to compile `predict`.
+    return keras.ops.convert_to_numpy(model(images, training=False))
+
+
+def predicted(model, images, batch_size=32):
+    return model.predict(images, batch_size=batch_size, verbose=0)
+
+
+def layer(kind, *args, seed=0, **options):
+    start = keras.initializers.RandomNormal(stddev=0.5, seed=seed)
+    return kind(*args, kernel_initializer=start, **options)
+
+
+def backbone():
+    return keras.Sequential(
+        [
+            keras.Input((*SIZE, 3)),
+            layer(keras.layers.Conv2D, 6, 3, strides=2, activation="tanh", seed=1),
+            layer(keras.layers.Conv2D, 8, 3, activation="tanh", seed=2),
+        ],
+        name="backbone",
+    )
+
+
+def small(*tail, first=(), preprocess=lambda x: x / 127.5 - 1, nested=False):
+    inputs = keras.Input((*SIZE, 3))
+    body = backbone()
+    x = inputs
+    parts = [body] if nested else body.layers
+    for part in (*first, *parts, keras.layers.GlobalAveragePooling2D(), *tail):
+        x = part(x)
+    return Classifier(keras.Model(inputs, x, name="small"), preprocess=preprocess)
+
+
+def dense(**options):
+    return layer(keras.layers.Dense, 5, seed=3, **options)
+
+
+def wrapped():
+    """A classifier in a model, which hides its feature map."""
+    inputs = keras.Input((*SIZE, 3))
+    inner = small(dense(activation="softmax")).model
+    return Classifier(keras.Model(inputs, inner(inputs), name="wrapped"))
+
+
+CLASSIFIERS = {
+    "softmax": lambda: small(dense(activation="softmax")),
+    "logits": lambda: small(dense()),
+    "logits, then softmax": lambda: small(dense(), keras.layers.Softmax()),
+    "nested backbone": lambda: small(dense(activation="softmax"), nested=True),
+    "nested whole": wrapped,
+    "Caffe's channel order": lambda: small(
+        dense(activation="softmax"), preprocess=keras.applications.resnet50.preprocess_input
+    ),
+    "nothing preprocessed": lambda: small(
+        dense(activation="softmax"),
+        first=[keras.layers.Rescaling(1 / 127.5, offset=-1)],
+        preprocess=None,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    """A MobileNetV2 at random, whose predictions differ by image all the same."""
+    made = load_classifier(
+        "mobilenet_v2", "random", alpha=0.35, input_shape=(64, 64, 3), classes=12
+    )
+    for part in made.model.layers:
+        if isinstance(part, keras.layers.BatchNormalization):
+            part.momentum = 0.0
+    # One look at some photos normalises what random weights let fade.
+    made.model(made.preprocess(keras.ops.convert_to_tensor(photos(16, 64, 64))), training=True)
+    return made
+
+
+# --- without chance: as the classifier, and as Defense.predict ---
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_without_a_defence_it_is_the_classifier(kind):
+    classifier, images = CLASSIFIERS[kind](), photos(4, *SIZE)
+    expected = classifier.predict(images)
+    result = called(defended_model(classifier, NOTHING), images)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+def test_with_denoising_alone_it_is_the_defence(kind):
+    classifier, images = CLASSIFIERS[kind](), photos(4, *SIZE)
+    expected = ONLY_DENOISED.predict(classifier, images)
+    result = called(defended_model(classifier, ONLY_DENOISED), images)
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+    assert np.abs(expected - classifier.predict(images)).max() > 3e-3
+
+
+@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("aggregate", ["mean", "vote"])
+def test_runs_without_chance_are_those_of_the_defence(request, kind, runs, aggregate):
+    classifier = request.getfixturevalue(kind)
+    for denoiser in (None, "wavelet"):
+        defense = Defense(deflections=0, denoiser=denoiser, runs=runs, aggregate=aggregate)
+        result = called(defended_model(classifier, defense), photos(5))
+        np.testing.assert_allclose(result, defense.predict(classifier, photos(5)), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["toy_flat", "nested whole"])
+@pytest.mark.parametrize("activation", ["cam", "rcam"])
+def test_a_map_that_nothing_would_use_is_not_asked_for(request, kind, activation):
+    classifier = CLASSIFIERS[kind]() if kind in CLASSIFIERS else request.getfixturevalue(kind)
+    images = photos(2, *classifier.input_size)
+    result = called(
+        defended_model(classifier, Defense(deflections=0, activation=activation)), images
+    )
+    expected = Defense(deflections=0).predict(classifier, images)
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+
+
+# --- with chance: the same distribution ---
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "vote"])
+@pytest.mark.parametrize(("activation", "runs"), [("none", 3), ("cam", 1), ("rcam", 3)])
+def test_rows_are_probabilities(toy, runs, activation, aggregate):
+    defense = Defense(runs=runs, activation=activation, aggregate=aggregate, deflections=500)
+    model = defended_model(toy, defense, seed=0)
+    result = called(model, photos(5))
+    assert result.shape == (5, 6)
+    assert result.dtype == np.float32
+    assert (result >= 0).all()
+    np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-5)
+    if aggregate == "vote":
+        np.testing.assert_allclose(result * runs, np.rint(result * runs), atol=1e-5)
+    assert not np.array_equal(called(model, photos(5)), result) or aggregate == "vote"
+
+
+def mean_and_error(classifier, defense, repeats, images):
+    """Give the mean over many runs and its standard error."""
+    runs = defense.predict_runs(classifier, np.repeat(images, repeats, axis=0), rng=1)[0]
+    runs = runs.reshape(len(images), repeats, -1)
+    return runs.mean(axis=1), runs.std(axis=1) / np.sqrt(repeats)
+
+
+def chequered(n):
+    """Photos under a chequerboard, which every deflection breaks: their predictions move far."""
+    rows, columns = np.indices(SIZE)
+    board = np.where((rows + columns) % 2 == 0, 60, -60)[..., None]
+    return np.clip(photos(n, *SIZE) + board, 0, 255).astype(np.float32)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("activation", ["none", "cam", "rcam"])
+def test_averaged_over_many_runs_it_is_the_defence(activation, reading):
+    # 3% of the values are written: reading them as they came makes next to no difference.
+    deflections = {"blog": 15, "repo": 45, "paper": 15}[reading]
+    options = {"activation": activation, "reading": reading, "deflections": deflections}
+    options |= {"window": 3, "k": 3, "combine": "geometric", "denoiser": None}
+    images, repeats = chequered(3), 300
+    classifier = CLASSIFIERS["softmax"]()
+    expected, error = mean_and_error(classifier, Defense(**options), repeats, images)
+    result = called(defended_model(classifier, Defense(**options, runs=repeats), seed=0), images)
+    assert (np.abs(result - expected) < 4 * np.sqrt(2) * error).all()
+    # No other defence is as near as that.
+    other = {"none": "rcam", "cam": "none", "rcam": "none"}[activation]
+    for change in ({"activation": other}, {"deflections": deflections // 2}, {"deflections": 0}):
+        defense = Defense(**options | change, runs=repeats)
+        result = called(defended_model(classifier, defense, seed=0), images)
+        assert (np.abs(result - expected) > 4 * np.sqrt(2) * error).any()
+
+
+def test_a_run_in_the_model_draws_anew(toy):
+    model = defended_model(toy, Defense(runs=1), seed=0)
+    once, again = called(model, photos(2)), called(model, photos(2))
+    assert not np.array_equal(once, again)
+    same = defended_model(toy, Defense(runs=1), seed=0)
+    np.testing.assert_array_equal(called(same, photos(2)), once)
+    # Were the runs alike, their mean would be as far from the whole mean as one is.
+    many = called(defended_model(toy, Defense(runs=64), seed=0), photos(2))
+    expected, error = mean_and_error(toy, Defense(), 200, photos(2))
+    assert (np.abs(many - expected) < 5 * error * np.sqrt(1 + 200 / 64)).all()
+
+
+def test_equal_images_of_a_batch_draw_differently(toy):
+    result = called(defended_model(toy, Defense(), seed=0), np.stack([photo()] * 4))
+    assert len({row.tobytes() for row in result}) == 4
+
+
+@pytest.mark.parametrize("activation", ["none", "rcam"])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_a_result_depends_on_its_place_in_the_batch_but_not_on_its_neighbours(
+    toy, runs, activation
+):
+    images, others = photos(4), 255 - photos(4)
+    others[2] = images[2]
+    defense = Defense(runs=runs, activation=activation)
+    first, second = (
+        called(defended_model(toy, defense, seed=0), batch) for batch in (images, others)
+    )
+    np.testing.assert_allclose(second[2], first[2], atol=1e-5)
+    assert np.abs(second - first)[[0, 1, 3]].max() > 1e-3
+    elsewhere = called(defended_model(toy, defense, seed=0), images[[0, 1, 3, 2]])
+    assert np.abs(elsewhere[3] - first[2]).max() > 1e-5
+
+
+# --- the vote, by a network whose answers are known ---
+
+
+def bright_or_dark():
+    """Tell how many of the 16 pixels are bright: 15 and 16 are class 1, fewer class 0."""
+    inputs = keras.Input((4, 4, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    head = keras.layers.Dense(2)
+    model = keras.Model(inputs, head(pooled))
+    head.set_weights([np.array([[0, 1]] + [[0, 0]] * 2, np.float32) / 25, np.array([0, -9.26])])
+    return Classifier(model)
+
+
+def test_the_vote_is_the_share_of_the_runs_in_which_a_class_won():
+    # One of 16 pixels is dark; a deflection replaces or copies it.
+    image = np.full((1, 4, 4, 3), 255, np.float32)
+    image[0, 1, 1] = 0
+    common = {"deflections": 6, "window": 1, "reading": "paper", "denoiser": None}
+    classifier = bright_or_dark()
+    runs = Defense(**common, runs=600).predict_runs(classifier, image, rng=0)[:, 0]
+    votes, means = (runs.argmax(axis=1) == 1).mean(), runs[:, 1].mean()
+    assert abs(votes - means) > 0.1
+    for aggregate, expected in (("vote", votes), ("mean", means)):
+        model = defended_model(classifier, Defense(**common, runs=600, aggregate=aggregate), seed=0)
+        assert called(model, image)[0, 1] == pytest.approx(expected, abs=0.08)
+
+
+# --- saving and loading ---
+
+
+@pytest.mark.parametrize(
+    ("activation", "runs", "aggregate"),
+    [("none", 3, "mean"), ("cam", 1, "mean"), ("rcam", 3, "vote")],
+)
+def test_a_saved_model_predicts_the_same(toy, tmp_path, activation, runs, aggregate):
+    defense = Defense(
+        activation=activation,
+        runs=runs,
+        aggregate=aggregate,
+        reading="repo",
+        denoiser_options={"sigma": 0.08},
+    )
+    model = defended_model(toy, defense, seed=5)
+    model.save(tmp_path / "model.keras")
+    expected = predicted(model, photos(3))
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(predicted(loaded, photos(3)), expected)
+
+
+@pytest.mark.parametrize("kind", ["logits", "nested backbone", "Caffe's channel order"])
+def test_any_model_survives_saving(tmp_path, kind):
+    model = defended_model(CLASSIFIERS[kind](), Defense(), seed=5)
+    model.save(tmp_path / "model.keras")
+    expected = predicted(model, photos(3, *SIZE))
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(predicted(loaded, photos(3, *SIZE)), expected)
+
+
+def test_mobilenet_and_its_preprocessing_survive_saving(mobilenet, tmp_path):
+    images = photos(3, 64, 64)
+    model = defended_model(mobilenet, Defense(deflections=0))
+    expected = Defense(deflections=0).predict(mobilenet, images)
+    np.testing.assert_allclose(predicted(model, images), expected, atol=1e-3)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(predicted(loaded, images), expected, atol=1e-3)
+    raw = np.asarray(mobilenet.model(images))
+    assert np.abs(raw - expected).max() > 0.01
+
+
+def test_mobilenet_with_a_map(mobilenet):
+    images, repeats = photos(2, 64, 64), 40
+    options = {"activation": "rcam", "deflections": 100}
+    expected, error = mean_and_error(mobilenet, Defense(**options), repeats, images)
+    model = defended_model(mobilenet, Defense(**options, runs=repeats), seed=0)
+    assert (np.abs(called(model, images) - expected) < 6 * np.sqrt(2) * error + 1e-4).all()
+
+
+@pytest.mark.parametrize("activation", ["none", "rcam"])
+def test_the_demo(activation):
+    demo = load_classifier("demo")
+    images = photos(2, *demo.input_size)
+    without = Defense(deflections=0)
+    result = called(defended_model(demo, without), images)
+    np.testing.assert_allclose(result, without.predict(demo, images), atol=1e-3)
+    # So few deflections leave the prediction about where it is.
+    few = called(defended_model(demo, Defense(deflections=20, activation=activation)), images)
+    np.testing.assert_allclose(few, result, atol=0.1)
+
+
+# --- how much work it is ---
+
+
+@keras.saving.register_keras_serializable("tests")
+class Counter(keras.layers.Layer):
+    """Count the images that pass through."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seen = self.add_weight(shape=(), dtype="int32", initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        self.seen.assign_add(keras.ops.shape(inputs)[0])
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("activation", "deflections", "runs", "passes"),
+    [
+        ("none", 20, 1, 1),
+        ("none", 20, 3, 3),
+        ("cam", 20, 1, 2),
+        ("rcam", 20, 1, 2),
+        ("rcam", 20, 3, 4),
+        ("rcam", 0, 1, 1),
+    ],
+)
+def test_only_the_map_takes_another_forward_pass(activation, deflections, runs, passes):
+    inputs = keras.Input((*SIZE, 3))
+    counter = Counter()
+    x = inputs
+    for part in (counter, *backbone().layers, keras.layers.GlobalAveragePooling2D(), dense()):
+        x = part(x)
+    classifier = Classifier(keras.Model(inputs, x))
+    defense = Defense(activation=activation, deflections=deflections, runs=runs)
+    model = defended_model(classifier, defense)
+    before = int(counter.seen.numpy())
+    predicted(model, photos(4, *SIZE), batch_size=2)
+    assert int(counter.seen.numpy()) - before == 4 * passes
+
+
+def test_the_weights_are_those_of_the_classifier(toy):
+    model = defended_model(toy, Defense(activation="rcam"))
+    theirs = {id(weight) for weight in toy.model.weights}
+    assert {id(weight) for weight in model.trainable_weights} <= theirs
+    assert theirs <= {id(weight) for weight in model.weights}
+
+
+# --- wrong input ---
+
+
+def test_a_preprocessing_that_no_graph_of_keras_takes():
+    import tensorflow as tf
+
+    classifier = small(dense(), preprocess=tf.image.per_image_standardization)
+    with pytest.raises(ValueError, match=r"KerasTensor cannot be used as input to a TensorFlow"):
+        defended_model(classifier, Defense())
+
+
+@pytest.mark.parametrize("activation", ["cam", "rcam"])
+def test_a_map_needs_a_feature_map_average_pooling_and_one_dense_layer(toy_flat, activation):
+    with pytest.raises(ValueError, match=r"toy_flat: a map in the graph needs .*Defense.predict"):
+        defended_model(toy_flat, Defense(activation=activation))
+    with pytest.raises(ValueError, match=r"wrapped has no layer that is fed a feature map"):
+        defended_model(wrapped(), Defense(activation=activation))
+    nested = CLASSIFIERS["nested backbone"]()
+    result = defended_model(nested, Defense(activation=activation), seed=0)
+    assert called(result, photos(2, *SIZE)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "options"),
+    [
+        ("tv", {}),
+        ("median", {"size": 3}),
+        ("wavelet", {"wavelet": "db2"}),
+        ("wavelet", {"shrinkage": "VisuShrink"}),
+        ("wavelet", {"color": "rgb", "sigma": 0.1}),
+        ("wavelets", {}),
+    ],
+)
+def test_other_denoisers(toy, denoiser, options):
+    defense = Defense(denoiser=denoiser, denoiser_options=options)
+    with pytest.raises(ValueError, match=rf"expected the denoiser 'wavelet' .*got '{denoiser}'"):
+        defended_model(toy, defense)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"deflections": -1}, "deflections: expected"),
+        ({"window": 0}, "window: expected"),
+        ({"reading": "book"}, "reading: expected"),
+        ({"activation": "rcam", "k": 7}, "k: expected 1 to 6 classes, got 7"),
+        ({"activation": "rcam", "combine": "sum"}, "combine: expected"),
+        ({"denoiser_options": {"sigma": -1}}, "sigma: expected"),
+        ({"denoiser_options": {"mode": "medium"}}, "mode: expected"),
+    ],
+)
+def test_wrong_knobs(toy, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        defended_model(toy, Defense(**knobs))
