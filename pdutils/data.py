@@ -97,7 +97,8 @@ def cache_dir() -> Path:
     """
     import platformdirs
 
-    return Path(os.environ.get("PDUTILS_CACHE") or platformdirs.user_cache_dir("pdutils")).expanduser()
+    chosen = os.environ.get("PDUTILS_CACHE") or platformdirs.user_cache_dir("pdutils")
+    return Path(chosen).expanduser()
 
 
 def is_cached(name: str) -> bool:
