@@ -123,12 +123,10 @@ def denoise_wavelet(
     # Scaling an image scales its coefficients and thresholds alike, so nothing is stretched: what
     # sigma is a share of stands in its place.
     channels = batch if color == "rgb" else batch @ TO_YCBCR.astype(np.float32)
-    shares = (
-        np.full((1, 1, 1, 3), np.float32(255))
-        if color == "rgb"
-        else _sigma_range(channels, sigma_scale)
-    )
-    shrunk = _shrink(channels, np.float32(sigma) * shares, shares, wavelet, mode, shrinkage)
+    # A plane a channel lies together in memory, which the transform reads row by row.
+    planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
+    shares = _sigma_range(planes, color, sigma_scale)
+    shrunk = np.moveaxis(_shrink(planes, sigma, shares, wavelet, mode, shrinkage), 1, -1)
     result = shrunk if color == "rgb" else shrunk @ FROM_YCBCR.astype(np.float32)
     return result[0] if single else result
 
@@ -310,26 +308,22 @@ def _each(images: Array, denoiser: Callable[[Unit], NDArray[Any]]) -> Array:
     return result[0] if single else result
 
 
-def _sigma_range(channels: Array, sigma_scale: SigmaScale) -> Array:
-    """Give the range of each channel that sigma is a share of, of shape (N or 1, 1, 1, 3)."""
+def _sigma_range(planes: Array, color: Color, sigma_scale: SigmaScale) -> Array:
+    """Give the range of each plane that sigma is a share of, of shape (N or 1, 3 or 1, 1, 1)."""
+    if color == "rgb":
+        return np.full((1, 1, 1, 1), 255, dtype=np.float32)
     if sigma_scale == "channel":
-        ranges: Array = np.ptp(channels, axis=(1, 2), keepdims=True)
+        ranges: Array = np.ptp(planes, axis=(2, 3), keepdims=True)
         return ranges
     spread: Array = np.sqrt(np.square(TO_YCBCR).sum(axis=0)).astype(np.float32)
-    return 255 * spread[np.newaxis, np.newaxis, np.newaxis]
+    return 255 * spread[np.newaxis, :, np.newaxis, np.newaxis]
 
 
 def _shrink(
-    channels: Array,
-    sigma: Array,
-    shares: Array,
-    wavelet: str,
-    mode: Mode,
-    shrinkage: Shrinkage,
+    planes: Array, share: float, ranges: Array, wavelet: str, mode: Mode, shrinkage: Shrinkage
 ) -> Array:
-    """Transform a whole batch, shrink its details, and transform it back."""
-    planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
-    sigma, shares = np.moveaxis(sigma, -1, 1), np.moveaxis(shares, -1, 1)
+    """Transform a whole batch (N, 3, H, W), shrink its details, and transform it back."""
+    sigma = np.float32(share) * ranges
     height, width = planes.shape[2:]
     # As scikit-image: the three coarsest levels are left alone, but one is always taken.
     level = max(pywt.dwtn_max_level((height, width), wavelet) - 3, 1)
@@ -340,12 +334,12 @@ def _shrink(
     visu = sigma * np.sqrt(2 * np.log(height * width))
     for bands in details:
         for key, band in bands.items():
-            threshold = visu if shrinkage == "VisuShrink" else _bayes_thresh(band, sigma, shares)
+            threshold = visu if shrinkage == "VisuShrink" else _bayes_thresh(band, sigma, ranges)
             bands[key] = _thresholded(band, threshold, mode)
     restored = pywt.waverecn([coarse, *details], wavelet, axes=(2, 3))
     # An odd size comes back one larger.
-    result: Array = np.moveaxis(restored[:, :, :height, :width], 1, -1)
-    return result.astype(np.float32, copy=False)
+    result: Array = restored[:, :, :height, :width].astype(np.float32, copy=False)
+    return result
 
 
 def _bayes_thresh(band: Array, sigma: Array, shares: Array) -> Array:

@@ -1,6 +1,7 @@
 """Rates with intervals, over many images."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,8 +200,7 @@ def evaluate_folder(
     numbered = [(path, _index(classifier, path, label)) for path, label in files]
     skipped: list[tuple[Path, str]] = []
     top1 = top5 = n = 0
-    for start in range(0, len(numbered), batch_size):
-        batch = _read(numbered[start : start + batch_size], classifier.input_size)
+    for batch in _read_ahead(numbered, classifier.input_size, batch_size):
         skipped += batch.skipped
         if batch.images:
             labels = np.array(batch.labels)
@@ -220,6 +220,20 @@ class _Batch(NamedTuple):
     images: list[Array]
     labels: list[int]
     skipped: list[tuple[Path, str]]
+
+
+def _read_ahead(
+    files: list[tuple[Path, int]], size: tuple[int, int], batch_size: int
+) -> Iterator[_Batch]:
+    """Read batch after batch, the next one while the network works on the one before."""
+    starts = range(0, len(files), batch_size)
+    first, *others = [files[start : start + batch_size] for start in starts] or [[]]
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        upcoming = reader.submit(_read, first, size)
+        for chunk in [*others, []]:
+            batch = upcoming.result()
+            upcoming = reader.submit(_read, chunk, size)
+            yield batch
 
 
 def _index(classifier: Classifier, path: Path, label: str) -> int:
