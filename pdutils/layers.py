@@ -105,14 +105,14 @@ class PixelDeflection(keras.layers.Layer):
         n = self.deflections + (2 if self.reading == "repo" else 0)
         places = self._places(batch, n, images, maps)
         # A map of ones leaves no place to draw, and no draw counts.
-        kept = None if maps is None else _chances(places, maps) < 1
+        kept = None if maps is None else _fused_chances(places, maps) < 1
         if self.reading == "paper":
             return places, ops.zeros((1, n), "int32"), kept
         channel, counted = self._rounds(batch, maps)
         return places, channel, counted if kept is None else ops.logical_and(counted, kept)
 
     def _kept(self, places: Tensor, maps: Tensor) -> Tensor:
-        return self._uniform(ops.shape(places)) >= _chances(places, maps)
+        return self._uniform(ops.shape(places)) >= _fused_chances(places, maps)
 
     def _places(self, batch: Tensor, n: int, images: Tensor, maps: Tensor | None) -> Tensor:
         """Draw places in proportion to 1 - map: first the row, then the column in it."""
@@ -139,19 +139,13 @@ class PixelDeflection(keras.layers.Layer):
 
     def _neighbours(self, places: Tensor, images: Tensor) -> Tensor:
         height, width = images.shape[1:3]
+        # A window beyond the image adds nothing, and a huge one is no int32.
+        window = min(self.window, max(height, width))
         # Only the paper's reading copies from row and column 0.
         first = 0 if self.reading == "paper" else 1
-        row = self._near(places // width, height, min(first, height - 1))
-        return row * width + self._near(places % width, width, min(first, width - 1))
-
-    def _near(self, position: Tensor, size: int, first: int) -> Tensor:
-        # A window beyond the image adds nothing, and a huge one is no int32.
-        window = min(self.window, size)
-        low = ops.maximum(position - window, first)
-        high = ops.minimum(position + window, size - 1)
-        span = ops.cast(high - low + 1, "float32")
-        steps = ops.cast(ops.floor(self._uniform(ops.shape(position)) * span), "int32")
-        return ops.minimum(low + steps, high)
+        shape = ops.shape(places)
+        draws = self._uniform(shape), self._uniform(shape)
+        return _fused_neighbours(places, *draws, height, width, window, first)
 
     def _uniform(self, shape: Any) -> Tensor:
         return keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
@@ -306,6 +300,28 @@ def _pixels(images: Tensor) -> int:
     return int(images.shape[1] * images.shape[2])
 
 
+def _neighbours(
+    places: Tensor,
+    down: Tensor,
+    right: Tensor,
+    height: int,
+    width: int,
+    window: int,
+    first: int,
+) -> Tensor:
+    """Turn uniform draws into places within the window of `places` and inside the image."""
+    row = _near(places // width, down, height, window, min(first, height - 1))
+    return row * width + _near(places % width, right, width, window, min(first, width - 1))
+
+
+def _near(position: Tensor, uniform: Tensor, size: int, window: int, first: int) -> Tensor:
+    low = ops.maximum(position - window, first)
+    high = ops.minimum(position + window, size - 1)
+    span = ops.cast(high - low + 1, "float32")
+    steps = ops.cast(ops.floor(uniform * span), "int32")
+    return ops.minimum(low + steps, high)
+
+
 def _copy(flat: Tensor, target: Tensor, source: Tensor) -> Tensor:
     """Copy the places `source` (N, n) of each image over its places `target`, all at once."""
     first = ops.arange(ops.shape(flat)[0], dtype="int32")[:, None] * flat.shape[1]
@@ -412,5 +428,7 @@ def _threshold(band: Tensor, sigma: Tensor, scale: Tensor, mode: Mode) -> Tensor
 
 # Compiled by XLA, the many small steps become few passes over the memory. It compiles once for
 # each shape of a batch, which takes seconds.
+_fused_chances = tf.function(_chances, jit_compile=True)
+_fused_neighbours = tf.function(_neighbours, jit_compile=True)
 _fused_copy = tf.function(_copy, jit_compile=True)
 _fused_denoise = tf.function(_denoise, jit_compile=True)
