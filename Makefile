@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lab clean
+.PHONY: help run test check lab bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
@@ -29,6 +29,9 @@ check: $(STAMP) ## style and types
 
 lab: $(STAMP) ## open JupyterLab on the notebooks
 	$(RUN) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+bench: $(STAMP) ## measure what the defence costs; results/bench.json (ARGS=--quick)
+	$(RUN) -m benchmarks $(ARGS)
 
 clean: ## remove results and caches
 	rm -rf results .pytest_cache .mypy_cache .ruff_cache .hypothesis

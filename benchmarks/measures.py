@@ -1,0 +1,440 @@
+"""What the benchmark measures: one function a key, from sizes to a measurement.
+
+Importing this module loads TensorFlow.
+"""
+
+import io
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import authors
+from benchmarks.timing import Measurement, Side, ratio
+from pdutils.attacks import igsm
+from pdutils.classifiers import Classifier, load_classifier
+from pdutils.defenses import Defense
+from pdutils.deflection import pixel_deflection
+from pdutils.drawing import draw_animals
+from pdutils.evaluation import evaluate_folder
+from pdutils.images import Array, save_image
+from pdutils.networks import load_tensorflow
+from pdutils.streams import generator
+
+load_tensorflow()
+
+# The next three load TensorFlow too, with the chatter that was just kept away.
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from pdutils.defended import defended_model  # noqa: E402
+from pdutils.layers import PixelDeflection, WaveletDenoising  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes
+    ----------
+    repeats : int
+        Pairs of times a ratio.
+    seconds : float
+        What one time lasts at least, for work that takes less.
+    batch : int
+        Images at once.
+    folder : int
+        Images of the timed folder.
+    steps : int
+        Steps of the attack.
+    memory : (int, int)
+        Images of the large and of the small folder whose peak memory is compared.
+    memory_repeats : int
+        How often each of the two is measured.
+    """
+
+    repeats: int
+    seconds: float
+    batch: int
+    folder: int
+    steps: int
+    memory: tuple[int, int]
+    memory_repeats: int
+
+    def ratio(self, above: Side, below: Side, **settings: Any) -> Measurement:
+        """Compare two sides; `settings` stand beside what the comparison itself says."""
+        found = ratio(above, below, repeats=self.repeats, seconds=self.seconds)
+        return Measurement(found.values, {**found.settings, **settings})
+
+    def aside(self, above: Side, below: Side) -> float:
+        """Compare two sides less often, for a figure that stands among the settings."""
+        repeats = min(3, self.repeats)
+        return ratio(above, below, repeats=repeats, seconds=self.seconds).summary()["value"]
+
+
+def pd_200(sizes: Sizes) -> Measurement:
+    """Compare the loop with the NumPy path: one image, 200 deflections."""
+    return _pd(sizes, 200)
+
+
+def pd_1500(sizes: Sizes) -> Measurement:
+    """Do the same with 1500 deflections."""
+    return _pd(sizes, 1500)
+
+
+def _pd(sizes: Sizes, deflections: int) -> Measurement:
+    (image,) = _drawings(1)
+    return sizes.ratio(
+        Side("the loop", lambda: authors.deflect(image, deflections)),
+        Side("pixel_deflection", lambda: pixel_deflection(image, deflections, rng=0)),
+        images="1 drawing",
+        deflections=deflections,
+        window=10,
+        reading="blog",
+    )
+
+
+def pd_batch_1500_map(sizes: Sizes) -> Measurement:
+    """Compare the loop over images with the layer, both with a map."""
+    images, maps = _drawings(sizes.batch), np.stack([_map(i) for i in range(sizes.batch)])
+
+    def loop() -> None:
+        for image, chances in zip(images, maps, strict=True):
+            authors.deflect(image, 1500, 10, chances)
+
+    layer = PixelDeflection(1500, 10, "blog", seed=0)
+    return sizes.ratio(
+        Side("the loop, image by image", loop),
+        Side("PixelDeflection in the graph", _in_graph(layer, [images, maps])),
+        images=f"{sizes.batch} drawings",
+        deflections=1500,
+        window=10,
+        reading="blog",
+        map=f"one blob an image, mean {maps.mean():.2f}",
+        xla=_predicts_with_xla(),
+    )
+
+
+def wd_batch(sizes: Sizes) -> Measurement:
+    """Compare scikit-image with the layer, in today's meaning of sigma, which is scikit-image's."""
+    images = _drawings(sizes.batch)
+
+    def loop() -> None:
+        for image in images:
+            authors.denoise(image)
+
+    slow = Side("denoise_wavelet of scikit-image, image by image", loop)
+    fast = {
+        scale: Side(
+            f"WaveletDenoising({scale}) in the graph",
+            _in_graph(WaveletDenoising(0.04, "soft", scale), images),
+        )
+        for scale in ("rgb", "channel")
+    }
+    return sizes.ratio(
+        slow,
+        fast["rgb"],
+        images=f"{sizes.batch} drawings",
+        sigma=0.04,
+        sigma_scale="rgb",
+        value_with_sigma_scale_channel=sizes.aside(slow, fast["channel"]),
+        xla=_predicts_with_xla(),
+    )
+
+
+def defended_resnet50(sizes: Sizes) -> Measurement:
+    """Compare a defended prediction with a plain one: no map, ResNet-50."""
+    return _defended(sizes, "resnet50", Defense())
+
+
+def defended_rcam_resnet50(sizes: Sizes) -> Measurement:
+    """Do the same with the robust CAM."""
+    return _defended(sizes, "resnet50", Defense(deflections=1500, activation="rcam"))
+
+
+def defended_mobilenet_v2(sizes: Sizes) -> Measurement:
+    """Compare a defended prediction with a plain one: no map, MobileNetV2."""
+    return _defended(sizes, "mobilenet_v2", Defense())
+
+
+def _defended(sizes: Sizes, name: str, defense: Defense) -> Measurement:
+    # Tensors lie where the model runs: copying images there would flatter the defence.
+    images = tf.constant(_drawings(sizes.batch))
+    classifier = _classifier(name)
+    plain, defended = plain_model(classifier), defended_model(classifier, defense, seed=0)
+    return sizes.ratio(
+        Side("defended_model(...).predict_on_batch", lambda: defended.predict_on_batch(images)),
+        Side("the model's predict_on_batch", lambda: plain.predict_on_batch(images)),
+        images=f"{sizes.batch} drawings",
+        classifier=f"{name}, random weights",
+        deflections=defense.deflections,
+        map=defense.activation,
+        denoiser=defense.denoiser,
+        xla=bool(defended.jit_compile),
+    )
+
+
+def authors_folder(sizes: Sizes) -> Measurement:
+    """Compare the authors' way through a folder with that of the folder command."""
+    classifier, defense = _classifier("mobilenet_v2"), Defense()
+    defended = defended_model(classifier, defense, seed=0)
+    with labelled_folder(sizes.folder, classifier) as files, _processes() as pool:
+        paths = [path for path, _ in files]
+        labels = np.array([classifier.index(label) for _, label in files])
+
+        def slow() -> None:
+            batch = classifier.preprocess(authors.defend_files(paths, pool))
+            guesses = classifier.model.predict(batch, batch_size=32, verbose=0).argmax(axis=1)
+            np.mean(guesses == labels)
+
+        def fast() -> None:
+            rng = generator(0)
+            evaluate_folder(classifier, files, lambda b: defense.predict(classifier, b, rng=rng))
+
+        def in_graph() -> None:
+            evaluate_folder(classifier, files, lambda b: defended.predict_on_batch(b))
+
+        theirs = Side(f"loop and scikit-image in {cores()} processes, then predict", slow)
+        other = Side("evaluate_folder, defended_model", in_graph)
+        return sizes.ratio(
+            theirs,
+            Side("evaluate_folder, Defense.predict", fast),
+            images=f"{sizes.folder} PNG files of drawings",
+            classifier="mobilenet_v2, random weights",
+            deflections=200,
+            denoiser="wavelet",
+            value_with_defended_model=sizes.aside(theirs, other),
+        )
+
+
+def attack_igsm(sizes: Sizes) -> Measurement:
+    """Compare a step of the attack with one bare forward and backward pass."""
+    classifier, batch = _classifier("mobilenet_v2"), _drawings(sizes.batch)
+    labels = np.zeros(len(batch), dtype=np.int64)
+    bare, images = bare_gradient(classifier, labels), tf.constant(batch)
+
+    def attack() -> None:
+        igsm(classifier, batch, labels, eps=8, iterations=sizes.steps, batch_size=len(batch))
+
+    return sizes.ratio(
+        Side("a step of igsm", attack, units=sizes.steps),
+        Side("a forward and backward pass in the graph", lambda: _wait(bare(images))),
+        images=f"{sizes.batch} drawings",
+        classifier="mobilenet_v2, random weights",
+        steps=sizes.steps,
+    )
+
+
+def import_pdutils(sizes: Sizes) -> Measurement:
+    """Time `import pdutils` in processes of their own, and the modules that need no TensorFlow."""
+    names = {"numpy_path": "pdutils.deflection, pdutils.denoising", "package": "pdutils"}
+    found = {
+        key: [_import_seconds(modules) for _ in range(sizes.repeats)]
+        for key, modules in names.items()
+    }
+    settings = {
+        "unit": "seconds",
+        "repeats": sizes.repeats,
+        "seconds_of_deflection_and_denoising": float(np.median(found["numpy_path"])),
+    }
+    return Measurement(found["package"], settings)
+
+
+def peak_memory_folder(sizes: Sizes) -> Measurement:
+    """Compare the peak memory of `python -m pdutils defend` on a large and a small folder."""
+    classifier = load_classifier("demo")
+    pairs = [
+        [_defend_peak(classifier, n) for n in sizes.memory] for _ in range(sizes.memory_repeats)
+    ]
+    kilobytes = np.median(pairs, axis=0)
+    settings = {
+        "above": f"a folder of {sizes.memory[0]} images",
+        "below": f"a folder of {sizes.memory[1]} images",
+        "above_peak_kb": float(kilobytes[0]),
+        "below_peak_kb": float(kilobytes[1]),
+        "classifier": "demo",
+        "repeats": sizes.memory_repeats,
+    }
+    return Measurement([large / small for large, small in pairs], settings)
+
+
+#: In the order of the table; their names are the keys.
+MEASURES: dict[str, Callable[[Sizes], Measurement]] = {
+    measure.__name__: measure
+    for measure in (
+        pd_200,
+        pd_1500,
+        pd_batch_1500_map,
+        wd_batch,
+        defended_resnet50,
+        defended_rcam_resnet50,
+        defended_mobilenet_v2,
+        authors_folder,
+        attack_igsm,
+        import_pdutils,
+        peak_memory_folder,
+    )
+}
+
+
+def cores() -> int:
+    """Count the processors that this process may use.
+
+    Returns
+    -------
+    int
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def plain_model(classifier: Classifier) -> keras.Model:
+    """Make the model without a defence, from raw images like the defended one.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Its own model takes preprocessed images.
+
+    Returns
+    -------
+    keras.Model
+        From images (N, H, W, 3), RGB in [0, 255], to what the classifier's model gives.
+    """
+    images = keras.Input((*classifier.input_size, 3))
+    return keras.Model(images, classifier.model(classifier.preprocess(images)))
+
+
+def bare_gradient(classifier: Classifier, labels: Any) -> Callable[[Any], Any]:
+    """Make the least that a step of an attack can cost: a forward and a backward pass, compiled.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The network.
+    labels : ndarray of int64, shape (N,)
+        The classes whose cross-entropy is differentiated.
+
+    Returns
+    -------
+    callable
+        From a tensor of images (N, H, W, 3) to its gradient.
+    """
+
+    def gradient(images: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            found = classifier.model(classifier.preprocess(images), training=False)
+            loss = keras.losses.sparse_categorical_crossentropy(labels, found)
+        return tape.gradient(loss, images)
+
+    compiled: Callable[[Any], Any] = tf.function(gradient, autograph=False)
+    return compiled
+
+
+@contextmanager
+def labelled_folder(n: int, classifier: Classifier) -> Iterator[list[tuple[Path, str]]]:
+    """Give a temporary folder of labelled files: 50 drawings, again and again.
+
+    Parameters
+    ----------
+    n : int
+        How many files.
+    classifier : Classifier
+        Its first ten classes are the labels.
+
+    Yields
+    ------
+    list of (Path, str)
+        The files and their labels, which also stand in their names.
+    """
+    labels = [classifier.class_ids[i % min(10, len(classifier.class_ids))] for i in range(n)]
+    with tempfile.TemporaryDirectory() as name:
+        files = [(Path(name) / f"{label}_{i:05}.png", label) for i, label in enumerate(labels)]
+        drawings = _drawings(min(n, 50))
+        for i, (path, _) in enumerate(files):
+            if i < len(drawings):
+                save_image(path, drawings[i])
+            else:
+                os.link(files[i % len(drawings)][0], path)
+        yield files
+
+
+@cache
+def _classifier(name: str) -> Classifier:
+    # Without a class index at hand it says that classes are shown as numbers; none is shown here.
+    with redirect_stderr(io.StringIO()):
+        return load_classifier(name, weights="random")
+
+
+@cache
+def _drawings(n: int) -> Array:
+    return np.stack([drawing.image for drawing in draw_animals(n, rng=0)])
+
+
+def _map(seed: int, size: int = 224) -> Array:
+    """Make a map like those of the robust CAM: a blob on a ground that is mostly low."""
+    middle = np.random.default_rng(seed).uniform(0.3, 0.7, 2) * size
+    down, right = np.arange(size)[:, None] - middle[0], np.arange(size)[None, :] - middle[1]
+    blob: Array = np.exp(-(down**2 + right**2) / (2 * (size / 5) ** 2)).astype(np.float32)
+    return blob
+
+
+@cache
+def _predicts_with_xla() -> bool:
+    """Tell whether Keras compiles a prediction with XLA here: on a GPU it does."""
+    return bool(plain_model(_classifier("mobilenet_v2")).jit_compile)
+
+
+def _in_graph(layer: Any, inputs: Any) -> Callable[[], None]:
+    """Make the run of a compiled layer on tensors that lie where it runs."""
+    tensors = [tf.constant(x) for x in inputs] if isinstance(inputs, list) else tf.constant(inputs)
+    compiled = tf.function(layer, jit_compile=_predicts_with_xla(), autograph=False)
+    return lambda: _wait(compiled(tensors))
+
+
+def _wait(tensor: Any) -> None:
+    """Wait until a tensor is there, without copying all of it from a GPU."""
+    tensor[(0,) * len(tensor.shape)].numpy()
+
+
+@contextmanager
+def _processes() -> Iterator[Executor]:
+    """Give as many processes as cores; a fork of one that runs TensorFlow could hang."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores(), mp_context=context) as pool:
+        yield pool
+
+
+def _import_seconds(modules: str) -> float:
+    clock = "from time import perf_counter as now; start = now()"
+    program = f"{clock}; import {modules}; print(now() - start)"
+    return float(_output([sys.executable, "-c", program]))
+
+
+def _defend_peak(classifier: Classifier, n: int) -> int:
+    with labelled_folder(n, classifier) as files:
+        folder = str(files[0][0].parent)
+        defend = [sys.executable, "-m", "pdutils", "defend", folder, "--classifier", "demo"]
+        return int(_output([sys.executable, "-m", "benchmarks.peak_memory", *defend]))
+
+
+def _output(command: list[str]) -> str:
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {found.stderr.strip()}")
+    return found.stdout
