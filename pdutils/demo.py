@@ -23,8 +23,8 @@ from pdutils.cases import EPS, ITERATIONS, STEP
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.demo_network import demo_network
 from pdutils.drawing import CLASS_NAMES, Drawing, draw_animal
-from pdutils.evaluation import Rate
 from pdutils.images import Array, save_image, save_map, whole_file
+from pdutils.statistics import Rate
 from pdutils.streams import generator
 
 WEIGHTS = "demo.weights.h5"

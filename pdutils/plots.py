@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pdutils.classifiers import Classifier
-from pdutils.evaluation import Rate, correlation
 from pdutils.images import Array
+from pdutils.statistics import Rate, correlation
 
 TRUE_COLOR = "#009E73"
 ATTACK_COLOR = "#D55E00"

@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import display
 from numpy.typing import NDArray
 
-from pdutils.evaluation import Mean, Rate
+from pdutils.statistics import Mean, Rate
 
 #: The blog's probabilities of badger (true) and skunk (attack), as its notebook states them:
 #: ResNet-50, one image, one draw. Its final table gives 0.75 for PD, which is PD 600.

@@ -356,7 +356,7 @@ def test_demo_calls_its_makers(capsys, monkeypatch, tmp_path):
 
         def record(*arguments, name=name, form=form, **options):
             calls.append((name, dict(form.bind(*arguments, **options).arguments)))
-            from pdutils.evaluation import Rate
+            from pdutils.statistics import Rate
 
             return Rate(3, 4)
 

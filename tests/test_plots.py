@@ -6,7 +6,7 @@ from conftest import photo
 from scipy import stats
 
 from pdutils import plots
-from pdutils.evaluation import Rate
+from pdutils.statistics import Rate
 
 
 def texts(figure):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pdutils import tables
-from pdutils.evaluation import Mean, Rate
+from pdutils.statistics import Mean, Rate
 
 NAMES = ("badger", "skunk", "fox")
 
