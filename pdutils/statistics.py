@@ -1,5 +1,6 @@
-"""Rates and means over images, each with its 95% interval."""
+"""Rates, their differences and means over images, each with its 95% interval."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,131 @@ class Rate:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The difference of two rates on the same images: the first's minus the second's.
+
+    Attributes
+    ----------
+    both, first_only, second_only, neither : int
+        How many images are hits of both, of one alone, of none.
+
+    Raises
+    ------
+    ValueError
+        If a count is negative or all are 0.
+    """
+
+    both: int
+    first_only: int
+    second_only: int
+    neither: int
+
+    def __post_init__(self) -> None:
+        counts = (self.both, self.first_only, self.second_only, self.neither)
+        if min(counts) < 0 or sum(counts) < 1:
+            raise ValueError(f"expected counts of at least 0, not all of them 0, got {self!r}")
+
+    @classmethod
+    def of(
+        cls, first_hits: NDArray[np.bool_], second_hits: NDArray[np.bool_]
+    ) -> "PairedDifference":
+        """Count two boolean arrays over the same images.
+
+        Parameters
+        ----------
+        first_hits, second_hits : ndarray of bool, shape (n,)
+            True for each success; the i-th of both belong to the same image.
+
+        Returns
+        -------
+        PairedDifference
+
+        Raises
+        ------
+        ValueError
+            If they are not boolean or their shapes differ.
+        """
+        first, second = np.asarray(first_hits), np.asarray(second_hits)
+        if first.dtype != np.bool_ or second.dtype != np.bool_ or first.shape != second.shape:
+            raise ValueError(
+                "expected two boolean arrays of one shape, got "
+                f"{first.dtype} {first.shape} and {second.dtype} {second.shape}"
+            )
+        both, first_only = int(np.sum(first & second)), int(np.sum(first & ~second))
+        second_only = int(np.sum(~first & second))
+        return cls(both, first_only, second_only, first.size - both - first_only - second_only)
+
+    @property
+    def n(self) -> int:
+        """The number of images."""
+        return self.both + self.first_only + self.second_only + self.neither
+
+    @property
+    def first(self) -> Rate:
+        """The first rate."""
+        return Rate(self.both + self.first_only, self.n)
+
+    @property
+    def second(self) -> Rate:
+        """The second rate."""
+        return Rate(self.both + self.second_only, self.n)
+
+    @property
+    def value(self) -> float:
+        """The first rate minus the second, in [-1, 1]."""
+        return (self.first_only - self.second_only) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% hybrid score interval for paired data.
+
+        Method 10 of Newcombe 1998, DOI
+        10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C.
+        """
+        first_low, first_high = _arms(self.first)
+        second_low, second_high = _arms(self.second)
+        phi = self._correlation
+        below = first_low**2 - 2 * phi * first_low * second_high + second_high**2
+        above = first_high**2 - 2 * phi * first_high * second_low + second_low**2
+        # |phi| <= 1 leaves both a sum of squares; rounding may take them below 0 by a hair.
+        low, high = (math.sqrt(max(square, 0.0)) for square in (below, above))
+        return self.value - low, self.value + high
+
+    @property
+    def _correlation(self) -> float:
+        """The coefficient phi of the two rows of hits, drawn towards 0 where it is positive."""
+        excess: float = self.both * self.neither - self.first_only * self.second_only
+        if excess > 0:
+            excess = max(excess - self.n / 2, 0.0)
+        hits = self.first.successes, self.second.successes
+        spread = math.prod(k * (self.n - k) for k in hits)
+        return excess / math.sqrt(spread) if spread else 0.0
+
+    @property
+    def p_value(self) -> float:
+        """The exact two-sided p-value of McNemar's test (1947, DOI 10.1007/BF02295996).
+
+        How likely so lopsided a split of the images that only one of the two hits would be if
+        both hit equally often; 1 if there is no such image.
+        """
+        discordant = self.first_only + self.second_only
+        if discordant == 0:
+            return 1.0
+        return float(stats.binomtest(self.first_only, discordant).pvalue)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
+        return f"{self.value:+.2f} [{low:+.2f}, {high:+.2f}], {p}"
+
+
+def _arms(rate: Rate) -> tuple[float, float]:
+    """How far a rate's interval reaches down and up from it."""
+    low, high = rate.interval
+    return rate.value - low, high - rate.value
 
 
 @dataclass(frozen=True)

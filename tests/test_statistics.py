@@ -1,9 +1,10 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from pdutils.statistics import Mean, Rate, correlation
+from pdutils.statistics import Mean, PairedDifference, Rate, correlation
 
 # Rates
 
@@ -58,6 +59,118 @@ def test_a_rate_that_cannot_be_is_refused_with_what_came(successes, n):
 def test_no_hits_at_all_are_refused():
     with pytest.raises(ValueError, match=r"got Rate\(0, 0\)"):
         Rate.of(np.zeros(0, bool))
+
+
+# Paired differences
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high", "p"),
+    [
+        # Newcombe 1998 on paired data, DOI
+        # 10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C, method 10. The
+        # p-value is 2 (1 + 14 + 91) / 2^14.
+        ((36, 12, 2, 0), 0.0569, 0.3404, 212 / 2**14),
+        # Cavo and others 2012, as worked in Fagerland, Lydersen and Laake, Statistical Analysis
+        # of Contingency Tables (2017), chapter 8.
+        ((59, 6, 16, 80), -0.1186, -0.0046, 0.052479),
+    ],
+)
+def test_interval_and_p_value_of_a_difference_are_the_published_ones(counts, low, high, p):
+    difference = PairedDifference(*counts)
+    np.testing.assert_allclose(difference.interval, (low, high), atol=5e-5)
+    assert math.isclose(difference.p_value, p, abs_tol=5e-7)
+
+
+def tables(n: int):
+    """All counts (both, first only, second only, neither) of n images."""
+    for a, b, c in itertools.product(range(n + 1), repeat=3):
+        if a + b + c <= n:
+            yield a, b, c, n - a - b - c
+
+
+def newcombe(a: int, b: int, c: int, d: int) -> tuple[float, float]:
+    """Method 10 as the paper writes it, on Wilson's formula above."""
+    n = a + b + c + d
+    p1, p2 = (a + b) / n, (a + c) / n
+    (l1, u1), (l2, u2) = wilson(a + b, n), wilson(a + c, n)
+    excess = a * d - b * c
+    if excess > n / 2:
+        excess -= n / 2
+    elif excess >= 0:
+        excess = 0
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    phi = excess / margins**0.5 if margins else 0
+    below = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
+    above = (u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2
+    return p1 - p2 - below**0.5, p1 - p2 + above**0.5
+
+
+def test_every_table_of_eleven_images_has_the_formula_s_interval_and_the_binomial_s_p_value():
+    for counts in tables(11):
+        a, b, c, d = counts
+        difference = PairedDifference(*counts)
+        np.testing.assert_allclose(difference.interval, newcombe(a, b, c, d), atol=1e-7)
+        rarer = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
+        assert math.isclose(difference.p_value, min(1, 2 * rarer / 2 ** (b + c)))
+        low, high = difference.interval
+        assert -1 <= low <= difference.value <= high <= 1
+        np.testing.assert_allclose(PairedDifference(a, c, b, d).interval, (-high, -low), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shares", [(0.7, 0.2, 0.05, 0.05), (0.4, 0.1, 0.1, 0.4), (0.05, 0.8, 0.05, 0.1)]
+)
+def test_the_interval_holds_the_true_difference_as_often_as_it_says(shares):
+    # Exact: every table of 12 images with its multinomial probability.
+    covered = 0.0
+    for counts in tables(12):
+        low, high = PairedDifference(*counts).interval
+        ways = math.factorial(12) / math.prod(math.factorial(k) for k in counts)
+        probability = ways * math.prod(s**k for s, k in zip(shares, counts, strict=True))
+        covered += probability * (low <= shares[1] - shares[2] <= high)
+    assert 0.93 < covered < 0.995
+
+
+def test_where_both_hit_the_same_images_the_difference_is_nothing():
+    difference = PairedDifference(7, 0, 0, 3)
+    low, high = difference.interval
+    assert (difference.value, difference.p_value) == (0, 1)
+    assert low < 0 < high
+
+
+def test_a_difference_is_counted_from_hits():
+    first = np.array([True, True, True, False, False, True])
+    second = np.array([True, False, False, True, False, False])
+    difference = PairedDifference.of(first, second)
+    assert difference == PairedDifference(1, 3, 1, 1)
+    assert (difference.first, difference.second) == (Rate(4, 6), Rate(2, 6))
+    assert (difference.n, difference.value) == (6, 2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ((36, 12, 2, 0), "+0.20 [+0.06, +0.34], p = 0.013"),
+        # A bound just below 0 keeps its sign.
+        ((59, 6, 16, 80), "-0.06 [-0.12, -0.00], p = 0.052"),
+        ((50, 0, 30, 20), "-0.30 [-0.39, -0.21], p < 0.001"),
+    ],
+)
+def test_a_difference_reads_as_value_interval_and_p_value(counts, text):
+    assert str(PairedDifference(*counts)) == text
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (3, -1, 2, 2)])
+def test_counts_that_cannot_be_are_refused_with_what_came(counts):
+    with pytest.raises(ValueError, match=rf"not all of them 0, got .*first_only={counts[1]}"):
+        PairedDifference(*counts)
+
+
+@pytest.mark.parametrize("second", [np.ones(3, bool), np.ones(4), np.ones((4, 1), bool)])
+def test_hits_that_do_not_pair_are_refused(second):
+    with pytest.raises(ValueError, match="expected two boolean arrays of one shape, got bool"):
+        PairedDifference.of(np.ones(4, bool), second)
 
 
 # Means
