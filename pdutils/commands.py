@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pdutils.images import Array
     from pdutils.runner import Outcome
 
-DENOISERS = ("wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg")
+DENOISERS = ("wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg", "dct")
 MAPS = ("none", "cam", "rcam")
 READINGS = ("blog", "repo", "paper")
 SIGMA_SCALES = ("channel", "rgb")
