@@ -8,16 +8,19 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lab bench clean
+.PHONY: help run run-all test check lab bench clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
 		do printf '  make %-7s %s\n' "$$name" "$$what"; done
 	@echo '  ARGS="..." passes options on, as in: make run ARGS="03 -p seed 7"'
 	@echo '  PYTHON=... names another Python, 3.11 or newer'
 
-run: $(STAMP) ## execute the notebooks; their pages are in results/index.html
+run: $(STAMP) ## execute the blog's notebooks, 01 to 09; results/index.html
 	$(RUN) -m pdutils run $(ARGS)
+
+run-all: $(STAMP) ## the same with those beyond the blog, 10 and on
+	$(RUN) -m pdutils run --all $(ARGS)
 
 test: check ## check and test everything that needs no network
 	$(RUN) -m pytest $(ARGS)

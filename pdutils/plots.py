@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from pdutils.classifiers import Classifier
 from pdutils.images import Array
-from pdutils.statistics import Rate, correlation
+from pdutils.statistics import PairedDifference, Rate, correlation
 
 TRUE_COLOR = "#009E73"
 ATTACK_COLOR = "#D55E00"
 OTHER_COLOR = "#8C8C8C"
-SERIES = ("#0072B2", "#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#8C8C8C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SERIES = ("#0072B2", "#E69F00", "#56B4E9", "#CC79A7", "#000000", "#8C8C8C", "#009E73", "#D55E00")
 _STYLE: Any = {
     "figure.dpi": 100,
     "font.size": 10,
@@ -268,23 +269,112 @@ def rates(
     -------
     matplotlib.figure.Figure
     """
-    series = list(next(iter(rows.values())))
-    figure, ax = plt.subplots(figsize=(7.5, 0.8 + 0.42 * len(rows)))
-    for s, name in enumerate(series):
-        found = [row[name] for row in rows.values()]
-        places = np.arange(len(rows)) + 0.28 * (s - (len(series) - 1) / 2)
-        centres = np.array([rate.value for rate in found])
-        low, high = np.array([rate.interval for rate in found]).T
-        bounds = np.maximum([centres - low, high - centres], 0)
-        label = f"{name} (n = {found[0].n})"
-        ax.errorbar(
-            centres, places, xerr=bounds, fmt="o", color=_series_color(name, s), label=label
-        )
-    ax.set_yticks(range(len(rows)), list(rows))
+    figure, ax = plt.subplots(figsize=(7.5, 0.8 + _row_height(rows) * len(rows)))
+    _intervals(ax, rows)
     ax.set(xlim=(-0.03, 1.03), xlabel=f"{xlabel}, 95% interval", ylim=(len(rows) - 0.5, -0.5))
     ax.grid(axis="x", alpha=0.3)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.55 / len(rows) + 0.1), ncols=3,
-              frameon=False)  # fmt: skip
+    _legend_above(figure)
+    return figure
+
+
+@_styled
+def differences(
+    rows: Mapping[str, Mapping[str, PairedDifference]],
+    *,
+    xlabel: str = "difference of the share classified right",
+) -> Figure:
+    """Show paired differences with their 95% intervals around the line of no difference.
+
+    Parameters
+    ----------
+    rows : mapping of str to mapping of str to PairedDifference
+        For each row (what is compared) the difference in each series (clean, an attack).
+    xlabel : str
+        What the difference is of.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = plt.subplots(figsize=(7.5, 0.9 + _row_height(rows) * len(rows)))
+    ax.axvline(0, color=OTHER_COLOR, linewidth=1)
+    _intervals(ax, rows)
+    ax.set(xlabel=f"{xlabel}, 95% interval", ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(axis="x", alpha=0.3)
+    _legend_above(figure)
+    return figure
+
+
+@_styled
+def rate_curves(
+    series: Mapping[str, Mapping[float, Rate]],
+    *,
+    xlabel: str,
+    ylabel: str = "share classified right",
+    logarithmic: bool = False,
+) -> Figure:
+    """Show how rates move with a knob, each with the band of its 95% intervals.
+
+    Parameters
+    ----------
+    series : mapping of str to mapping of float to Rate
+        For each line the rate at each value of the knob.
+    xlabel : str
+        What the knob is, with its unit.
+    ylabel : str
+        What the rate is.
+    logarithmic : bool
+        Whether the knob's axis is.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = plt.subplots(figsize=(7.5, 3.6))
+    for s, (name, line) in enumerate(series.items()):
+        knob = np.array(list(line), dtype=np.float64)
+        values = [rate.value for rate in line.values()]
+        low, high = np.array([rate.interval for rate in line.values()]).T
+        style: dict[str, Any] = {"color": SERIES[s % len(SERIES)]}
+        # Two lines that lie on each other are told apart by their marks.
+        ax.plot(knob, values, marker=MARKERS[s % len(MARKERS)], label=name, **style)
+        ax.fill_between(knob, low, high, alpha=0.15, linewidth=0, **style)
+    ax.set(xlabel=xlabel, ylabel=f"{ylabel}, 95% band", ylim=(-0.03, 1.03))
+    if logarithmic:
+        ax.set_xscale("log")
+        ticks = sorted({knob for line in series.values() for knob in line})
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.grid(axis="y", alpha=0.3)
+    _legend_above(figure)
+    return figure
+
+
+@_styled
+def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: str) -> Figure:
+    """Show what settings keep of clean images against what they win back of adversaries.
+
+    Parameters
+    ----------
+    curves : mapping of str to mapping of str to (Rate, Rate)
+        For each line (a knob) the two rates at each of its values, in order, named by the value.
+    ylabel : str
+        What the second rate is.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ax = plt.subplots(figsize=(7.5, 4.6))
+    for s, (knob, line) in enumerate(curves.items()):
+        color, mark = SERIES[s % len(SERIES)], MARKERS[s % len(MARKERS)]
+        clean, won = (np.array([pair[i].value for pair in line.values()]) for i in (0, 1))
+        ax.plot(clean, won, marker=mark, color=color, label=knob, alpha=0.8)
+        for value, x, y in zip(line, clean, won, strict=True):
+            ax.annotate(value, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=color)
+    ax.set(xlabel="share of clean images classified right", ylabel=ylabel)
+    ax.grid(alpha=0.3)
+    _legend_above(figure)
     return figure
 
 
@@ -423,6 +513,33 @@ def closeup(images: Sequence[Array], titles: Sequence[str], *, row: int, column:
     return figure
 
 
+def _intervals(ax: Axes, rows: Mapping[str, Mapping[str, Rate | PairedDifference]]) -> None:
+    """Draw a row a name, and in it each series as a point with its interval."""
+    series = list(next(iter(rows.values())))
+    for s, name in enumerate(series):
+        found = [row[name] for row in rows.values()]
+        places = np.arange(len(rows)) + min(0.28, 0.8 / len(series)) * (s - (len(series) - 1) / 2)
+        centres = np.array([one.value for one in found])
+        low, high = np.array([one.interval for one in found]).T
+        bounds = np.maximum([centres - low, high - centres], 0)
+        label = f"{name} (n = {found[0].n})"
+        ax.errorbar(
+            centres, places, xerr=bounds, fmt="o", color=_series_color(name, s), label=label
+        )
+    ax.set_yticks(range(len(rows)), list(rows))
+
+
+def _row_height(rows: Mapping[str, Mapping[str, Any]]) -> float:
+    return max(0.42, 0.16 * len(next(iter(rows.values()))))
+
+
+def _legend_above(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    # Of about a hundred letters to a line, each entry takes its own and a mark.
+    columns = max(1, min(4, 105 // (max(map(len, labels)) + 8)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+
+
 def _grid(n: int, columns: int, side: float) -> tuple[Figure, list[Axes]]:
     columns = min(columns, n)
     rows = -(-n // columns)
@@ -450,4 +567,6 @@ def _class_color(number: int, label: int, attacked_label: int | None) -> str:
 
 
 def _series_color(name: str, position: int) -> str:
-    return {"clean": TRUE_COLOR, "adversary": ATTACK_COLOR}.get(name, SERIES[position])
+    return {"clean": TRUE_COLOR, "adversary": ATTACK_COLOR}.get(
+        name, SERIES[position % len(SERIES)]
+    )

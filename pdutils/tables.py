@@ -9,21 +9,8 @@ import pandas as pd
 from IPython.display import display
 from numpy.typing import NDArray
 
-from pdutils.statistics import Mean, Rate
-
-#: The blog's probabilities of badger (true) and skunk (attack), as its notebook states them:
-#: ResNet-50, one image, one draw. Its final table gives 0.75 for PD, which is PD 600.
-BLOG: dict[str, tuple[float | None, float | None]] = {
-    "clean": (1.00, 0.00),
-    "clean, PD 200": (1.00, None),
-    "clean, PD 600": (1.00, None),
-    "adversary": (0.15, 0.59),
-    "PD 200": (0.52, None),
-    "PD 600": (0.75, 0.16),
-    "PD 200 + WD": (0.92, 0.07),
-    "PD 1500 + R-CAM": (0.82, 0.12),
-    "PD 1500 + R-CAM + WD": (0.97, 0.02),
-}
+from pdutils.published import BLOG
+from pdutils.statistics import Mean, PairedDifference, Rate
 
 
 def step_table(
@@ -92,8 +79,8 @@ def show_results(results: Mapping[str, Any]) -> None:
     Parameters
     ----------
     results : mapping
-        What JSON can hold, and numpy's numbers and arrays, `Rate`s and `Mean`s. A key `headline`
-        holds one sentence for the index of the collection.
+        What JSON can hold, and numpy's numbers and arrays, and what `pdutils.statistics` counts. A
+        key `headline` holds one sentence for the index of the collection.
     """
     plain = _plain(results)
     bundle = {"application/json": plain, "text/plain": _text(plain)}
@@ -112,8 +99,9 @@ def _text(results: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Rate, Mean)):
-        return _plain({"value": value.value, "n": value.n, "interval": value.interval})
+    if isinstance(value, (Rate, Mean, PairedDifference)):
+        plain = {"value": value.value, "n": value.n, "interval": value.interval}
+        return _plain(plain | ({"p": value.p_value} if isinstance(value, PairedDifference) else {}))
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

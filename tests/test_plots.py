@@ -6,7 +6,7 @@ from conftest import photo
 from scipy import stats
 
 from pdutils import plots
-from pdutils.statistics import Rate
+from pdutils.statistics import PairedDifference, Rate
 
 
 def texts(figure):
@@ -143,3 +143,42 @@ def test_closeup_is_a_square_of_the_image_wherever_it_is_asked_for(row, column):
     top = min(max(row - 5, 0), 22)
     left = min(max(column - 5, 0), 22)
     np.testing.assert_array_equal(shown, image[top : top + 10, left : left + 10])
+
+
+def shown_legend(figure):
+    (legend,) = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_differences_stand_beside_the_line_of_no_difference_with_their_intervals():
+    found = PairedDifference(both=40, first_only=12, second_only=2, neither=21)
+    figure = plots.differences({"PD adds to WD": {"clean": found}})
+    (ax,) = figure.axes
+    zero, centre = (line.get_xdata() for line in ax.get_lines()[:2])
+    assert list(zero) == [0, 0]
+    np.testing.assert_allclose(centre, [10 / 75])
+    ((start, end),) = ax.collections[0].get_segments()
+    np.testing.assert_allclose([start[0], end[0]], found.interval)
+    assert shown_legend(figure) == ["clean (n = 75)"]
+
+
+def test_rate_curves_pass_through_the_rates_and_their_band_is_the_intervals():
+    line = {2.0: Rate(3, 10), 8.0: Rate(7, 10)}
+    figure = plots.rate_curves({"PD": line, "WD": line}, xlabel="eps", logarithmic=True)
+    (ax,) = figure.axes
+    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[2, 0.3], [8, 0.7]])
+    band = ax.collections[0].get_paths()[0].vertices
+    for knob, rate in line.items():
+        edges = band[band[:, 0] == knob, 1]
+        np.testing.assert_allclose([edges.min(), edges.max()], rate.interval)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "8"]
+    assert ax.get_lines()[0].get_marker() != ax.get_lines()[1].get_marker()
+    assert shown_legend(figure) == ["PD", "WD"]
+
+
+def test_the_tradeoff_names_each_point_by_its_value():
+    curves = {"window": {"5": (Rate(9, 10), Rate(4, 10)), "20": (Rate(8, 10), Rate(6, 10))}}
+    figure = plots.tradeoff(curves, ylabel="turned back")
+    (ax,) = figure.axes
+    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[0.9, 0.4], [0.8, 0.6]])
+    assert {text.get_text(): text.xy for text in ax.texts} == {"5": (0.9, 0.4), "20": (0.8, 0.6)}

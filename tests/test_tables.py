@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pdutils import tables
-from pdutils.statistics import Mean, Rate
+from pdutils.statistics import Mean, PairedDifference, Rate
 
 NAMES = ("badger", "skunk", "fox")
 
@@ -67,6 +67,7 @@ def test_show_results_is_json_whatever_numbers_it_is_given(shown):
             "headline": "a",
             "rate": Rate(1, 2),
             "mean": Mean.of(np.array([1.0])),
+            "paired": PairedDifference(5, 3, 0, 2),
             "array": np.array([0.5, np.nan], dtype=np.float32),
             "number": np.int64(3),
             "deep": {"none": None, "flag": True},
@@ -78,6 +79,8 @@ def test_show_results_is_json_whatever_numbers_it_is_given(shown):
     assert read["rate"]["n"] == 2
     assert read["rate"]["interval"] == pytest.approx(Rate(1, 2).interval, abs=1e-6)
     assert read["mean"]["interval"] == [None, None]
+    # Of three images that one of the two alone gets right, all fall to the first: 2 / 2^3.
+    assert (read["paired"]["value"], read["paired"]["n"], read["paired"]["p"]) == (0.3, 10, 0.25)
     assert read["array"] == [0.5, None]
     assert read["number"] == 3
     assert read["deep"] == {"none": None, "flag": True}
