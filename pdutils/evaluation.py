@@ -1,16 +1,48 @@
-"""Many images: what a classifier makes of a folder, with and without a defence."""
+"""Many images: a folder through one defence; images x attacks x defences, as records.
 
-from collections.abc import Callable, Iterable, Iterator
+A record is one run of one defence on one image under one attack. Its random stream is made from
+what it is (`stream_seed`), so that it depends neither on the other records nor on the order of the
+work, and an evaluation that was interrupted goes on as if it had not been.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import groupby
+from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-from pdutils.classifiers import Classifier
-from pdutils.images import Array, load_image
+from pdutils.attacks import linf, relative_l2
+from pdutils.classifiers import (
+    Classifier,
+    Labels,
+    Scaling,
+    classifier_from_file,
+    load_classifier,
+)
+from pdutils.images import Array, load_image, on_grid
+from pdutils.networks import load_tensorflow
+from pdutils.sources import Source
 from pdutils.statistics import Rate
+from pdutils.store import COLUMNS, Store, StoreError
+from pdutils.suite import NamedAttack, NamedDefense, parse_attack, parse_defense
+
+#: Weights of red, green and blue in the luma of ITU-R BT.601.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+#: The window of SSIM is 11 pixels wide.
+_SMALLEST_SIDE = 11
 
 
 @dataclass(frozen=True)
@@ -77,6 +109,620 @@ def evaluate_folder(
         first = f"; the first: {skipped[0][1]}" if skipped else ""
         raise ValueError(f"expected images that can be read, got none{first}")
     return FolderResult(Rate(top1, n), Rate(top5, n), tuple(skipped))
+
+
+@dataclass(frozen=True)
+class ClassifierSource:
+    """Where a classifier comes from: small enough to be sent to the workers of a cluster.
+
+    Attributes
+    ----------
+    name : str
+        As `load_classifier` takes it, or the path of a model that Keras saved (`.keras`).
+    weights : str or None
+        A file of weights; only with a name of `load_classifier`.
+    preprocess : str or None
+        As `classifier_from_file` takes it; only with a `.keras` file.
+    class_names : tuple of str or None
+        As `classifier_from_file` takes them; only with a `.keras` file.
+
+    Raises
+    ------
+    ValueError
+        If an option is given that does not go with the name.
+    """
+
+    name: str
+    weights: str | None = None
+    preprocess: Scaling | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        own_file = self.name.endswith(".keras")
+        if own_file and self.weights is not None:
+            raise ValueError(f"{self.name} holds its weights; expected no file of weights besides")
+        if not own_file and (self.preprocess is not None or self.class_names is not None):
+            raise ValueError(
+                f"preprocess and class_names go with a .keras file, not with {self.name!r}"
+            )
+
+    def load(self) -> Classifier:
+        """Load the classifier; a process that asks again gets the same one.
+
+        Returns
+        -------
+        Classifier
+
+        Raises
+        ------
+        ValueError, FileNotFoundError, pdutils.data.DownloadError
+            As `load_classifier` and `classifier_from_file`.
+        """
+        return _loaded(self)
+
+
+@lru_cache(maxsize=1)
+def _loaded(source: ClassifierSource) -> Classifier:
+    if not source.name.endswith(".keras"):
+        return load_classifier(source.name, source.weights)
+    scaling = {} if source.preprocess is None else {"preprocess": source.preprocess}
+    return classifier_from_file(source.name, class_names=source.class_names, **scaling)
+
+
+def deterministic() -> None:
+    """Make TensorFlow's operations give the same bits each time, in this whole process.
+
+    To be called before the first of them.
+    """
+    load_tensorflow()
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """Give the SHA-256, in hex, of a classifier's weights and of how it scales its images.
+
+    Parameters
+    ----------
+    classifier : Classifier
+
+    Returns
+    -------
+    str
+    """
+    import tensorflow as tf
+
+    digest = hashlib.sha256()
+    for weights in classifier.model.get_weights():
+        digest.update(f"{weights.dtype} {weights.shape}".encode())
+        digest.update(weights.tobytes())
+    ramp = np.linspace(0, 255, 3 * math.prod(classifier.input_size), dtype=np.float32)
+    scaled = classifier.preprocess(tf.constant(ramp.reshape(1, *classifier.input_size, 3)))
+    digest.update(np.round(np.asarray(scaled, dtype=np.float64), 3).tobytes())
+    return digest.hexdigest()
+
+
+def stream_seed(*parts: str | int) -> int:
+    """Make the seed of a random stream from what the stream is for, and from nothing else.
+
+    Parameters
+    ----------
+    *parts : str or int
+        For a run of a defence: the seed of the evaluation, the image's name, the texts of the
+        attack and the defence, and the number of the run. For an attack: the first three, and for
+        an adaptive attack the defence too.
+
+    Returns
+    -------
+    int
+        63 bits of their SHA-256; `numpy.random.default_rng` makes the stream of them.
+    """
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def evaluate(
+    classifier: Classifier | ClassifierSource,
+    source: Source,
+    attacks: Sequence[str],
+    defenses: Sequence[str],
+    *,
+    runs: int = 10,
+    seed: int = 0,
+    batch_size: int = 32,
+    store: str | PathLike[str] | None = None,
+    scheduler: str | None = None,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """Evaluate defences against attacks, image by image.
+
+    Images that cannot be read are left out. The work goes on from what `store` holds; a unit of it
+    is one attack and one defence on a chunk of `batch_size` consecutive images, and a unit that
+    was finished stays, whatever ends the run.
+
+    Parameters
+    ----------
+    classifier : Classifier or ClassifierSource
+        The network. With a `scheduler` it must be a ClassifierSource, which each worker loads.
+    source : Source
+        The labelled images, see `pdutils.sources`.
+    attacks, defenses : sequence of str
+        By name and knobs, see `pdutils.suite`. The attack "none", the clean image itself, and the
+        defence "none" are always evaluated.
+    runs : int
+        How many times a defence that draws random numbers is run, at least 1; others once.
+    seed : int
+        Of all random streams, at least 0.
+    batch_size : int
+        How many images are in memory and go through the network at once, at least 1.
+    store : str or path, optional
+        The file of records. By default they are kept in memory.
+    scheduler : str, optional
+        The Dask cluster to work on, see `pdutils.cluster`. By default this process works alone.
+    progress : bool, optional
+        Whether to show a bar over images x attacks. By default on a terminal only.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The records, columns as `pdutils.store.COLUMNS`, in the order of the images and of the
+        attacks and defences given, "none" first. `l2` and `linf` measure the adversary, `psnr` (in
+        dB) and `ssim` the defended image, all against the clean one; SSIM is that of Wang 2004 (DOI
+        10.1109/TIP.2003.819861, Gaussian window of 11 x 11) on the luma. `seconds` is the time of a
+        map, a run and its prediction by itself, divided by the images of its chunk.
+        `attrs["skipped"]` lists the images that could not be read, with the reason.
+
+    Raises
+    ------
+    ValueError
+        If an attack, a defence, a label or a number is out of range, not one image can be read, or
+        the network gives NaN.
+    pdutils.store.StoreError
+        As `pdutils.store.Store`, or if an image of a chunk that was begun before can be read now
+        and could not then, or the other way round.
+    OSError
+        As `pdutils.store.Store` and `pdutils.cluster`.
+    """
+    _check_numbers(runs, seed, batch_size)
+    attack_texts = _texts(parse_attack, attacks)
+    defense_texts = _texts(parse_defense, defenses)
+    if scheduler is not None and isinstance(classifier, Classifier):
+        raise ValueError(
+            "a cluster cannot be sent a loaded classifier; pass a ClassifierSource, such as "
+            f"ClassifierSource({classifier.name!r}), which each worker loads"
+        )
+    network = classifier if isinstance(classifier, Classifier) else classifier.load()
+    _check_source(network, source)
+    job = _Job(source, int(runs), int(seed), int(batch_size))
+    digest = fingerprint(network)
+    with Store(
+        store, names=source.names, labels=source.labels, settings=job.settings(network.name, digest)
+    ) as records:
+        records.ask(attack_texts, defense_texts)
+        units = _units(records, job, attack_texts, defense_texts)
+        if scheduler is None or isinstance(classifier, Classifier):
+            parts = _locally(network, job, units)
+        else:
+            # "auto" might be another network elsewhere.
+            named = replace(
+                classifier, name=network.name if classifier.name == "auto" else classifier.name
+            )
+            parts = _on_cluster(named, digest, job, units, scheduler)
+        _collect(parts, records, job, attack_texts, defense_texts, progress)
+        found = records.records(attack_texts, defense_texts)
+    if found.empty:
+        name, reason = found.attrs["skipped"][0]
+        raise ValueError(f"expected images that can be read, got none; the first: {name}: {reason}")
+    return found
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all units of an evaluation have in common."""
+
+    source: Source
+    runs: int
+    seed: int
+    batch_size: int
+
+    def settings(self, name: str, digest: str) -> dict[str, str | int]:
+        """Give what every run that adds to a file of records must have in common."""
+        return {
+            "classifier": name,
+            "weights": digest,
+            "source": self.source.digest,
+            "images": len(self.source.names),
+            "runs": self.runs,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+        }
+
+    @property
+    def chunks(self) -> range:
+        return range(math.ceil(len(self.source.names) / self.batch_size))
+
+    def places(self, chunk: int) -> range:
+        start = chunk * self.batch_size
+        return range(start, min(start + self.batch_size, len(self.source.names)))
+
+
+class _Unit(NamedTuple):
+    """A chunk, an attack and the defences that are missing; images known to be unreadable."""
+
+    chunk: int
+    attack: str
+    defenses: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...]
+
+
+class _Part(NamedTuple):
+    """What is finished of a unit: records by defence. `last` if that was all of it."""
+
+    unit: _Unit
+    records: dict[str, pd.DataFrame]
+    skipped: list[tuple[str, str]]
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """The images of a chunk that can be read, and what the network makes of them."""
+
+    names: list[str]
+    labels: Labels
+    images: Array
+    probabilities: Array
+    seconds: float
+    skipped: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    """The adversaries of a chunk, and what the undefended network makes of them."""
+
+    images: Array
+    targets: Labels
+    classes: Labels
+    success: NDArray[np.bool_]
+    probabilities: Array
+    seconds: float
+
+
+def _check_numbers(runs: int, seed: int, batch_size: int) -> None:
+    for name, value, least in (("runs", runs, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if not whole or value < least:
+            raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+
+def _texts(parse: Callable[[str], NamedAttack | NamedDefense], given: Sequence[str]) -> list[str]:
+    """Give the canonical texts, "none" first, each once."""
+    if isinstance(given, str):
+        raise ValueError(f"expected a list of attacks and one of defences, got {given!r}")
+    return list(dict.fromkeys(["none", *(parse(text).text for text in given)]))
+
+
+def _check_source(classifier: Classifier, source: Source) -> None:
+    if not source.names:
+        raise ValueError("expected at least one image, got none")
+    if min(classifier.input_size) < _SMALLEST_SIDE:
+        raise ValueError(
+            f"expected images of at least {_SMALLEST_SIDE} pixels a side, the window of SSIM; "
+            f"{classifier.name} takes {classifier.input_size[0]} x {classifier.input_size[1]}"
+        )
+    seen: set[str] = set()
+    classes = len(classifier.class_ids)
+    for name, label in zip(source.names, source.labels, strict=True):
+        if name in seen:
+            raise ValueError(f"expected images of different names, got {name!r} twice")
+        if not 0 <= label < classes:
+            raise ValueError(f"{name}: expected a label from 0 to {classes - 1}, got {label}")
+        seen.add(name)
+
+
+def _units(
+    store: Store, job: _Job, attacks: Sequence[str], defenses: Sequence[str]
+) -> Iterator[_Unit]:
+    """List what is missing, one chunk after the other."""
+    for chunk in job.chunks:
+        done = store.done(chunk)
+        unreadable = _unreadable(store, job, chunk)
+        for attack in attacks:
+            missing = tuple(text for text in defenses if (attack, text) not in done)
+            if missing:
+                yield _Unit(chunk, attack, missing, unreadable)
+
+
+def _unreadable(store: Store, job: _Job, chunk: int) -> tuple[tuple[str, str], ...]:
+    names = {job.source.names[i] for i in job.places(chunk)}
+    return tuple((name, reason) for name, reason in store.skipped() if name in names)
+
+
+def _collect(
+    parts: Generator[_Part],
+    store: Store,
+    job: _Job,
+    attacks: Sequence[str],
+    defenses: Sequence[str],
+    progress: bool | None,
+) -> None:
+    """Write what is finished, as it comes."""
+    from tqdm.auto import tqdm
+
+    images = len(job.source.names)
+    left = sum(len(job.places(unit.chunk)) for unit in _units(store, job, attacks, defenses))
+    total, quiet = images * len(attacks), None if progress is None else not progress
+    with (
+        closing(parts),
+        tqdm(total=total, initial=total - left, unit="image", disable=quiet) as bar,
+    ):
+        for part in parts:
+            unit = part.unit
+            _check_same_images(store, job, part)
+            for text, records in part.records.items():
+                store.add(unit.chunk, unit.attack, text, records, part.skipped)
+            bar.update(len(job.places(unit.chunk)) * part.last)
+
+
+def _check_same_images(store: Store, job: _Job, part: _Part) -> None:
+    """Refuse to add to a chunk of which other images could be read before."""
+    if not store.done(part.unit.chunk):
+        return
+    before, now = dict(_unreadable(store, job, part.unit.chunk)), dict(part.skipped)
+    for name in {**before, **now}:
+        if (name in before) != (name in now):
+            then, again = ("could", "cannot") if name in now else ("could not", "can")
+            raise StoreError(
+                f"{store.path}: {name} {then} be read when its chunk was begun and {again} be read "
+                f"now: {before.get(name) or now.get(name)}"
+            )
+
+
+def _locally(classifier: Classifier, job: _Job, units: Iterator[_Unit]) -> Generator[_Part]:
+    for _, of_a_chunk in groupby(units, key=lambda unit: unit.chunk):
+        clean = None
+        for unit in of_a_chunk:
+            clean = clean or _read_chunk(classifier, job, unit)
+            for text, records in _judged(classifier, job, clean, unit):
+                last = text == unit.defenses[-1]
+                yield _Part(unit, {text: records}, clean.skipped, last)
+
+
+def _on_cluster(
+    classifier: ClassifierSource, digest: str, job: _Job, units: Iterator[_Unit], scheduler: str
+) -> Generator[_Part]:
+    # Not every evaluation needs the framework of a cluster, which takes a while to load.
+    from pdutils.cluster import scattered
+
+    work = partial(_work, classifier, digest, job)
+    results: Any = scattered(work, units, scheduler=scheduler)
+    with closing(results):
+        for _, part in results:
+            yield part
+
+
+def _work(classifier: ClassifierSource, digest: str, job: _Job, unit: _Unit) -> _Part:
+    """Do a unit on a worker."""
+    network = _same_network(classifier, digest)
+    clean = _read_chunk(network, job, unit)
+    return _Part(unit, dict(_judged(network, job, clean, unit)), clean.skipped, last=True)
+
+
+@lru_cache(maxsize=1)
+def _same_network(classifier: ClassifierSource, digest: str) -> Classifier:
+    deterministic()
+    network = classifier.load()
+    if fingerprint(network) != digest:
+        raise ValueError(f"{classifier.name}: a worker finds other weights than this process")
+    return network
+
+
+def _read_chunk(classifier: Classifier, job: _Job, unit: _Unit) -> _Clean:
+    images: list[Array] = []
+    places: list[int] = []
+    skipped = dict(unit.unreadable)
+    for i in job.places(unit.chunk):
+        name = job.source.names[i]
+        if name in skipped:
+            continue
+        try:
+            image = job.source.load(i)
+        except (ValueError, OSError) as error:
+            skipped[name] = str(error)
+        else:
+            images.append(_checked_image(classifier, name, image))
+            places.append(i)
+    batch = np.stack(images) if images else np.empty((0, *classifier.input_size, 3), np.float32)
+    probabilities, seconds = _predicted(classifier, batch)
+    return _Clean(
+        names=[job.source.names[i] for i in places],
+        labels=np.array([job.source.labels[i] for i in places], dtype=np.int64),
+        images=batch,
+        probabilities=probabilities,
+        seconds=seconds,
+        skipped=[
+            (job.source.names[i], skipped[job.source.names[i]])
+            for i in job.places(unit.chunk)
+            if job.source.names[i] in skipped
+        ],
+    )
+
+
+def _checked_image(classifier: Classifier, name: str, image: Array) -> Array:
+    if image.shape != (*classifier.input_size, 3):
+        raise ValueError(
+            f"{name}: expected an image of {classifier.input_size[0]} x "
+            f"{classifier.input_size[1]} pixels, got shape {image.shape}"
+        )
+    # Attacks start from whole values, and so does what is compared with their results.
+    return on_grid(image)
+
+
+def _predicted(classifier: Classifier, images: Array) -> tuple[Array, float]:
+    if len(images) == 0:
+        return np.empty((0, len(classifier.class_ids)), dtype=np.float32), 0.0
+    start = perf_counter()
+    probabilities = classifier.predict(images, batch_size=len(images))
+    return probabilities, perf_counter() - start
+
+
+def _judged(
+    classifier: Classifier, job: _Job, clean: _Clean, unit: _Unit
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Give the records of a unit, one defence after the other."""
+    if not clean.names:
+        yield from (
+            (text, pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)) for text in unit.defenses
+        )
+        return
+    attack = parse_attack(unit.attack)
+    attacked = None
+    for text in unit.defenses:
+        defense = parse_defense(text)
+        if attacked is None or attack.adaptive:
+            attacked = _attacked(classifier, job, clean, attack, defense)
+            maps: dict[Any, tuple[Array | None, float]] = {}
+        yield text, _records(classifier, job, clean, attack, attacked, defense, maps)
+
+
+def _attacked(
+    classifier: Classifier, job: _Job, clean: _Clean, attack: NamedAttack, defense: NamedDefense
+) -> _Attacked:
+    """Make the adversaries of a chunk; only those of an adaptive attack look at the defence."""
+    if attack.text == "none":
+        nothing = np.full(len(clean.names), -1, dtype=np.int64)
+        seen = clean.probabilities.argmax(axis=1)
+        failure = np.zeros(len(clean.names), dtype=np.bool_)
+        return _Attacked(clean.images, nothing, seen, failure, clean.probabilities, clean.seconds)
+    made_for = (attack.text, defense.text) if attack.adaptive else (attack.text,)
+    seeds = [stream_seed(job.seed, name, *made_for) for name in clean.names]
+    images, targets = attack.make(
+        classifier,
+        clean.images,
+        clean.labels,
+        [np.random.default_rng(seed) for seed in seeds],
+        defense=defense if attack.adaptive and defense.text != "none" else None,
+        batch_size=len(clean.names),
+    )
+    probabilities, seconds = _predicted(classifier, images)
+    seen = probabilities.argmax(axis=1)
+    if targets is None:
+        nothing = np.full(len(clean.names), -1, dtype=np.int64)
+        return _Attacked(images, nothing, seen, seen != clean.labels, probabilities, seconds)
+    return _Attacked(images, targets, targets, seen == targets, probabilities, seconds)
+
+
+def _records(
+    classifier: Classifier,
+    job: _Job,
+    clean: _Clean,
+    attack: NamedAttack,
+    attacked: _Attacked,
+    defense: NamedDefense,
+    maps: dict[Any, tuple[Array | None, float]],
+) -> pd.DataFrame:
+    """Run a defence on the adversaries of a chunk."""
+    key = defense.map_key
+    if key not in maps:
+        start = perf_counter()
+        made = None if key is None else defense.activation_map(classifier, attacked.images)
+        maps[key] = made, perf_counter() - start
+    activation_map, map_seconds = maps[key]
+    n, total = len(clean.names), np.zeros(clean.probabilities.shape)
+    rows = np.arange(n)
+    same = {
+        "image": clean.names,
+        "label": clean.labels,
+        "attack": [attack.text] * n,
+        "defense": [defense.text] * n,
+        "attack_class": attacked.classes,
+        "target": attacked.targets,
+        "right_clean": clean.probabilities.argmax(axis=1) == clean.labels,
+        "success": attacked.success,
+        "l2": relative_l2(clean.images, attacked.images),
+        "linf": linf(clean.images, attacked.images),
+    }
+    tables = []
+    for run in range(job.runs if defense.random else 1):
+        seeds = [
+            stream_seed(job.seed, name, attack.text, defense.text, run) for name in clean.names
+        ]
+        defended, probabilities, seconds = _run(
+            classifier, attacked, defense, seeds, activation_map
+        )
+        total += probabilities
+        psnr, ssim = _likeness(clean.images, defended)
+        tables.append(
+            same
+            | {
+                "run": np.full(n, run),
+                "predicted": probabilities.argmax(axis=1),
+                "mean_predicted": total.argmax(axis=1),
+                "p_label": probabilities[rows, clean.labels],
+                "p_attack": probabilities[rows, attacked.classes],
+                "rank": _ranks(probabilities, clean.labels),
+                "psnr": psnr,
+                "ssim": ssim,
+                "seconds": np.full(n, (map_seconds + seconds) / n),
+                "seed": seeds,
+            }
+        )
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in COLUMNS}
+    return pd.DataFrame(columns).astype(COLUMNS)
+
+
+def _run(
+    classifier: Classifier,
+    attacked: _Attacked,
+    defense: NamedDefense,
+    seeds: Sequence[int],
+    activation_map: Array | None,
+) -> tuple[Array, Array, float]:
+    """Defend and classify once; give the defended images, the probabilities and the seconds."""
+    if defense.text == "none":
+        return attacked.images, attacked.probabilities, attacked.seconds
+    start = perf_counter()
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    defended = defense.transform(
+        classifier, attacked.images, rng=generators, activation_map=activation_map
+    )
+    seconds = perf_counter() - start
+    probabilities, more = _predicted(classifier, defended)
+    return defended, probabilities, seconds + more
+
+
+def _ranks(probabilities: Array, labels: Labels) -> Labels:
+    """Give the place of the true class, 1 for the most probable; of equals, the lower number."""
+    own = np.take_along_axis(probabilities, labels[:, np.newaxis], axis=1)
+    lower = np.arange(probabilities.shape[1]) < labels[:, np.newaxis]
+    before = (probabilities > own) | ((probabilities == own) & lower)
+    ranks: Labels = 1 + before.sum(axis=1)
+    return ranks
+
+
+def _likeness(clean: Array, defended: Array) -> tuple[NDArray[np.float64], list[float]]:
+    """Measure PSNR (dB) and SSIM of defended images."""
+    error = np.square(defended - clean, dtype=np.float64).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        psnr: NDArray[np.float64] = 10 * np.log10(255.0**2 / error)
+    with ThreadPoolExecutor() as pool:
+        return psnr, list(pool.map(_ssim, clean @ _LUMA, defended @ _LUMA))
+
+
+def _ssim(clean: Array, defended: Array) -> float:
+    from skimage.metrics import structural_similarity
+
+    return float(
+        structural_similarity(
+            clean,
+            defended,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
 
 
 class _Batch(NamedTuple):
