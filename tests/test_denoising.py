@@ -326,6 +326,64 @@ def test_jpeg_takes_what_a_denoiser_left_outside_the_range():
     np.testing.assert_array_equal(denoise(image, "jpeg"), denoise(np.clip(image, 0, 255), "jpeg"))
 
 
+def cosine_matrix():
+    """The orthonormal cosines of 8 samples, a row a frequency."""
+    frequency, place = np.mgrid[:8, :8]
+    rows = np.cos(np.pi * frequency * (2 * place + 1) / 16) / 2
+    rows[0] /= np.sqrt(2)
+    return rows
+
+
+def dct_of_every_block(image, sigma, step):
+    """Threshold the blocks one by one, add them up, and count how many hold each pixel."""
+    height, width, _ = image.shape
+    channels = image.astype(np.float64) @ (TO_YCBCR.T / 255)
+    mirrored = np.pad(channels, ((8, 8), (8, 8), (0, 0)), mode="symmetric")
+    total, count = np.zeros_like(mirrored), np.zeros_like(mirrored)
+    cosines = cosine_matrix()
+    for row in range(step, height + 8, step):
+        for column in range(step, width + 8, step):
+            for c in range(3):
+                block = np.s_[row : row + 8, column : column + 8, c]
+                coefficients = cosines @ mirrored[block] @ cosines.T
+                mean = coefficients[0, 0]
+                least = 3 * sigma * 255 * np.linalg.norm(TO_YCBCR[c]) / 255
+                coefficients[np.abs(coefficients) < least] = 0
+                coefficients[0, 0] = mean
+                total[block] += cosines.T @ coefficients @ cosines
+                count[block] += 1
+    averaged = (total / np.maximum(count, 1))[8:-8, 8:-8]
+    assert (count[8:-8, 8:-8] == (8 / step) ** 2).all()
+    return averaged @ np.linalg.inv(TO_YCBCR.T / 255)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [(16, 16), (13, 17)])
+def test_dct_is_a_loop_over_the_blocks(size, step):
+    height, width = size
+    image = noisy_photo(height=height, width=width)
+    result = denoise(image, "dct", sigma=0.02, step=step)
+    np.testing.assert_allclose(result, dct_of_every_block(image, 0.02, step), atol=2e-3)
+    assert np.abs(result - image).max() > 1
+
+
+def test_more_overlap_in_dct_denoises_better():
+    clean = photo(64, 48)
+    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 10, clean.shape), 0, 255)
+    gains = [
+        psnr(denoise(noisy.astype(np.float32), "dct", step=step), clean) - psnr(noisy, clean)
+        for step in (8, 4, 2, 1)
+    ]
+    assert 2 < gains[0] < gains[1] < gains[2] < gains[3]
+
+
+def test_dct_of_sigma_0_gives_the_image():
+    image = noisy_photo()
+    result = denoise(image, "dct", sigma=0)
+    np.testing.assert_array_equal(result, image)
+    assert result is not image
+
+
 # --- what holds for all of them ---
 
 
@@ -427,7 +485,7 @@ def test_a_grey_photo_stays_grey():
 
 
 @pytest.mark.parametrize("sigma", [-0.04, np.nan, np.inf, "0.04", None, [0.04]])
-@pytest.mark.parametrize("method", ["wavelet", "nl_means"])
+@pytest.mark.parametrize("method", ["wavelet", "nl_means", "dct"])
 def test_wrong_sigmas(method, sigma):
     with pytest.raises(ValueError, match=r"sigma: expected .* got"):
         denoise(photo(), method, sigma=sigma)
@@ -446,6 +504,7 @@ def test_wrong_sigmas(method, sigma):
         ("wiener", "size"),
         ("median", "size"),
         ("jpeg", "quality"),
+        ("dct", "step"),
     ],
 )
 def test_options_out_of_their_range(method, option, value):
@@ -463,6 +522,8 @@ def test_options_out_of_their_range(method, option, value):
         ("nl_means", "patch_distance", 6.5),
         ("jpeg", "quality", 75.5),
         ("jpeg", "quality", 96),
+        ("dct", "step", 3),
+        ("dct", "step", 2.0),
     ],
 )
 def test_sizes_that_are_no_such_whole_number(method, option, value):
