@@ -703,7 +703,7 @@ def _ranks(probabilities: Array, labels: Labels) -> Labels:
 
 def _likeness(clean: Array, defended: Array) -> tuple[NDArray[np.float64], list[float]]:
     """Measure PSNR (dB) and SSIM of defended images."""
-    error = np.square(defended - clean, dtype=np.float64).mean(axis=(1, 2, 3))
+    error = np.square(defended - clean).mean(axis=(1, 2, 3), dtype=np.float64)
     with np.errstate(divide="ignore"):
         psnr: NDArray[np.float64] = 10 * np.log10(255.0**2 / error)
     with ThreadPoolExecutor() as pool:
