@@ -138,7 +138,11 @@ class StoredRecords:
         if _is_new(Path(path)):
             raise StoreError(f"{path}: expected a file of records, got an empty file")
         self._connection = _connect(f"{Path(path).absolute().as_uri()}?mode=ro", self.path)
-        self._check_format()
+        try:
+            self._check_format()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
