@@ -160,12 +160,16 @@ def _columns(records: pd.DataFrame) -> tuple[dict[str, NDArray[Any]], dict[str, 
 
 def _numbered(values: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
     """Turn names into numbers in order of appearance, "none" before all others."""
-    codes, seen = pd.factorize(values)
-    if (codes < 0).any():
+    if values.isna().any():
         raise ValueError(f"records: expected a name in every row of {values.name}, got none in one")
+    texts = values.to_numpy(object)
+    # Records come in stretches of one name, and telling neighbours apart costs less than hashing.
+    begins = np.flatnonzero(np.append(True, texts[1:] != texts[:-1]))
+    codes, seen = pd.factorize(texts[begins])
     names = [str(name) for name in seen]
     order = sorted(range(len(names)), key=lambda i: names[i] != "none")
-    return np.argsort(order)[codes], [names[i] for i in order]
+    stretches = np.diff(begins, append=len(texts))
+    return np.repeat(np.argsort(order)[codes], stretches), [names[i] for i in order]
 
 
 def _whole(values: pd.Series, least: int) -> NDArray[np.int64]:
@@ -525,9 +529,12 @@ def _targeted(found: _Found, protocol: str) -> Rates:
     return marked.rates([a for a in found.attacks if a in aimed], "reached", "counted")
 
 
-def _strength(found: _Found, protocol: str) -> dict[tuple[str, str | None], Strength]:
+Strengths = dict[tuple[str, str | None], Strength]
+
+
+def _strength(found: _Found, protocol: str) -> Strengths:
     _check_word("protocol", protocol, PROTOCOLS)
-    measured: dict[tuple[str, str | None], Strength] = {}
+    measured: Strengths = {}
     for attack in found.made:
         cells = {d: found.cells[attack, d] for d in found.defenses if (attack, d) in found.cells}
         if _adaptive(cells.values()):
@@ -610,7 +617,7 @@ class Report:
         decision: str,
         baseline: str | None = None,
         *,
-        skipped: Iterable[tuple[object, str]] = (),
+        skipped: Iterable[tuple[object, str]] | None = None,
     ) -> "Report":
         """Report on the records of an evaluation.
 
@@ -624,8 +631,8 @@ class Report:
             As in `outcomes`.
         baseline : str, optional
             The defence that the others are compared with, by default "none".
-        skipped : iterable of (name, reason)
-            Images that could not be read.
+        skipped : iterable of (name, reason), optional
+            Images that could not be read; by default `records.attrs["skipped"]`, if it is there.
 
         Returns
         -------
@@ -641,11 +648,25 @@ class Report:
         baseline = _checked_baseline(found, baseline)
         measures = {"accuracy": _accuracy(found, protocol), "destruction": _destruction(found)}
         measures["targeted"] = _targeted(found, protocol)
+        strengths = _strength(found, protocol)
         differences = _differences(found, baseline, protocol)
+        if skipped is None:
+            skipped = records.attrs.get("skipped", ())
+        comparisons = sum(cell is not None for row in differences.values() for cell in row.values())
+        sentences = [
+            *_basis(found, protocol, decision),
+            *_skipped(list(skipped)),
+            *_uneven(found),
+            *_weak_attacks(strengths),
+            *_adaptive_attacks(strengths),
+            *_run_numbers(found),
+            *_costs(found, baseline),
+            *_uncorrected(comparisons),
+        ]
         return cls(
-            _tables(found, protocol, baseline, measures, differences),
+            _tables(found, baseline, measures, strengths, differences),
             _numbers(measures, protocol, decision),
-            _sentences(found, protocol, decision, baseline, differences, list(skipped)),
+            sentences,
         )
 
     def __str__(self) -> str:
@@ -747,9 +768,9 @@ def _differences(found: _Found, baseline: str, protocol: str) -> Differences:
 
 def _tables(
     found: _Found,
-    protocol: str,
     baseline: str,
     measures: Mapping[str, Rates],
+    strengths: Strengths,
     differences: Differences,
 ) -> dict[str, pd.DataFrame]:
     attacks = short_names(found.attacks)
@@ -761,7 +782,7 @@ def _tables(
         for measure, rates in measures.items()
         if measure != "targeted" or any(rates[found.defenses[0]])
     }
-    tables["strength"] = _strength_table(_strength(found, protocol), attacks, defenses)
+    tables["strength"] = _strength_table(strengths, attacks, defenses)
     minus = f"defense, minus {defenses.get(baseline, baseline)}"
     tables["differences"] = _grid(differences, attacks, defenses, minus)
     tables["names"] = _names_table({"attack": attacks, "defense": defenses})
@@ -791,7 +812,7 @@ def _grid(
 
 
 def _strength_table(
-    measured: Mapping[tuple[str, str | None], Strength],
+    measured: Strengths,
     attacks: Mapping[str, str],
     defenses: Mapping[str, str],
 ) -> pd.DataFrame:
@@ -847,29 +868,6 @@ def _numbers(measures: Mapping[str, Rates], protocol: str, decision: str) -> pd.
 # What must be said
 
 
-def _sentences(
-    found: _Found,
-    protocol: str,
-    decision: str,
-    baseline: str,
-    differences: Differences,
-    skipped: Sequence[tuple[object, str]],
-) -> list[str]:
-    said = [
-        *_basis(found, protocol, decision),
-        *_skipped(skipped),
-        *_uneven(found),
-        *_weak_attacks(found),
-        *_adaptive_attacks(found),
-        *_run_numbers(found),
-        *_costs(found, baseline),
-    ]
-    comparisons = sum(cell is not None for row in differences.values() for cell in row.values())
-    if comparisons > 1:
-        said.append(f"The p-values of the {comparisons} differences stand uncorrected.")
-    return said
-
-
 def _basis(found: _Found, protocol: str, decision: str) -> list[str]:
     right = {
         image
@@ -912,9 +910,9 @@ def _uneven(found: _Found) -> list[str]:
     ]
 
 
-def _weak_attacks(found: _Found) -> list[str]:
+def _weak_attacks(strengths: Strengths) -> list[str]:
     said = []
-    for (attack, defense), measured in _strength(found, "paper").items():
+    for (attack, defense), measured in strengths.items():
         success = measured.success
         if success is not None and success.successes == 0:
             against = f" against {defense}" if defense else ""
@@ -925,8 +923,8 @@ def _weak_attacks(found: _Found) -> list[str]:
     return said
 
 
-def _adaptive_attacks(found: _Found) -> list[str]:
-    made = [attack for attack, defense in _strength(found, "plain") if defense is not None]
+def _adaptive_attacks(strengths: Strengths) -> list[str]:
+    made = [attack for attack, defense in strengths if defense is not None]
     return [
         f"Attack {attack} made another adversary for each defence; its success and its destruction "
         "rate speak of the undefended network, its accuracy of the defended one."
@@ -967,6 +965,12 @@ def _costs(found: _Found, baseline: str) -> list[str]:
                 f"{_counted_noun(cost.n, 'image')}."
             )
     return said
+
+
+def _uncorrected(comparisons: int) -> list[str]:
+    if comparisons < 2:
+        return []
+    return [f"The p-values of the {comparisons} differences stand uncorrected."]
 
 
 def _counted_noun(n: int, noun: str) -> str:
