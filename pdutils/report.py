@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pdutils.images import whole_file
 from pdutils.statistics import Mean, PairedDifference, Rate
+from pdutils.suite import parse_defense
 
 #: Which images count. The paper's own protocol is the first.
 PROTOCOLS: Mapping[str, str] = {
@@ -937,16 +938,24 @@ def _run_numbers(found: _Found) -> list[str]:
     for defense in found.defenses:
         runs = [cell["runs"] for (_, other), cell in found.cells.items() if other == defense]
         least, most = min(r.min() for r in runs), max(r.max() for r in runs)
-        if most == 1 and defense != "none":
+        if most == 1 and _draws(defense):
             single.append(defense)
         elif least < most:
             said.append(f"Defence {defense} has {least} to {most} runs an image.")
     if single:
         said.append(
-            f"A single run each of {_listed(single)}: if it draws random numbers, how much the "
-            "result depends on them is not seen."
+            f"A single run each of {_listed(single)}: how much the result depends on the random "
+            "numbers drawn is not seen."
         )
     return said
+
+
+def _draws(defense: str) -> bool:
+    """Tell whether a defence may draw random numbers; one of another name may."""
+    try:
+        return parse_defense(defense).random
+    except ValueError:
+        return True
 
 
 def _costs(found: _Found, baseline: str) -> list[str]:

@@ -512,6 +512,9 @@ def test_single_runs_and_uneven_runs_are_named():
     expected = "A single run each of pd:deflections=200:"
     assert expected in said(small().query("run == 0"), "plain", "one")
     assert "single run" not in said(small(), "plain", "one")
+    # Of a defence that draws nothing there is only one; of an unknown one there may be more.
+    single = [cell("a", "none", defense, [0]) for defense in ("none", "wd", "mine", "pd")]
+    assert "A single run each of mine, pd:" in said(records_of(*single), "plain", "one")
     uneven = small().query("run == 0 or image != 'a'")
     assert "Defence pd:deflections=200 has 1 to 3 runs an image." in said(uneven, "plain", "one")
 
