@@ -178,6 +178,12 @@ class PairedDifference:
             return 1.0
         return float(stats.binomtest(self.first_only, discordant).pvalue)
 
+    @property
+    def verdict(self) -> str:
+        """What the interval says, in words: "more", "fewer" or "not told apart"."""
+        low, high = self.interval
+        return "more" if low > 0 else "fewer" if high < 0 else "not told apart"
+
     def __str__(self) -> str:
         low, high = self.interval
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -50,13 +51,13 @@ def step_table(
     return table.map(_cell)
 
 
-def rate_table(rows: Mapping[str, Mapping[str, Rate]]) -> pd.DataFrame:
-    """Set rates with their intervals in a table.
+def rate_table(rows: Mapping[str, Mapping[str, Rate | Mean | PairedDifference]]) -> pd.DataFrame:
+    """Set rates, means or differences with their intervals in a table.
 
     Parameters
     ----------
-    rows : mapping of str to mapping of str to Rate
-        For each row the rate in each column.
+    rows : mapping of str to mapping of str to Rate, Mean or PairedDifference
+        For each row the one in each column.
 
     Returns
     -------
@@ -79,8 +80,8 @@ def show_results(results: Mapping[str, Any]) -> None:
     Parameters
     ----------
     results : mapping
-        What JSON can hold, and numpy's numbers and arrays, and what `pdutils.statistics` counts. A
-        key `headline` holds one sentence for the index of the collection.
+        What JSON can hold, numpy's numbers and arrays, what `pdutils.statistics` counts, and
+        dataclasses of these. A key `headline` holds one sentence for the index of the collection.
     """
     plain = _plain(results)
     bundle = {"application/json": plain, "text/plain": _text(plain)}
@@ -102,6 +103,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (Rate, Mean, PairedDifference)):
         plain = {"value": value.value, "n": value.n, "interval": value.interval}
         return _plain(plain | ({"p": value.p_value} if isinstance(value, PairedDifference) else {}))
+    if is_dataclass(value):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

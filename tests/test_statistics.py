@@ -218,3 +218,11 @@ def test_a_constant_field_correlates_with_nothing():
 def test_fields_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match=r"one shape, got \(2, 2\) and \(4,\)"):
         correlation(np.zeros((2, 2)), np.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("counts", "verdict"),
+    [((40, 20, 2, 38), "more"), ((40, 2, 20, 38), "fewer"), ((40, 5, 4, 51), "not told apart")],
+)
+def test_the_verdict_is_what_the_interval_leaves_open(counts, verdict):
+    assert PairedDifference(*counts).verdict == verdict
