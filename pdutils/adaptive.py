@@ -118,21 +118,74 @@ def bpda(
         If the images break their contract, a label is no class, a knob is out of its range, or the
         defence has no such derivative as `gradient` asks for.
     """
-    _check_knobs(eps, step, iterations, draws, batch_size)
+    _check_box(eps, step)
+    _check_counts(iterations=iterations, draws=draws, batch_size=batch_size)
     batch, single = as_batch(images)
     clean = on_grid(batch)
     goals = classifier.check_labels(labels, len(clean))
     passage = _passage(classifier, defense, gradient)
     generators = streams(rng, len(clean))
+    signed = -step if targeted else step
     adversaries = np.empty_like(clean)
-    for start in range(0, len(clean), batch_size):
-        part = slice(start, start + batch_size)
-        slope = partial(_mean_gradient, classifier, passage, draws, goals[part], generators[part])
-        adversaries[part] = _climb(slope, clean[part], eps, -step if targeted else step, iterations)
+    for part in _parts(len(clean), batch_size):
+        slope = partial(
+            _mean_gradient, passage, draws=draws, labels=goals[part], generators=generators[part]
+        )
+        adversaries[part] = _follow(slope, clean[part], eps, signed, iterations)
     return adversaries[0] if single else adversaries
 
 
-def _climb(
+def expected_gradient(
+    classifier: Classifier,
+    images: Array,
+    labels: LabelsLike,
+    *,
+    defense: Transformation | None,
+    draws: int = 1,
+    gradient: BackwardPass = "identity",
+    rng: Rng = None,
+    batch_size: int = 32,
+) -> Array:
+    """Give the gradient that `bpda` follows: of the loss behind a defence, averaged over its draws.
+
+    Parameters
+    ----------
+    classifier, labels, defense, draws, gradient, batch_size
+        As in `bpda`; the loss is the cross-entropy of the labels.
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255]; they are not rounded.
+    rng : int, numpy.random.Generator, list of Generator, or None
+        Each image's draws come one after the other from a stream of its own.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+        In units of the loss per grey level.
+
+    Raises
+    ------
+    ValueError
+        As `bpda`.
+    """
+    _check_counts(draws=draws, batch_size=batch_size)
+    batch, single = as_batch(images)
+    goals = classifier.check_labels(labels, len(batch))
+    passage = _passage(classifier, defense, gradient)
+    generators = streams(rng, len(batch))
+    slopes = [
+        _mean_gradient(
+            passage, batch[part], draws=draws, labels=goals[part], generators=generators[part]
+        )
+        for part in _parts(len(batch), batch_size)
+    ]
+    return slopes[0][0] if single else np.concatenate(slopes)
+
+
+def _parts(n: int, batch_size: int) -> list[slice]:
+    return [slice(start, start + batch_size) for start in range(0, n, batch_size)]
+
+
+def _follow(
     slope: Callable[[Array], Array], clean: Array, eps: float, step: float, iterations: int
 ) -> Array:
     """Step along the sign of the slope at the rounded iterate, inside the box."""
@@ -147,14 +200,14 @@ def _climb(
 
 
 def _mean_gradient(
-    classifier: Classifier,
     passage: "_Passage",
+    images: Array,
+    *,
     draws: int,
     labels: Labels,
     generators: list[np.random.Generator],
-    images: Array,
 ) -> Array:
-    """Average the gradient of the loss behind the defence over its draws."""
+    classifier = passage.classifier
     activation_map = passage.activation_map(images)
     total = np.zeros_like(images)
     for _ in range(draws):
@@ -172,9 +225,9 @@ class _Passage:
         self.defense = defense
 
     def activation_map(self, images: Array) -> Array | None:
-        return (
-            None if self.defense is None else self.defense.activation_map(self.classifier, images)
-        )
+        if self.defense is None:
+            return None
+        return self.defense.activation_map(self.classifier, images)
 
     def forward(
         self, images: Array, activation_map: Array | None, generators: list[np.random.Generator]
@@ -292,19 +345,21 @@ def _unchanged(gradient: Array) -> Array:
     return gradient
 
 
-def _check_knobs(eps: float, step: float, iterations: int, draws: int, batch_size: int) -> None:
+def _check_box(eps: float, step: float) -> None:
     if not _is_number(eps) or not 1 <= eps <= 255:
         raise ValueError(
             f"eps: expected 1 to 255 grey levels (the result is on the 8-bit grid), got {eps!r}"
         )
     if not _is_number(step) or not 0 < step <= 255:
         raise ValueError(f"step: expected a number of grey levels in (0, 255], got {step!r}")
-    counts = {"iterations": iterations, "draws": draws, "batch_size": batch_size}
-    for name, count in counts.items():
-        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
-        if not whole or count < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
+        if not whole or count < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}")
