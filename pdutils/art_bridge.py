@@ -351,18 +351,24 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
 
 
 class CandidateClassifier(BridgedClassifier):
-    """A bridged classifier that shows ART some of the classes only, others for each image.
+    """What ART's DeepFool is shown of a network: a few classes of each image, and what lies ahead.
 
     ART's DeepFool asks for the gradients of all classes that are among the most probable of any
-    image, for every image. Here it sees a few classes of each image, and their gradients come from
-    full batches.
+    image, for every image; here it sees a few classes of each, and their gradients come from full
+    batches. It overshoots when it is done, so that it creeps towards the border until its steps
+    are used up; here it is shown the network as far ahead as it will overshoot, as the paper's
+    authors do in theirs.
 
     Parameters
     ----------
     classifier : Classifier
         The network.
+    images : ndarray of float32, shape (N, H, W, 3)
+        The images that every call is about, in the range of `clip_values`.
     candidates : ndarray of int64, shape (N, k)
-        The classes that are shown, for each of the N images that every call is about.
+        The classes that are shown of each.
+    overshoot : float
+        By what share the way from `images` is longer than it seems, at least 0.
     clip_values, batch_size
         As in `art_classifier`.
     """
@@ -370,13 +376,17 @@ class CandidateClassifier(BridgedClassifier):
     def __init__(
         self,
         classifier: Classifier,
+        images: Array,
         candidates: Labels,
         *,
+        overshoot: float = 0.0,
         clip_values: tuple[float, float] = (0.0, 255.0),
         batch_size: int = 32,
     ) -> None:
         super().__init__(classifier, clip_values=clip_values, batch_size=batch_size)
+        self.images = images
         self.candidates = candidates
+        self.overshoot = overshoot
         self.nb_classes = candidates.shape[1]
 
     def predict(
@@ -388,9 +398,8 @@ class CandidateClassifier(BridgedClassifier):
         -------
         ndarray of float32, shape (N, k)
         """
-        return np.take_along_axis(
-            super().predict(x, training_mode=training_mode), self.candidates, axis=1
-        )
+        logits = super().predict(self._ahead(x), training_mode=training_mode)
+        return np.take_along_axis(logits, self.candidates, axis=1)
 
     def class_gradient(
         self, x: Array, label: Any = None, training_mode: bool = False, **_: Any
@@ -408,11 +417,15 @@ class CandidateClassifier(BridgedClassifier):
         """
         if label is not None:
             raise ValueError(f"label: expected None, for all candidates, got {label!r}")
-        repeated = np.repeat(x, self.nb_classes, axis=0)
+        repeated = np.repeat(self._ahead(x), self.nb_classes, axis=0)
         gradients = super().class_gradient(
             repeated, self.candidates.ravel(), training_mode=training_mode
         )
         return gradients.reshape(*self.candidates.shape, *x.shape[1:])
+
+    def _ahead(self, x: Array) -> Array:
+        ahead = x + np.float32(self.overshoot) * (x - self.images)
+        return np.clip(ahead, *self.clip_values)
 
 
 class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]

@@ -137,8 +137,14 @@ def deepfool(
         few = max(1, batch_size // shown.shape[1])
 
         def found(part: slice) -> Array:
+            small = clean[part] / np.float32(255)
             bridge = CandidateClassifier(
-                classifier, shown[part], clip_values=(0.0, 1.0), batch_size=batch_size
+                classifier,
+                small,
+                shown[part],
+                overshoot=overshoot,
+                clip_values=(0.0, 1.0),
+                batch_size=batch_size,
             )
             art = art_attack(
                 "DeepFool",
@@ -148,7 +154,7 @@ def deepfool(
                 nb_grads=shown.shape[1],
                 batch_size=few,
             )
-            return _as_grey(art.generate(clean[part] / np.float32(255)))
+            return _as_grey(art.generate(small))
 
         reached = _in_parts(found, len(clean), few)
         return judge.first_success(clean, reached - clean, _FACTORS, goals, reached)

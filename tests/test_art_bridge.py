@@ -123,13 +123,25 @@ def test_passes_go_through_the_classifier_in_its_batch_size(toy, monkeypatch):
 def test_candidates_are_a_part_of_the_classes(toy):
     images = photos(3)
     shown = np.array([[0, 1], [5, 2], [3, 4]])
-    some, all_of_them = CandidateClassifier(toy, shown), art_classifier(toy)
+    some, all_of_them = CandidateClassifier(toy, images, shown), art_classifier(toy)
     rows = np.arange(3)[:, None]
     np.testing.assert_allclose(some.predict(images), all_of_them.predict(images)[rows, shown])
     expected = all_of_them.class_gradient(images)[rows, shown]
     np.testing.assert_allclose(some.class_gradient(images), expected, rtol=1e-4, atol=1e-8)
     with pytest.raises(ValueError, match="label: expected None"):
         some.class_gradient(images, 1)
+
+
+def test_candidates_are_judged_as_far_ahead_as_the_attack_overshoots(toy):
+    images, others = photos(2), photos(2)[::-1].copy()
+    shown = np.array([[0, 1], [5, 2]])
+    ahead = CandidateClassifier(toy, images, shown, overshoot=0.5)
+    there = np.clip(images + 1.5 * (others - images), 0, 255).astype(np.float32)
+    plain = CandidateClassifier(toy, images, shown)
+    np.testing.assert_allclose(ahead.predict(others), plain.predict(there), rtol=1e-5)
+    np.testing.assert_allclose(
+        ahead.class_gradient(others), plain.class_gradient(there), rtol=1e-3, atol=1e-8
+    )
 
 
 def test_a_batch_that_is_all_but_black_is_shown_as_it_is(toy):
