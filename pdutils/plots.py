@@ -351,7 +351,9 @@ def rate_curves(
 
 
 @_styled
-def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: str) -> Figure:
+def tradeoff(
+    curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: str, connected: bool = True
+) -> Figure:
     """Show what settings keep of clean images against what they win back of adversaries.
 
     Parameters
@@ -360,16 +362,19 @@ def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: s
         For each line (a knob) the two rates at each of its values, in order, named by the value.
     ylabel : str
         What the second rate is.
+    connected : bool
+        Whether the values of a knob follow each other, so that a line leads through them.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     figure, ax = plt.subplots(figsize=(7.5, 4.6))
+    style: dict[str, Any] = {"alpha": 0.8, "linestyle": "-" if connected else ""}
     for s, (knob, line) in enumerate(curves.items()):
         color, mark = SERIES[s % len(SERIES)], MARKERS[s % len(MARKERS)]
         clean, won = (np.array([pair[i].value for pair in line.values()]) for i in (0, 1))
-        ax.plot(clean, won, marker=mark, color=color, label=knob, alpha=0.8)
+        ax.plot(clean, won, marker=mark, color=color, label=knob, **style)
         for value, x, y in zip(line, clean, won, strict=True):
             ax.annotate(value, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=color)
     ax.set(xlabel="share of clean images classified right", ylabel=ylabel)

@@ -140,6 +140,27 @@ class Cells:
         marked = self._marked(counted=lambda cell: cell["success"] & cell["right_clean"])
         return marked._rates(self.made, "right", "counted")
 
+    def check_successes(self, attacks: Iterable[str]) -> None:
+        """Refuse to go on with an attack that leaves nothing to turn back.
+
+        Parameters
+        ----------
+        attacks : iterable of str
+            Those whose destruction rate is wanted.
+
+        Raises
+        ------
+        ValueError
+            If one of them fooled the network on no image that is right when clean.
+        """
+        turned = self.destruction()
+        for attack in attacks:
+            if all(rates[attack] is None for rates in turned.values()):
+                raise ValueError(
+                    f"{attack} fooled the network on none of the images that are right when clean, "
+                    "so there is nothing to turn back: take a stronger one"
+                )
+
     def targeted_success(self, protocol: str = "plain") -> Rates:
         """Give the share of adversaries that are seen as the class that the attack aims at.
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from pdutils.published import BLOG
 from pdutils.statistics import Mean, PairedDifference, Rate
 
+Counted = Rate | Mean | PairedDifference
+
 
 def step_table(
     steps: Mapping[str, NDArray[Any]], *, label: int, attacked_label: int, names: tuple[str, ...]
@@ -51,13 +53,13 @@ def step_table(
     return table.map(_cell)
 
 
-def rate_table(rows: Mapping[str, Mapping[str, Rate | Mean | PairedDifference]]) -> pd.DataFrame:
+def rate_table(rows: Mapping[str, Mapping[str, Counted | None]]) -> pd.DataFrame:
     """Set rates, means or differences with their intervals in a table.
 
     Parameters
     ----------
-    rows : mapping of str to mapping of str to Rate, Mean or PairedDifference
-        For each row the one in each column.
+    rows : mapping of str to mapping of str to Rate, Mean, PairedDifference or None
+        For each row the one in each column; None, where nothing was counted, becomes a dash.
 
     Returns
     -------
@@ -67,11 +69,26 @@ def rate_table(rows: Mapping[str, Mapping[str, Rate | Mean | PairedDifference]])
     """
     table = {}
     for column in next(iter(rows.values())):
-        rates = [row[column] for row in rows.values()]
-        same = len({rate.n for rate in rates}) == 1
-        head = f"{column} (n = {rates[0].n})" if same else column
-        table[head] = [str(rate) if same else f"{rate}, n = {rate.n}" for rate in rates]
+        found = [row[column] for row in rows.values()]
+        counts = {one.n for one in found if one is not None}
+        head = f"{column} (n = {counts.pop()})" if len(counts) == 1 else column
+        table[head] = [_counted(one, same_n=head != column) for one in found]
     return pd.DataFrame(table, index=list(rows))
+
+
+def published_table(rows: Mapping[str, Mapping[str, float | None]]) -> pd.DataFrame:
+    """Set published figures in a table.
+
+    Parameters
+    ----------
+    rows : mapping of str to mapping of str to (float or None)
+        For each row the figure in each column; None where none was published.
+
+    Returns
+    -------
+    pandas.DataFrame
+    """
+    return pd.DataFrame(rows).T.map(lambda figure: "-" if pd.isna(figure) else f"{figure:g}")
 
 
 def show_results(results: Mapping[str, Any]) -> None:
@@ -100,7 +117,7 @@ def _text(results: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, (Rate, Mean, PairedDifference)):
+    if isinstance(value, Counted):
         plain = {"value": value.value, "n": value.n, "interval": value.interval}
         return _plain(plain | ({"p": value.p_value} if isinstance(value, PairedDifference) else {}))
     if is_dataclass(value):
@@ -115,6 +132,12 @@ def _plain(value: Any) -> Any:
         # JSON has no NaN.
         return round(value, 6) if np.isfinite(value) else None
     return value
+
+
+def _counted(value: Counted | None, *, same_n: bool) -> str:
+    if value is None:
+        return "-"
+    return str(value) if same_n else f"{value}, n = {value.n}"
 
 
 def _cell(value: Any) -> str:

@@ -92,6 +92,14 @@ def test_an_attack_that_never_succeeded_has_no_destruction_rate():
     assert Cells.of(records, "one").destruction()["none"] == {"fgsm:eps=2": None}
 
 
+def test_an_attack_that_never_succeeded_is_refused_where_successes_are_wanted():
+    records = small()
+    Cells.of(records).check_successes(["fgsm:eps=2"])
+    records["success"] = False
+    with pytest.raises(ValueError, match="fgsm:eps=2 fooled the network on none of the images"):
+        Cells.of(records).check_successes(["fgsm:eps=2"])
+
+
 def test_a_case_that_was_not_evaluated_has_no_rate():
     records = small()
     gone = (records["attack"] == "fgsm:eps=2") & (records["defense"] == "none")

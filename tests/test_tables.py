@@ -54,6 +54,17 @@ def test_rate_table_states_n_in_the_cell_where_it_differs_between_rows():
     assert "n = 8" in table.loc["WD", "clean"]
 
 
+def test_rate_table_has_a_dash_where_nothing_was_counted():
+    table = tables.rate_table({"PD": {"fgsm": None}, "WD": {"fgsm": Rate(4, 8)}})
+    assert list(table["fgsm (n = 8)"]) == ["-", str(Rate(4, 8))]
+    assert list(tables.rate_table({"PD": {"fgsm": None}})["fgsm"]) == ["-"]
+
+
+def test_published_figures_are_shown_as_published():
+    table = tables.published_table({"PD": {"FGSM": 0.735, "IGSM": None}})
+    assert table.to_dict("index") == {"PD": {"FGSM": "0.735", "IGSM": "-"}}
+
+
 @pytest.fixture
 def shown(monkeypatch):
     bundles = []
