@@ -453,6 +453,7 @@ def _collect(
     images = len(job.source.names)
     left = sum(len(job.places(unit.chunk)) for unit in _units(store, job, attacks, defenses))
     total, quiet = images * len(attacks), None if progress is None else not progress
+    right = seen = 0
     with (
         closing(parts),
         tqdm(total=total, initial=total - left, unit="image", disable=quiet) as bar,
@@ -462,6 +463,9 @@ def _collect(
             _check_same_images(store, job, part)
             for text, records in part.records.items():
                 store.add(unit.chunk, unit.attack, text, records, part.skipped)
+                if unit.attack == text == "none":
+                    right, seen = right + int(records["right_clean"].sum()), seen + len(records)
+                    bar.set_postfix_str(f"{right} of {seen} right when clean", refresh=False)
             bar.update(len(job.places(unit.chunk)) * part.last)
 
 

@@ -722,8 +722,11 @@ def test_memory_does_not_grow_with_the_number_of_images(toy):
 
 def test_a_bar_tells_how_far_it_is(toy, capsys, tmp_path):
     path = tmp_path / "a.sqlite"
-    judged(toy, attacks=ATTACKS[:1], store=path, progress=True)
-    assert "10/10" in capsys.readouterr().err
+    records = judged(toy, attacks=ATTACKS[:1], store=path, progress=True)
+    shown = capsys.readouterr().err
+    right = records.drop_duplicates("image")["right_clean"].sum()
+    assert "10/10" in shown
+    assert f"{right} of 5 right when clean" in shown
     judged(toy, store=path, progress=True)
     shown = capsys.readouterr().err
     assert "10/15" in shown

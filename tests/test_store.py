@@ -355,8 +355,12 @@ def test_others_read_what_is_finished_while_one_writes(path):
         store.ask(["none"], ["none"])
         store.add(0, "none", "none", unit(0, "none", "none"))
         with Store.open(path) as stored:
+            # Within a transaction, as in the middle of a long reading.
+            stored._connection.execute("BEGIN")
             assert len(stored.records()) == 12
             store.add(1, "none", "none", unit(1, "none", "none"))
+            assert len(stored.records()) == 12
+            stored._connection.execute("COMMIT")
             assert len(stored.records()) == 24
 
 
