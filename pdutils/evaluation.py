@@ -186,6 +186,7 @@ def fingerprint(classifier: Classifier) -> str:
     Parameters
     ----------
     classifier : Classifier
+        Its name and the names of its classes do not matter.
 
     Returns
     -------
@@ -304,11 +305,8 @@ def evaluate(
         if scheduler is None or isinstance(classifier, Classifier):
             parts = _locally(network, job, units)
         else:
-            # "auto" might be another network elsewhere.
-            named = replace(
-                classifier, name=network.name if classifier.name == "auto" else classifier.name
-            )
-            parts = _on_cluster(named, digest, job, units, scheduler)
+            there = _for_workers(classifier, network)
+            parts = _on_cluster(there, digest, job, units, scheduler)
         _collect(parts, records, job, attack_texts, defense_texts, progress)
         found = records.records(attack_texts, defense_texts)
     if found.empty:
@@ -493,6 +491,17 @@ def _locally(classifier: Classifier, job: _Job, units: Iterator[_Unit]) -> Gener
                 yield _Part(unit, {text: records}, clean.skipped, last)
 
 
+def _for_workers(classifier: ClassifierSource, loaded: Classifier) -> ClassifierSource:
+    """Describe a classifier so that a process with another folder and cache finds the same."""
+    if classifier.name.endswith(".keras"):
+        return replace(classifier, name=str(Path(classifier.name).absolute()))
+    weights = classifier.weights
+    if weights not in (None, "random"):
+        weights = str(Path(weights).absolute())
+    # "auto" might be another network there.
+    return replace(classifier, name=loaded.name, weights=weights)
+
+
 def _on_cluster(
     classifier: ClassifierSource, digest: str, job: _Job, units: Iterator[_Unit], scheduler: str
 ) -> Generator[_Part]:
@@ -523,33 +532,28 @@ def _same_network(classifier: ClassifierSource, digest: str) -> Classifier:
 
 
 def _read_chunk(classifier: Classifier, job: _Job, unit: _Unit) -> _Clean:
-    images: list[Array] = []
-    places: list[int] = []
+    names, labels = job.source.names, job.source.labels
     skipped = dict(unit.unreadable)
+    read: dict[int, Array] = {}
     for i in job.places(unit.chunk):
-        name = job.source.names[i]
-        if name in skipped:
+        if names[i] in skipped:
             continue
         try:
             image = job.source.load(i)
         except (ValueError, OSError) as error:
-            skipped[name] = str(error)
+            skipped[names[i]] = str(error)
         else:
-            images.append(_checked_image(classifier, name, image))
-            places.append(i)
-    batch = np.stack(images) if images else np.empty((0, *classifier.input_size, 3), np.float32)
-    probabilities, seconds = _predicted(classifier, batch)
+            read[i] = _checked_image(classifier, names[i], image)
+    empty = np.empty((0, *classifier.input_size, 3), dtype=np.float32)
+    images = np.stack(list(read.values())) if read else empty
+    probabilities, seconds = _predicted(classifier, images)
     return _Clean(
-        names=[job.source.names[i] for i in places],
-        labels=np.array([job.source.labels[i] for i in places], dtype=np.int64),
-        images=batch,
+        names=[names[i] for i in read],
+        labels=np.array([labels[i] for i in read], dtype=np.int64),
+        images=images,
         probabilities=probabilities,
         seconds=seconds,
-        skipped=[
-            (job.source.names[i], skipped[job.source.names[i]])
-            for i in job.places(unit.chunk)
-            if job.source.names[i] in skipped
-        ],
+        skipped=list(skipped.items()),
     )
 
 

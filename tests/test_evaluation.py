@@ -647,6 +647,19 @@ def test_a_cluster_gives_what_one_process_gives(toy_file, mirrored, tmp_path):
     assert (scheduler, len(tasks)) == ("tcp://host:8786", 3 * 3)
 
 
+def test_workers_are_told_files_by_their_whole_paths_and_networks_by_their_names(
+    toy, toy_file, monkeypatch
+):
+    monkeypatch.chdir(Path(toy_file).parent)
+    for given, told in [
+        (ClassifierSource("toy.keras"), ClassifierSource(toy_file)),
+        (ClassifierSource("auto"), ClassifierSource("toy_gap")),
+        (ClassifierSource("Toy Gap", "toy.h5"), ClassifierSource("toy_gap", toy_file[:-5] + "h5")),
+        (ClassifierSource("toy_gap", "random"), ClassifierSource("toy_gap", "random")),
+    ]:
+        assert evaluation._for_workers(given, toy) == told
+
+
 def test_a_unit_of_work_is_small(toy_file, mirrored):
     judged(ClassifierSource(toy_file), Photos(4), scheduler="local:2")
     assert all(len(pickle.dumps(task)) < 1000 for _, tasks in mirrored for task in tasks)
