@@ -7,12 +7,12 @@ cache folder. What lies there under the right name, with the right hash, is neve
 import hashlib
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pdutils.images import IMAGE_SUFFIXES, label_from_name, whole_file
+from pdutils.progress import progress_bar
 
 _AUTHORS_COMMIT = "0997669e94c711521896a01cc9c0e27723df0841"
 _AUTHORS_URL = f"https://raw.githubusercontent.com/iamaaditya/pixel-deflection/{_AUTHORS_COMMIT}/"
@@ -373,15 +373,12 @@ def _is_hdf5(path: Path) -> bool:
 
 def _transfer(url: str, path: Path) -> None:
     import requests
-    from tqdm.auto import tqdm
 
     with requests.get(url, stream=True, timeout=TIMEOUT) as response, path.open("wb") as file:
         response.raise_for_status()
         length = int(response.headers.get("content-length", 0)) or None
-        # A notebook has a bar, and a terminal; a log file has none.
-        quiet = False if "ipykernel" in sys.modules else None
         name = url.rpartition("/")[2]
-        with tqdm(total=length, desc=name, unit="B", unit_scale=True, disable=quiet) as bar:
+        with progress_bar(total=length, desc=name, unit="B", unit_scale=True) as bar:
             for chunk in response.iter_content(1 << 16):
                 file.write(chunk)
                 bar.update(len(chunk))

@@ -33,6 +33,7 @@ from pdutils.classifiers import (
 )
 from pdutils.images import Array, load_image, on_grid
 from pdutils.networks import load_tensorflow
+from pdutils.progress import progress_bar
 from pdutils.sources import Source
 from pdutils.statistics import Rate
 from pdutils.store import COLUMNS, Store, StoreError
@@ -226,8 +227,8 @@ def stream_seed(*parts: str | int) -> int:
 def evaluate(
     classifier: Classifier | ClassifierSource,
     source: Source,
-    attacks: Sequence[str],
-    defenses: Sequence[str],
+    attacks: Iterable[str],
+    defenses: Iterable[str],
     *,
     runs: int = 10,
     seed: int = 0,
@@ -248,7 +249,7 @@ def evaluate(
         The network. With a `scheduler` it must be a ClassifierSource, which each worker loads.
     source : Source
         The labelled images, see `pdutils.sources`.
-    attacks, defenses : sequence of str
+    attacks, defenses : iterable of str
         By name and knobs, see `pdutils.suite`. The attack "none", the clean image itself, and the
         defence "none" are always evaluated.
     runs : int
@@ -262,7 +263,8 @@ def evaluate(
     scheduler : str, optional
         The Dask cluster to work on, see `pdutils.cluster`. By default this process works alone.
     progress : bool, optional
-        Whether to show a bar over images x attacks. By default on a terminal only.
+        Whether to show a bar over images x attacks. By default on a terminal
+        and in a notebook.
 
     Returns
     -------
@@ -394,7 +396,7 @@ def _check_numbers(runs: int, seed: int, batch_size: int) -> None:
             raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
-def _texts(parse: Callable[[str], NamedAttack | NamedDefense], given: Sequence[str]) -> list[str]:
+def _texts(parse: Callable[[str], NamedAttack | NamedDefense], given: Iterable[str]) -> list[str]:
     """Give the canonical texts, "none" first, each once."""
     if isinstance(given, str):
         raise ValueError(f"expected a list of attacks and one of defences, got {given!r}")
@@ -446,15 +448,13 @@ def _collect(
     progress: bool | None,
 ) -> None:
     """Write what is finished, as it comes."""
-    from tqdm.auto import tqdm
-
     images = len(job.source.names)
     left = sum(len(job.places(unit.chunk)) for unit in _units(store, job, attacks, defenses))
-    total, quiet = images * len(attacks), None if progress is None else not progress
+    total = images * len(attacks)
     right = seen = 0
     with (
         closing(parts),
-        tqdm(total=total, initial=total - left, unit="image", disable=quiet) as bar,
+        progress_bar(shown=progress, total=total, initial=total - left, unit="image") as bar,
     ):
         for part in parts:
             unit = part.unit

@@ -3,9 +3,9 @@
 A protocol says which images count.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,11 @@ PROTOCOLS: Mapping[str, str] = {
 }
 
 Rates = dict[str, dict[str, Rate | None]]
+Key = TypeVar("Key", bound=Hashable)
+
+
+class ComparisonError(ValueError):
+    """Two cells that were not evaluated, not on the same images, or of which no image counts."""
 
 
 @dataclass(frozen=True)
@@ -264,22 +269,57 @@ class Cells:
             If there is no such protocol, no such attack with such a defence, the two were
             evaluated on different images, or no image counts.
         """
-        for defense in (first, second):
-            if (attack, defense) not in self.cells:
-                raise ValueError(
-                    f"expected records of attack {attack!r} with defence {defense!r}, got the "
-                    f"attacks {', '.join(self.attacks)} and the defences "
-                    f"{', '.join(self.defenses)}"
-                )
-        if not self._same_images(attack, first, second):
-            raise ValueError(
-                f"expected {first!r} and {second!r} on the same images under {attack!r}, got "
-                f"{len(self.cells[attack, first])} and {len(self.cells[attack, second])} images"
-            )
-        difference = self.difference(attack, first, second, protocol)
-        if difference is None:
-            raise ValueError("expected an image that is right when clean, got none")
-        return difference
+        return _paired(self, self, (attack, first), (attack, second), protocol)
+
+    def between_attacks(
+        self, defense: str, first: str, second: str, protocol: str = "paper"
+    ) -> PairedDifference:
+        """Compare two attacks on the same images with one defence.
+
+        Parameters
+        ----------
+        defense, first, second : str
+            The defence and the two attacks.
+        protocol : {"paper", "plain"}
+            Only images right when clean, or all.
+
+        Returns
+        -------
+        PairedDifference
+            The share that is right under the first minus the share that is right under the second.
+
+        Raises
+        ------
+        ValueError
+            If there is no such protocol, no such attack with such a defence, or no image counts.
+        """
+        return _paired(self, self, (first, defense), (second, defense), protocol)
+
+    def against(
+        self, other: "Cells", attack: str, defense: str, protocol: str = "paper"
+    ) -> PairedDifference:
+        """Compare two decisions on the same images.
+
+        Parameters
+        ----------
+        other : Cells
+            The same records under the other decision.
+        attack, defense : str
+            The attack and the defence.
+        protocol : {"paper", "plain"}
+            Only images right when clean, or all.
+
+        Returns
+        -------
+        PairedDifference
+            The share that is right here minus the share that is right there.
+
+        Raises
+        ------
+        ValueError
+            As `between_attacks`.
+        """
+        return _paired(self, other, (attack, defense), (attack, defense), protocol)
 
     def difference(
         self, attack: str, first: str, second: str, protocol: str
@@ -300,22 +340,10 @@ class Cells:
         ValueError
             If there is no such protocol.
         """
-        check_word("protocol", protocol, PROTOCOLS)
-        if any((attack, defense) not in self.cells for defense in (first, second)):
+        try:
+            return self.paired(attack, first, second, protocol)
+        except ComparisonError:
             return None
-        if not self._same_images(attack, first, second):
-            return None
-        one, other = self.cells[attack, first], self.cells[attack, second]
-        counted = _counted(one, protocol)
-        if not counted.any():
-            return None
-        return PairedDifference.of(
-            one["right"].to_numpy()[counted], other["right"].to_numpy()[counted]
-        )
-
-    def _same_images(self, attack: str, first: str, second: str) -> bool:
-        one, other = (self.cells[attack, defense]["image"] for defense in (first, second))
-        return bool(np.array_equal(one.cat.codes, other.cat.codes))
 
     def _rates(self, attacks: Iterable[str], hits: str, of: str) -> Rates:
         """Count a column of hits over the images that another column marks."""
@@ -333,6 +361,60 @@ class Cells:
         """Add columns, each made by a function of a cell."""
         cells = {key: cell.assign(**columns) for key, cell in self.cells.items()}
         return Cells(self.attacks, self.defenses, cells, self.images)
+
+
+def _paired(
+    first: Cells, second: Cells, one: tuple[str, str], other: tuple[str, str], protocol: str
+) -> PairedDifference:
+    """Compare the cell `one` of the first with the cell `other` of the second."""
+    check_word("protocol", protocol, PROTOCOLS)
+    for cells, (attack, defense) in ((first, one), (second, other)):
+        if (attack, defense) not in cells.cells:
+            raise ComparisonError(
+                f"expected records of attack {attack!r} with defence {defense!r}, got the attacks "
+                f"{', '.join(cells.attacks)} and the defences {', '.join(cells.defenses)}"
+            )
+    left, right = first.cells[one], second.cells[other]
+    if list(left["image"]) != list(right["image"]):
+        raise ComparisonError(
+            f"expected {' with '.join(one)} and {' with '.join(other)} on the same images, got "
+            f"{len(left)} and {len(right)} images"
+        )
+    counted = _counted(left, protocol)
+    if not counted.any():
+        raise ComparisonError("expected an image that is right when clean, got none")
+    return PairedDifference.of(
+        left["right"].to_numpy()[counted], right["right"].to_numpy()[counted]
+    )
+
+
+def named(
+    rates: Rates, defenses: Mapping[str, str], attacks: Mapping[Key, str]
+) -> dict[str, dict[Key, Rate | None]]:
+    """Pick rates and call their defences and attacks by other names.
+
+    Parameters
+    ----------
+    rates : dict of str to dict of str to (Rate or None)
+        As `Cells` gives them, by the texts of defences and attacks.
+    defenses : mapping of str to str
+        The texts of the defences wanted, by name.
+    attacks : mapping of key to str
+        The texts of the attacks wanted, by name, or by the value of the knob that is moved.
+
+    Returns
+    -------
+    dict of str to dict of key to (Rate or None)
+
+    Raises
+    ------
+    KeyError
+        If one of them was not evaluated.
+    """
+    return {
+        name: {key: rates[text][attack] for key, attack in attacks.items()}
+        for name, text in defenses.items()
+    }
 
 
 def _counted(cell: pd.DataFrame, protocol: str) -> NDArray[np.bool_]:

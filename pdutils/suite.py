@@ -13,7 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from pdutils.peers import PEERS
 from pdutils.streams import Rng, streams
 
 Value = bool | int | float | str | None
+Key = TypeVar("Key", bound=Hashable)
 
 #: Where the attack of each name lives, as the function of that name. Some of the modules load
 #: whole frameworks, so each is imported when its attack is asked for.
@@ -411,6 +412,48 @@ def parse_defense(text: str) -> NamedDefense:
         knob a value out of its range.
     """
     return NamedDefense(*_parsed("defense", text))
+
+
+def attack_texts(attacks: Mapping[Key, str]) -> dict[Key, str]:
+    """Spell attacks as the records of an evaluation do.
+
+    Parameters
+    ----------
+    attacks : mapping of key to str
+        Attacks as `parse_attack` reads them, by whatever one calls them.
+
+    Returns
+    -------
+    dict of key to str
+        Their canonical texts.
+
+    Raises
+    ------
+    ValueError
+        As `parse_attack`.
+    """
+    return {key: parse_attack(text).text for key, text in attacks.items()}
+
+
+def defense_texts(defenses: Mapping[Key, str]) -> dict[Key, str]:
+    """Spell defences as the records of an evaluation do.
+
+    Parameters
+    ----------
+    defenses : mapping of key to str
+        Defences as `parse_defense` reads them, by whatever one calls them.
+
+    Returns
+    -------
+    dict of key to str
+        Their canonical texts.
+
+    Raises
+    ------
+    ValueError
+        As `parse_defense`.
+    """
+    return {key: parse_defense(text).text for key, text in defenses.items()}
 
 
 def attacks_help() -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import tqdm.auto
+import tqdm
 from conftest import photo
 
 from pdutils import data, images
@@ -169,12 +169,12 @@ def test_a_damaged_file_in_the_cache_is_not_used_without_a_network(cache, no_net
 def test_a_download_has_a_bar_that_reaches_its_end(cache, server, monkeypatch):
     bars = []
 
-    class Recorded(tqdm.auto.tqdm):
+    class Recorded(tqdm.tqdm):
         def __init__(self, *args, **options):
             super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
             bars.append(self)
 
-    monkeypatch.setattr(tqdm.auto, "tqdm", Recorded)
+    monkeypatch.setattr("pdutils.progress.tqdm", Recorded)
     data.download("models/a.bin", Download(f"{server.url}/a.bin", sha256(CONTENT)))
     (bar,) = bars
     assert bar.n == bar.total == len(CONTENT)

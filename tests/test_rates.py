@@ -7,7 +7,7 @@ import pytest
 from records import by_cell, decided, random_records, small
 
 from pdutils.outcomes import outcomes
-from pdutils.rates import Cells
+from pdutils.rates import Cells, ComparisonError, named
 from pdutils.report import Report
 from pdutils.statistics import Mean, PairedDifference, Rate
 
@@ -170,7 +170,7 @@ def test_a_comparison_of_different_images_is_refused():
     other = records.replace({"image": {"b": "e"}})
     swapped = pd.concat([records[~gone], other[gone]])
     for changed, n in ((records[~gone], 3), (swapped, 4)):
-        with pytest.raises(ValueError, match=f"on the same images under 'none', got 4 and {n} im"):
+        with pytest.raises(ValueError, match=f"on the same images, got 4 and {n} im"):
             Cells.of(changed).paired("none", "pd:deflections=200", "none", "plain")
 
 
@@ -179,3 +179,22 @@ def test_a_comparison_with_what_was_not_evaluated_is_refused():
         Cells.of(small()).paired("none", "wd", "none", "plain")
     with pytest.raises(ValueError, match=r"baseline: expected one of the defences none, pd.*'wd'"):
         Report.of(small(), "paper", "one", "wd")
+
+
+def test_two_attacks_and_two_decisions_are_compared_on_the_same_images():
+    fgsm, pd_ = "fgsm:eps=2", "pd:deflections=200"
+    one, worst = Cells.of(small()), Cells.of(small(), "worst")
+    right = {key: list(cell["right"]) for key, cell in one.cells.items()}
+    expected = PairedDifference.of(np.array(right["none", pd_]), np.array(right[fgsm, pd_]))
+    assert one.between_attacks(pd_, "none", fgsm, "plain") == expected
+    stricter = worst.against(one, "none", pd_, "plain")
+    # Of four images three are right in the first run, and none in every run.
+    assert (stricter.first, stricter.second) == (Rate(0, 4), Rate(3, 4))
+    with pytest.raises(ComparisonError, match="expected records of attack 'igsm'"):
+        one.between_attacks(pd_, "none", "igsm")
+
+
+def test_rates_are_called_by_other_names():
+    rates = Cells.of(small()).accuracy("plain")
+    found = named(rates, {"PD": "pd:deflections=200"}, {2: "fgsm:eps=2"})
+    assert found == {"PD": {2: rates["pd:deflections=200"]["fgsm:eps=2"]}}

@@ -22,8 +22,10 @@ from pdutils.suite import (
     NamedAttack,
     NamedDefense,
     attack_names,
+    attack_texts,
     attacks_help,
     defense_names,
+    defense_texts,
     defenses_help,
     parse_attack,
     parse_defense,
@@ -684,3 +686,8 @@ def test_what_is_named_by_hand_is_checked_as_a_text_is():
         NamedDefense("pd", {"size": 3})
     with pytest.raises(ValueError, match=r"attack: expected one of"):
         NamedAttack("pd")
+
+
+def test_texts_are_spelled_as_records_spell_them():
+    assert attack_texts({2: "igsm:step=1.0,eps=2"}) == {2: "igsm:eps=2,step=1"}
+    assert defense_texts({"PD": "pd:window=5,deflections=9"}) == {"PD": "pd:deflections=9,window=5"}
