@@ -34,10 +34,10 @@ def assert_same_but_for_signs_of_nothing(result, expected):
 
 
 class Fixed:
-    """A network whose gradient is the one that it was made with, whatever it is shown."""
+    """A network whose gradients are those that it was made with, the last one again and again."""
 
-    def __init__(self, gradient):
-        self.gradient = gradient
+    def __init__(self, *gradients):
+        self.gradients = list(gradients)
         self.shown = []
 
     def check_labels(self, labels, n):
@@ -45,7 +45,8 @@ class Fixed:
 
     def loss_gradient(self, images, labels, batch_size):
         self.shown.append(images.copy())
-        slope = np.broadcast_to(self.gradient, images.shape).astype(np.float32)
+        gradient = self.gradients.pop(0) if len(self.gradients) > 1 else self.gradients[0]
+        slope = np.broadcast_to(gradient, images.shape).astype(np.float32)
         return slope, np.zeros((len(images), 2), np.float32)
 
 
@@ -179,6 +180,15 @@ def test_all_steps_are_taken_and_the_last_iterate_is_kept():
     np.testing.assert_array_equal(result, np.full_like(image, 94))
     shown = [batch[0, 0, 0, 0] for batch in network.shown]
     np.testing.assert_array_equal(shown, np.rint(90 + 0.5 * np.arange(7)))
+
+
+def test_an_iterate_does_not_wait_beyond_white_or_black():
+    # 250, 254, cut at 255, 255, and from there back by 4.
+    options = {"defense": ALONE, "eps": 8, "step": 4, "iterations": 4, "rng": 0}
+    white = bpda(Fixed(1, 1, 1, -1), np.full((16, 16, 3), 250, np.float32), 0, **options)
+    np.testing.assert_array_equal(white, np.full((16, 16, 3), 251))
+    black = bpda(Fixed(-1, -1, -1, 1), np.full((16, 16, 3), 5, np.float32), 0, **options)
+    np.testing.assert_array_equal(black, np.full((16, 16, 3), 4))
 
 
 # --- the defence is the one that is met ---
