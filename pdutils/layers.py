@@ -236,11 +236,9 @@ class RobustCAM(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.size = tuple(size)
+        self.size = (int(size[0]), int(size[1]))
         self.head_shape = tuple(np.shape(head_weights))
-        check_combine(combine)
-        if not isinstance(k, (int, np.integer)) or not 1 <= k <= self.head_shape[1]:
-            raise ValueError(f"k: expected 1 to {self.head_shape[1]} classes, got {k!r}")
+        _check_ranks(k, self.head_shape[1], combine)
         self.k = int(k)
         self.combine = combine
         self.head_weights = self.add_weight(
@@ -254,12 +252,7 @@ class RobustCAM(keras.layers.Layer):
         # One product for all classes would cost K / k times as much.
         weights = ops.take(ops.transpose(self.head_weights), ranks, axis=0)
         small = ops.einsum("nhwc,nkc->nhwk", features, weights)
-        maps = _min_max(ops.image.resize(small, self.size, interpolation="bilinear"))
-        if self.combine == "geometric":
-            # The product of many maps would underflow before its root is taken.
-            return _min_max(ops.prod(maps ** (1 / self.k), axis=-1, keepdims=True))[..., 0]
-        share = ops.cast(combine_weights(self.k, self.combine), "float32")
-        return _min_max(ops.sum(maps * share, axis=-1, keepdims=True))[..., 0]
+        return _combined(small, self.size, self.combine)
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()
@@ -275,6 +268,174 @@ class RobustCAM(keras.layers.Layer):
     def from_config(cls, config: dict[str, Any]) -> "RobustCAM":
         head_weights = np.zeros(config["head_weights"]["shape"], dtype=np.float32)
         return cls(**config | {"head_weights": head_weights})
+
+
+@keras.saving.register_keras_serializable("pdutils")
+class Logits(keras.layers.Layer):
+    """Apply a dense layer without its activation, by the same weights.
+
+    Call it with what the dense layer takes, (N, C). It works in float32.
+
+    Parameters
+    ----------
+    dense : keras.layers.Dense
+        Such as the last layer of a network, with a softmax.
+    **kwargs
+        For `keras.layers.Layer`.
+    """
+
+    def __init__(self, dense: keras.layers.Dense, **kwargs: Any) -> None:
+        # In half precision the gradients of a saturated network are 0.
+        super().__init__(**{"dtype": "float32"} | kwargs)
+        self.dense = dense
+
+    def build(self, input_shape: Any) -> None:
+        if not self.dense.built:
+            self.dense.build(input_shape)
+
+    def call(self, inputs: Tensor) -> Tensor:
+        product = ops.matmul(inputs, self.dense.kernel)
+        return product if self.dense.bias is None else product + self.dense.bias
+
+    def get_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super().get_config()
+        return config | {"dense": keras.saving.serialize_keras_object(self.dense)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Logits":
+        dense = keras.saving.deserialize_keras_object(config["dense"])
+        return cls(**config | {"dense": dense})
+
+
+@keras.saving.register_keras_serializable("pdutils")
+class RobustGradCAM(keras.layers.Layer):
+    """A network that classifies and, when asked, makes its robust class activation map by Grad-CAM.
+
+    For any head (Selvaraju et al. 2017, DOI 10.1109/ICCV.2017.74). It agrees with
+    `pdutils.activation.robust_cam` and, with k = 1, with `cam` for the most probable class, for a
+    network that has no head weights. A map takes one forward pass, and k backward passes from the
+    logits to the feature map, no further.
+
+    Call it with the batch (N, H, W, 3) that the network takes: it gives probabilities (N, K), or
+    with `maps=True` maps (N, height, width) in [0, 1]. One layer does both because Keras restores a
+    network that is held by two of them only once.
+
+    Parameters
+    ----------
+    network : keras.Model
+        From images to a dictionary of `features` (N, h, w, C), its last feature map, and `logits`
+        (N, K), which follow from it.
+    size : (int, int)
+        Height and width of the maps.
+    k, combine
+        As in `pdutils.activation.robust_cam`.
+    **kwargs
+        For `keras.layers.Layer`.
+
+    Raises
+    ------
+    ValueError
+        If the network gives anything else, k is not in [1, K], or `combine` is unknown; at a call
+        for maps, if no gradient leads from the logits to the features.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        size: tuple[int, int],
+        k: int = 5,
+        combine: Combine = "paper",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+        self.classes = _check_outputs(network)
+        self.size = (int(size[0]), int(size[1]))
+        _check_ranks(k, self.classes, combine)
+        self.k = int(k)
+        self.combine = combine
+        # `tf.gradients` needs a graph, in eager calls too.
+        self._maps_in_graph = tf.function(self._maps, reduce_retracing=True, autograph=False)
+
+    def call(self, images: Tensor, maps: bool = False, training: bool | None = None) -> Tensor:
+        if maps:
+            return self._maps_in_graph(images, training)
+        return ops.softmax(_full_precision(self.network(images, training=training)["logits"]))
+
+    def compute_output_spec(
+        self, images: Tensor, maps: bool = False, training: bool | None = None
+    ) -> Any:
+        shape = self.size if maps else (self.classes,)
+        return keras.KerasTensor((images.shape[0], *shape), dtype="float32")
+
+    def get_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super().get_config()
+        return config | {
+            "network": keras.saving.serialize_keras_object(self.network),
+            "size": self.size,
+            "k": self.k,
+            "combine": self.combine,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RobustGradCAM":
+        network = keras.saving.deserialize_keras_object(config["network"])
+        return cls(**config | {"network": network})
+
+    def _maps(self, images: Tensor, training: bool | None) -> Tensor:
+        features, gradients = self._gradients(images, training)
+        weights = ops.stack([ops.mean(gradient, axis=(1, 2)) for gradient in gradients], axis=1)
+        small = ops.relu(ops.einsum("nhwc,nkc->nhwk", features, weights))
+        return _combined(small, self.size, self.combine)
+
+    def _gradients(self, images: Tensor, training: bool | None) -> tuple[Tensor, list[Tensor]]:
+        """Give the feature map, and the gradients of the k largest logits by it."""
+        found = self.network(images, training=training)
+        features, logits = found["features"], _full_precision(found["logits"])
+        # Probabilities tie where logits do not, and the NumPy path ranks probabilities.
+        _, ranks = ops.top_k(ops.softmax(logits), self.k)
+        chosen = tf.unstack(tf.gather(logits, ranks, batch_dims=1), self.k, axis=1)
+        # A tape would go on to the images; these go no further than the features.
+        gradients = [tf.gradients(logit, features)[0] for logit in chosen]
+        if gradients[0] is None:
+            raise ValueError(
+                f"{self.network.name}: expected logits that follow from the features by operations "
+                "with a gradient, got some without"
+            )
+        return _full_precision(features), [_full_precision(g) for g in gradients]
+
+
+def _full_precision(values: Tensor) -> Tensor:
+    return ops.cast(values, "float32")
+
+
+def _check_outputs(network: keras.Model) -> int:
+    """Check what `RobustGradCAM` needs of a network, and give its number of classes."""
+    found = network.output if isinstance(network.output, dict) else {"output": network.output}
+    shapes = {name: tuple(output.shape) for name, output in found.items()}
+    if {name: len(shape) for name, shape in shapes.items()} != {"features": 4, "logits": 2}:
+        raise ValueError(
+            "network: expected outputs 'features' (N, h, w, C) and 'logits' (N, K), "
+            f"got {shapes} from {network.name}"
+        )
+    return int(shapes["logits"][1])
+
+
+def _check_ranks(k: int, classes: int, combine: str) -> None:
+    check_combine(combine)
+    if not isinstance(k, (int, np.integer)) or not 1 <= k <= classes:
+        raise ValueError(f"k: expected 1 to {classes} classes, got {k!r}")
+
+
+def _combined(small: Tensor, size: tuple[int, int], combine: Combine) -> Tensor:
+    """Combine the maps (N, h, w, k) of the k most probable classes into maps (N, *size)."""
+    k = small.shape[-1]
+    maps = _min_max(ops.image.resize(small, size, interpolation="bilinear"))
+    if combine == "geometric":
+        # The product of many maps would underflow before its root is taken.
+        return _min_max(ops.prod(maps ** (1 / k), axis=-1, keepdims=True))[..., 0]
+    share = ops.cast(combine_weights(k, combine), "float32")
+    return _min_max(ops.sum(maps * share, axis=-1, keepdims=True))[..., 0]
 
 
 def _check_shapes(images: Tensor, maps: Tensor | None = None) -> None:

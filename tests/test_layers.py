@@ -6,7 +6,7 @@ import pytest
 from conftest import photo, photos
 from scipy.stats import chi2_contingency
 
-from pdutils.activation import robust_cam
+from pdutils.activation import cam, combine_maps, robust_cam
 from pdutils.deflection import draw_writes, pixel_deflection
 from pdutils.denoising import denoise_wavelet
 from pdutils.networks import load_tensorflow
@@ -16,7 +16,13 @@ import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 from pdutils import layers  # noqa: E402
-from pdutils.layers import PixelDeflection, RobustCAM, WaveletDenoising  # noqa: E402
+from pdutils.layers import (  # noqa: E402
+    Logits,
+    PixelDeflection,
+    RobustCAM,
+    RobustGradCAM,
+    WaveletDenoising,
+)
 
 READINGS = ["blog", "repo", "paper"]
 #: Each mode and each meaning of sigma once; every pair compiles anew for every shape.
@@ -740,7 +746,148 @@ def test_a_robust_map_does_not_depend_on_its_batch(toy):
         np.testing.assert_allclose(alone[0], together[i], atol=1e-4)
 
 
+# --- the robust map by gradients ---
+
+
+def in_parts(toy_flat):
+    """The network of toy_flat up to its feature map and its logits; it takes [-1, 1]."""
+    model = toy_flat.model
+    last = model.layers[-1]
+    outputs = {"features": model.layers[-2].input, "logits": Logits(last)(last.input)}
+    return keras.Model(model.inputs[0], outputs, name="parts")
+
+
+def by_gradients(toy_flat, images, k, combine, size=(32, 32)):
+    layer = RobustGradCAM(in_parts(toy_flat), size, k, combine)
+    return as_array(layer(images / 127.5 - 1, maps=True))
+
+
+@pytest.mark.parametrize("k", [1, 2, 6])
+@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
+def test_the_robust_map_by_gradients_agrees_with_numpy(toy_flat, combine, k):
+    images = photos(3)
+    maps = by_gradients(toy_flat, images, k, combine)
+    expected = robust_cam(toy_flat, images, k=k, combine=combine)
+    np.testing.assert_allclose(maps, expected, atol=1e-3)
+    assert expected.std() > 0.05
+    if k == 1:
+        best = toy_flat.predict(images).argmax(axis=1)
+        np.testing.assert_allclose(maps, cam(toy_flat, images, best), atol=1e-3)
+
+
+def test_the_robust_map_by_gradients_is_what_its_definition_says(toy_flat):
+    images = photos(3)
+    features = toy_flat.features(images).maps
+    logits = np.log(toy_flat.predict(images))
+    # One dense layer: the gradient of a logit is a column of its kernel.
+    kernel = np.asarray(toy_flat.model.layers[-1].kernel)
+    weights = kernel.reshape(*features.shape[1:], 6).mean(axis=(0, 1))
+    maps = by_gradients(toy_flat, images, 3, "paper", features.shape[1:3])
+    for image, found, row in zip(features, maps, logits, strict=True):
+        best = np.argsort(-row)[:3]
+        single = [np.maximum((image * weights[:, i]).sum(axis=-1), 0) for i in best]
+        stretched = [(m - m.min()) / max(np.ptp(m), 1e-12) for m in single]
+        np.testing.assert_allclose(found, combine_maps(np.stack(stretched)), atol=1e-4)
+
+
+def test_the_network_in_a_robust_map_classifies_as_it_does_outside(toy_flat):
+    layer = RobustGradCAM(in_parts(toy_flat), (32, 32))
+    images = photos(3)
+    rows = as_array(layer(images / 127.5 - 1))
+    np.testing.assert_allclose(rows, toy_flat.predict(images), atol=1e-6)
+
+
+def test_a_robust_map_by_gradients_keeps_its_knobs_and_through_a_file_its_network(
+    toy_flat, tmp_path
+):
+    # Moved from where the initialisers, which have seeds, would put them again.
+    network = keras.models.clone_model(toy_flat.model)
+    network.set_weights([1.5 * w + 0.1 for w in toy_flat.model.get_weights()])
+    last = network.layers[-1]
+    outputs = {"features": network.layers[-2].input, "logits": Logits(last)(last.input)}
+    parts = keras.Model(network.inputs[0], outputs)
+    layer = RobustGradCAM(parts, (20, 24), np.int64(4), "repo", name="mine")
+    again = RobustGradCAM.from_config(layer.get_config())
+    assert (again.size, again.k, again.combine, again.name) == ((20, 24), 4, "repo", "mine")
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, [layer(inputs, maps=True), layer(inputs)])
+    assert [tuple(output.shape) for output in model.outputs] == [(None, 20, 24), (None, 6)]
+    assert len(model.weights) == len(network.weights)
+    images = photos(3) / 127.5 - 1
+    maps, rows = (as_array(result) for result in model(images))
+    np.testing.assert_allclose(rows, network(images), atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for result, expected in zip(loaded(images), (maps, rows), strict=True):
+        np.testing.assert_array_equal(as_array(result), expected)
+
+
+def test_a_map_by_gradients_in_training_drops_what_training_drops():
+    inputs = keras.Input((8, 8, 3))
+    features = keras.layers.Conv2D(4, 3, kernel_initializer=keras.initializers.GlorotUniform(0))
+    dropped = keras.layers.Dropout(0.5, seed=0)
+    x = features(inputs)
+    logits = keras.layers.Dense(5)(keras.layers.Flatten()(dropped(x)))
+    layer = RobustGradCAM(keras.Model(inputs, {"features": x, "logits": logits}), (8, 8), 2)
+    images = photos(2, 8, 8) / 255
+    for maps in (True, False):
+        still = [as_array(layer(images, maps=maps)) for _ in range(2)]
+        np.testing.assert_array_equal(*still)
+        drawn = [as_array(layer(images, maps=maps, training=True)) for _ in range(2)]
+        assert not np.array_equal(*drawn)
+        np.testing.assert_array_equal(as_array(layer(images, maps=maps)), still[0])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_logits_are_those_of_the_dense_layer_without_its_activation(bias):
+    dense = keras.layers.Dense(5, activation="softmax", use_bias=bias, bias_initializer="normal")
+    inputs = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    rows = as_array(dense(inputs))
+    layer = Logits(dense)
+    np.testing.assert_allclose(keras.ops.softmax(layer(inputs)), rows, atol=1e-6)
+    values = as_array(layer(inputs))
+    written_out = inputs @ as_array(dense.kernel) + (as_array(dense.bias) if bias else 0)
+    np.testing.assert_allclose(values, written_out, atol=1e-5)
+    assert {id(w) for w in layer.weights} == {id(w) for w in dense.weights}
+    again = Logits.from_config(layer.get_config())
+    assert again(inputs).shape == (3, 5)
+    assert len(again.weights) == len(layer.weights)
+
+
 # --- wrong input ---
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"k": 0}, r"k: expected 1 to 6 classes, got 0"),
+        ({"k": 7}, r"k: expected 1 to 6 classes, got 7"),
+        ({"combine": "sum"}, r"combine: expected one of .*got 'sum'"),
+    ],
+)
+def test_wrong_knobs_of_the_robust_map_by_gradients(toy_flat, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        RobustGradCAM(in_parts(toy_flat), (32, 32), **knobs)
+
+
+def test_a_map_by_gradients_needs_features_and_logits(toy_flat):
+    with pytest.raises(ValueError, match=r"expected outputs 'features'.*'output': \(None, 6\)"):
+        RobustGradCAM(toy_flat.model, (32, 32))
+    outputs = {"features": toy_flat.model.output, "logits": toy_flat.model.output}
+    with pytest.raises(ValueError, match=r"expected outputs .*'features': \(None, 6\)"):
+        RobustGradCAM(keras.Model(toy_flat.model.inputs[0], outputs), (32, 32))
+
+
+def test_logits_without_a_gradient_have_no_map():
+    inputs = keras.Input((8, 8, 3))
+    features = keras.layers.Conv2D(6, 3)(inputs)
+    classes = keras.ops.cast(keras.ops.argmax(features, axis=-1), "float32")
+    logits = keras.layers.Reshape((36,))(classes)
+    network = keras.Model(inputs, {"features": features, "logits": logits}, name="stepped")
+    layer = RobustGradCAM(network, (8, 8))
+    assert layer(photos(2, 8, 8)).shape == (2, 36)
+    with pytest.raises(ValueError, match=r"stepped: expected logits .* with a gradient"):
+        layer(photos(2, 8, 8), maps=True)
 
 
 @pytest.mark.parametrize(
@@ -801,7 +948,7 @@ def test_wrong_maps(reading, shape):
 
 
 def test_the_layers_are_found_by_keras():
-    for kind in (PixelDeflection, WaveletDenoising, RobustCAM):
+    for kind in (PixelDeflection, WaveletDenoising, RobustCAM, RobustGradCAM, Logits):
         assert keras.saving.get_registered_object(f"pdutils>{kind.__name__}") is kind
         assert getattr(layers, kind.__name__) is kind
 
