@@ -1,4 +1,4 @@
-"""The command line: run the notebooks, defend images, remake the demo."""
+"""The command line: run the notebooks, defend images, evaluate defences, remake the demo."""
 
 import argparse
 import os
@@ -13,14 +13,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from pdutils.classifiers import Classifier, Prediction
     from pdutils.defenses import Defense
-    from pdutils.evaluation import FolderResult
+    from pdutils.evaluation import ClassifierSource, FolderResult
     from pdutils.images import Array
+    from pdutils.report import Report
     from pdutils.runner import Outcome
+    from pdutils.sources import Source
 
 DENOISERS = ("wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg", "dct")
 MAPS = ("none", "cam", "rcam")
 READINGS = ("blog", "repo", "paper")
 SIGMA_SCALES = ("channel", "rgb")
+SCALINGS = ("-1..1", "0..1", "0..255")
+PROTOCOLS = ("paper", "plain")
+DECISIONS = ("one", "majority", "mean", "worst")
+
+#: What `evaluate` takes for fresh drawings in place of a folder.
+_DRAWINGS = "drawings:"
 
 _RUN = """\
 Execute notebooks through papermill, each in a kernel of its own, and leave in the output folder
@@ -56,6 +64,44 @@ examples:
   python -m pdutils defend photos/ --classifier mobilenet_v2 --weights FILE
 """
 
+_EVALUATE = """\
+Measure how defences hold against attacks: every image under every attack, with every defence, the
+random ones several times. IMAGES is a folder of labelled pictures (<label>_<anything>.png, or a
+folder a class), the folder of ImageNet's validation set with --images-list, or drawings:N for N
+fresh drawings of the demo.
+
+Records go into --output as they are made; the same command goes on where an earlier one ended, and
+more attacks and defences can be added. The attack and the defence "none" are always evaluated.
+Printed are the shares that are right; `python -m pdutils table` prints more of the records.
+
+An attack or a defence is a name, or a name and knobs: igsm:eps=4,iterations=10.
+"""
+
+_EVALUATE_EXAMPLES = """\
+examples:
+  python -m pdutils evaluate drawings:100 --attacks igsm:eps=4 deepfool --defenses pd+wd pd+rcam+wd
+  python -m pdutils evaluate photos/ --classifier mobilenet_v2 --weights FILE --attacks fgsm igsm \\
+      --defenses pd pd+wd --output results/photos.sqlite --scheduler local:4
+  python -m pdutils evaluate ILSVRC2012_img_val/ --images-list val.txt --limit 1000 \\
+      --classifier resnet50 --attacks igsm --defenses pd+rcam+wd --dry-run
+"""
+
+_TABLE = """\
+Print the tables of a file of records that `evaluate` wrote, or is writing, with what must be known
+to read them; with --output, write them as CSV, LaTeX and Markdown too.
+
+--protocol says which images count: paper, those that the undefended network gets right when clean;
+plain, all. --decision says what the runs of a defence on an image amount to: one, the first run
+alone; majority, the class that most runs see; mean, the class of the mean probability; worst, right
+only if every run is.
+"""
+
+_TABLE_EXAMPLES = """\
+examples:
+  python -m pdutils table results/photos.sqlite
+  python -m pdutils table results/photos.sqlite --decision worst --output results/tables
+"""
+
 _DEMO_EXAMPLES = """\
 examples:
   python -m pdutils demo train    draw, train, write data/demo.weights.h5 (minutes)
@@ -81,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SystemExit
         With status 2 if the command line asks for what does not exist, with 0 after --help.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
     try:
         return int(options.command(options))
     except KeyboardInterrupt:
@@ -94,8 +140,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Join --preprocess to its value: -1..1 looks like an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--preprocess":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one sentence, as every other error."""
+
+    #: Gives what stands at the end of the help, where that takes a while to find out.
+    details: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        if self.details is None:
+            return super().format_help()
+        return f"{super().format_help()}\n{self.details()}\n"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
@@ -118,6 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_defend(commands)
+    _add_evaluate(commands)
+    _add_table(commands)
     _add_demo(commands)
     return parser
 
@@ -378,6 +445,178 @@ def _rates(before: "FolderResult", after: "FolderResult") -> str:
     lines.append(f"\nn = {after.top1.n} images; in brackets the 95% interval (Wilson)")
     lines += [f"skipped {path}: {reason}" for path, reason in after.skipped]
     return "\n".join(lines)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "evaluate",
+        _evaluate,
+        "evaluate defences against attacks, image by image",
+        description=_EVALUATE,
+        epilog=_EVALUATE_EXAMPLES,
+    )
+    parser.details = _names_with_knobs
+    add = parser.add_argument
+    add("images", metavar="IMAGES", help="a folder, or drawings:N")
+    add("--images-list", metavar="FILE", type=Path, help="lines NAME LABEL, or Kaggle's CSV")
+    add("--limit", metavar="N", type=int, help="only so many images, chosen by the seed")
+    add("--classifier", metavar="NAME", help="demo, resnet50, ... or model.keras (auto)")
+    add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
+    add("--preprocess", choices=SCALINGS, help="the range that model.keras takes (-1..1)")
+    add("--class-names", metavar="FILE", type=Path, help="of model.keras, one a line")
+    add("--attacks", metavar="ATTACK", nargs="*", default=[], help="listed below")
+    add("--defenses", metavar="DEFENSE", nargs="*", default=[], help="listed below")
+    add("--runs", metavar="N", type=int, default=10, help="of what draws random numbers (10)")
+    add("--seed", metavar="N", type=_seed, default=0, help="of all random numbers (0)")
+    add("--batch-size", metavar="N", type=int, default=32, help="images at once (32)")
+    add("--output", metavar="FILE", type=Path, help="where records are kept (nowhere)")
+    add("--scheduler", metavar="ADDRESS", help="of a Dask cluster, or local:N for N processes")
+    add("--dry-run", action="store_true", help="tell what it would cost, and stop")
+
+
+def _names_with_knobs() -> str:
+    from pdutils.suite import attacks_help, defenses_help
+
+    return f"attacks:\n{attacks_help()}\n\ndefenses:\n{defenses_help()}"
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    _check_evaluation(options)
+    from pdutils import evaluation
+
+    named = _named_classifier(options)
+    # Before the network's first operation: whoever goes on later must get the same numbers.
+    evaluation.deterministic()
+    source = _images(options, named.load())
+    asked = {"runs": options.runs, "seed": options.seed}
+    if options.dry_run:
+        from pdutils.estimate import estimate
+
+        print(estimate(named.load(), source, options.attacks, options.defenses, **asked))
+        return 0
+    records = evaluation.evaluate(
+        named,
+        source,
+        options.attacks,
+        options.defenses,
+        **asked,
+        batch_size=options.batch_size,
+        store=options.output,
+        scheduler=options.scheduler,
+    )
+    print(str(_main_table(records)).rstrip())
+    for name, reason in records.attrs["skipped"]:
+        print(f"skipped {name}: {reason}")
+    if options.output:
+        print(f"\n`python -m pdutils table {options.output}` prints more")
+    return 0
+
+
+def _check_evaluation(options: argparse.Namespace) -> None:
+    """Refuse what is misspelled before a classifier is loaded, or even downloaded."""
+    from pdutils.suite import parse_attack, parse_defense
+
+    for text in options.attacks:
+        parse_attack(text)
+    for text in options.defenses:
+        parse_defense(text)
+    drawings = options.images.startswith(_DRAWINGS)
+    if drawings and options.images_list:
+        options.parser.error("--images-list goes with a folder, not with drawings")
+    if drawings:
+        _number_of_drawings(options.images)
+    elif not Path(options.images).is_dir():
+        raise FileNotFoundError(f"{options.images}: no such folder; drawings:N makes drawings")
+
+
+def _number_of_drawings(text: str) -> int:
+    number = text.removeprefix(_DRAWINGS)
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"expected drawings:N with N at least 1, got {text}")
+    return int(number)
+
+
+def _named_classifier(options: argparse.Namespace) -> "ClassifierSource":
+    from pdutils.evaluation import ClassifierSource
+
+    drawings = options.images.startswith(_DRAWINGS)
+    name = options.classifier or ("demo" if drawings else "auto")
+    names = None
+    if options.class_names:
+        lines = options.class_names.read_text(encoding="utf-8").splitlines()
+        names = tuple(line.strip() for line in lines if line.strip())
+    return ClassifierSource(
+        # A worker may have another working directory.
+        name=str(Path(name).absolute()) if name.endswith(".keras") else name,
+        weights=str(options.weights.absolute()) if options.weights else None,
+        preprocess=options.preprocess,
+        class_names=names,
+    )
+
+
+def _images(options: argparse.Namespace, classifier: "Classifier") -> "Source":
+    from pdutils import sources
+    from pdutils.drawing import CLASS_NAMES
+
+    source: Source
+    if options.images.startswith(_DRAWINGS):
+        if classifier.class_names != CLASS_NAMES:
+            raise ValueError(
+                f"drawings are of the classes of the demo; {classifier.name} has others"
+            )
+        source = sources.DrawingSource(_number_of_drawings(options.images), options.seed)
+    elif options.images_list:
+        source = sources.listed_source(options.images, options.images_list, classifier)
+    else:
+        source = sources.folder_source(options.images, classifier)
+        for label in source.empty_classes:
+            print(f"{Path(options.images) / label}: no picture in this folder", file=sys.stderr)
+    if options.limit is None:
+        return source
+    return sources.chosen(source, options.limit, options.seed)
+
+
+def _main_table(records: Any) -> "Report":
+    from pdutils.report import Report
+
+    report = Report.of(records, "paper", "majority", skipped=())
+    return replace(report, tables={"accuracy": report.tables["accuracy"]})
+
+
+def _add_table(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "table",
+        _table,
+        "print tables of the records of an evaluation",
+        description=_TABLE,
+        epilog=_TABLE_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", type=Path, help="what evaluate --output wrote")
+    add("--protocol", choices=PROTOCOLS, default="paper", help="which images count (paper)")
+    add("--decision", choices=DECISIONS, default="majority", help="what runs amount to (majority)")
+    add("--output", metavar="DIR", type=Path, help="write the tables into this folder too")
+
+
+def _table(options: argparse.Namespace) -> int:
+    from pdutils.report import Report
+    from pdutils.store import Store
+
+    with Store.open(options.file) as store:
+        records, images = store.records(), store.images
+    if records.empty:
+        raise ValueError(f"{options.file}: no record is finished yet")
+    report = Report.of(records, options.protocol, options.decision)
+    print(str(report).rstrip())
+    begun = records["image"].nunique() + len(records.attrs["skipped"])
+    if begun < images:
+        print(f"\n{begun} of {images} images so far: the evaluation is not finished")
+    if options.output:
+        for path in report.write(options.output, options.file.stem):
+            print(f"written: {path}")
+    return 0
 
 
 def _add_demo(commands: Any) -> None:

@@ -1,21 +1,49 @@
 import inspect
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
 import nbformat
 import numpy as np
+import pandas as pd
+import psutil
 import pytest
 from conftest import photo
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from pdutils import commands, defenses, deflection, demo, denoising, runner
+from pdutils import (
+    classifiers,
+    commands,
+    defenses,
+    deflection,
+    demo,
+    denoising,
+    evaluation,
+    outcomes,
+    rates,
+    report,
+    runner,
+    suite,
+    written,
+)
 from pdutils.data import demo_root
 from pdutils.deflection import pixel_deflection
 from pdutils.denoising import denoise
+from pdutils.estimate import estimate
 from pdutils.images import load_image, on_grid, save_image, save_map
+from pdutils.sources import DrawingSource, chosen, folder_source
+from pdutils.store import Store, StoreError
 from pdutils.streams import streams
+
+
+@pytest.fixture(scope="module", autouse=True)
+def art_is_loaded():
+    """Load ART outside of any test: it sets up logging anew, which closes a stream of pytest's."""
+    import pdutils.art_bridge  # noqa: F401
 
 
 @pytest.fixture
@@ -77,7 +105,7 @@ def test_help_is_quick():
     assert "IMAGE|FOLDER" in found.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["defend"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["defend"], ["demo"], ["evaluate"], ["table"]])
 def test_help_has_examples_or_lists_the_commands(capsys, command):
     status, out, _ = run(capsys, *command, "--help")
     assert status == 0
@@ -90,6 +118,9 @@ def test_the_words_of_the_options_are_those_of_the_functions():
     assert get_args(defenses.MapKind) == commands.MAPS
     assert get_args(deflection.Reading) == commands.READINGS
     assert get_args(denoising.SigmaScale) == commands.SIGMA_SCALES
+    assert tuple(classifiers._SCALINGS) == commands.SCALINGS
+    assert tuple(rates.PROTOCOLS) == commands.PROTOCOLS
+    assert tuple(outcomes.DECISIONS) == commands.DECISIONS
     options = commands._parser().parse_args(["defend", "x"])
     assert commands._defense(options) == defenses.Defense()
     assert commands._parser().parse_args(["run"]).timeout == runner.CELL_TIMEOUT
@@ -347,6 +378,318 @@ def test_run_refuses_what_it_does_not_know(capsys, notebook, tmp_path, arguments
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.fixture
+def network(toy, tmp_path, monkeypatch) -> list[object]:
+    """The options that name the toy, saved as a file of one's own with its class names."""
+    monkeypatch.setattr(evaluation, "deterministic", lambda: None)
+    toy.model.save(tmp_path / "toy.keras")
+    (tmp_path / "names.txt").write_text("\n".join(toy.class_names) + "\n")
+    names = ["--class-names", tmp_path / "names.txt"]
+    return ["--classifier", tmp_path / "toy.keras", "--preprocess", "-1..1", *names]
+
+
+ASKED = ["--attacks", "fgsm:eps=4", "--defenses", "pd:deflections=60", "wd", "--runs", 3]
+
+
+def without_times(records: pd.DataFrame) -> pd.DataFrame:
+    return records.drop(columns="seconds")
+
+
+def stored(path: Path) -> pd.DataFrame:
+    with Store.open(path) as store:
+        return store.records()
+
+
+def evaluated(toy, images, **options) -> pd.DataFrame:
+    """What the function gives that the command is to call."""
+    return evaluation.evaluate(
+        toy, images, ["fgsm:eps=4"], ["pd:deflections=60", "wd"], runs=3, **options
+    )
+
+
+def test_evaluate_keeps_records_and_prints_shares(capsys, network, toy, folder, tmp_path):
+    kept = tmp_path / "kept" / "records.sqlite"
+    status, out, _ = run(
+        capsys, "evaluate", folder, *network, *ASKED, "--seed", 4, "--output", kept
+    )
+    wanted = evaluated(toy, folder_source(folder, toy), seed=4)
+    assert status == 0
+    pd.testing.assert_frame_equal(without_times(stored(kept)), without_times(wanted))
+    shares = report.Report.of(wanted, "paper", "majority").tables["accuracy"]
+    assert written.markdown(shares).strip() in out
+    assert "Destruction" not in out
+    assert "skipped bee_9.png: " in out
+    assert f"table {kept}" in out
+
+
+def test_evaluate_goes_on_where_it_ended(capsys, network, folder, tmp_path, monkeypatch):
+    kept = ["--output", tmp_path / "records.sqlite", "--batch-size", 2]
+    made, more = [], evaluation._records
+
+    def counted(*arguments):
+        made.append(arguments)
+        if len(made) == 7:
+            raise KeyboardInterrupt
+        return more(*arguments)
+
+    monkeypatch.setattr(evaluation, "_records", counted)
+    status, _, err = run(capsys, "evaluate", folder, *network, *ASKED, *kept)
+    assert (status, err) == (130, "interrupted\n")
+    assert run(capsys, "evaluate", folder, *network, *ASKED, *kept)[0] == 0
+    # Four chunks, two attacks, three defences, and the one that was interrupted.
+    assert len(made) == 4 * 2 * 3 + 1
+    again = [*kept[:1], tmp_path / "again.sqlite", *kept[2:]]
+    assert run(capsys, "evaluate", folder, *network, *ASKED, *again)[0] == 0
+    pd.testing.assert_frame_equal(
+        without_times(stored(tmp_path / "records.sqlite")),
+        without_times(stored(tmp_path / "again.sqlite")),
+    )
+
+
+def test_evaluate_takes_a_list_and_a_limit(capsys, network, toy, folder, tmp_path):
+    rows = [f"{label}_{i}.png {4 - i}" for i, label in enumerate(("ant", "bee", "cat", "dog"))]
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    listing = ["--images-list", tmp_path / "list.txt"]
+    kept = tmp_path / "records.sqlite"
+    status, _, _ = run(capsys, "evaluate", folder, *network, *listing, "--output", kept)
+    assert status == 0
+    assert dict(zip(stored(kept)["image"], stored(kept)["label"], strict=True)) == {
+        "ant_0.png": 4,
+        "bee_1.png": 3,
+        "cat_2.png": 2,
+        "dog_3.png": 1,
+    }
+    kept = tmp_path / "few.sqlite"
+    options = ["--limit", 3, "--seed", 2, "--output", kept]
+    run(capsys, "evaluate", folder, *network, *options)
+    wanted = set(chosen(folder_source(folder, toy), 3, seed=2).names) - {"bee_9.png"}
+    assert set(stored(kept)["image"]) == wanted
+
+
+def test_evaluate_draws_for_the_demo_alone(capsys, network, tmp_path):
+    kept = tmp_path / "records.sqlite"
+    status, out, _ = run(capsys, "evaluate", "drawings:3", "--seed", 6, "--output", kept)
+    assert (status, "n = " in out) == (0, True)
+    assert list(stored(kept)["image"]) == list(DrawingSource(3).names)
+    # The pictures follow from the seed too.
+    other = tmp_path / "other.sqlite"
+    run(capsys, "evaluate", "drawings:3", "--seed", 7, "--output", other)
+    assert not np.array_equal(stored(kept)["p_label"], stored(other)["p_label"])
+    status, _, err = run(capsys, "evaluate", "drawings:3", *network)
+    assert (status, "classes of the demo" in err) == (1, True)
+
+
+def test_evaluate_names_folders_without_a_picture(capsys, network, folder):
+    (folder / "fox").mkdir()
+    status, _, err = run(capsys, "evaluate", folder, *network)
+    assert status == 0
+    assert f"{folder / 'fox'}: no picture" in err
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(capsys, network, toy, folder, tmp_path):
+    kept = tmp_path / "records.sqlite"
+    options = [*ASKED, "--output", kept, "--dry-run"]
+    status, out, _ = run(capsys, "evaluate", folder, *network, *options)
+    found = estimate(
+        toy, folder_source(folder, toy), ["fgsm:eps=4"], ["pd:deflections=60", "wd"], runs=3
+    )
+    total = [line.split() for line in out.splitlines() if line.startswith("total")]
+    assert status == 0
+    assert total[0][1:3] == [f"{found.total.forward:.0f}", f"{found.total.backward:.0f}"]
+    assert f"{found.records} records" in out
+    assert not kept.exists()
+
+
+def test_evaluate_asks_for_repeatable_operations_before_the_network_is_loaded(
+    capsys, network, folder, monkeypatch
+):
+    calls = []
+    load = evaluation.ClassifierSource.load
+    monkeypatch.setattr(evaluation, "deterministic", lambda: calls.append("deterministic"))
+    monkeypatch.setattr(
+        evaluation.ClassifierSource, "load", lambda self: calls.append("load") or load(self)
+    )
+    run(capsys, "evaluate", folder, *network)
+    assert calls[:2] == ["deterministic", "load"]
+
+
+def test_evaluate_sends_workers_what_they_find_from_anywhere(
+    capsys, network, folder, tmp_path, monkeypatch
+):
+    calls = []
+    form = inspect.signature(evaluation.evaluate)
+
+    def record(*arguments, **options):
+        calls.append(form.bind(*arguments, **options).arguments)
+        raise ValueError("recorded")
+
+    monkeypatch.setattr(evaluation, "evaluate", record)
+    monkeypatch.chdir(tmp_path)
+    network[1] = "toy.keras"
+    cluster = ["--scheduler", "tcp://there:8786", "--batch-size", 5]
+    run(capsys, "evaluate", folder.name, *network, *ASKED, *cluster)
+    (call,) = calls
+    assert call["classifier"].name == str(tmp_path / "toy.keras")
+    assert (call["scheduler"], call["batch_size"], call["runs"]) == ("tcp://there:8786", 5, 3)
+    assert call["attacks"] == ["fgsm:eps=4"]
+    assert call["defenses"] == ["pd:deflections=60", "wd"]
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["nowhere"], 1, "nowhere: no such folder; drawings:N makes drawings"),
+        (["drawings:none"], 1, "expected drawings:N"),
+        (["drawings:0"], 1, "expected drawings:N with N at least 1"),
+        (["drawings:2", "--images-list", "x"], 2, "--images-list goes with a folder"),
+        (["{folder}", "--attacks", "magic"], 1, "attack: expected one of none, fgsm"),
+        (["{folder}", "--attacks", "fgsm:window=2"], 1, "fgsm: no knob window"),
+        (["{folder}", "--defenses", "pd:window=0"], 1, "pd: window: expected"),
+        (["{folder}", "--images-list", "nowhere.txt"], 1, "nowhere.txt: no such list"),
+        (["{folder}", "--limit", "0"], 1, "n: expected at least 1 image"),
+        (["{folder}", "--runs", "0"], 1, "runs: expected a whole number of at least 1"),
+        (["{folder}", "--runs", "0", "--dry-run"], 1, "runs: expected at least 1"),
+        (["{folder}", "--scheduler", "there"], 1, "scheduler: expected an address"),
+        (["{folder}", "--weights", "x.h5"], 1, "holds its weights"),
+        (["{folder}", "--output", "{text}"], 1, "expected a file of records"),
+        (["{folder}", "--class-names", "nowhere.txt"], 1, "nowhere.txt: No such file"),
+        (["{folder}", "--preprocess", "0..2"], 2, "--preprocess: invalid choice"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_in_one_line(
+    capsys, network, folder, tmp_path, options, status, message
+):
+    (tmp_path / "notes.txt").write_text("no records " * 500)
+    places = {"folder": folder, "text": tmp_path / "notes.txt"}
+    given = [option.format(**places) for option in options]
+    # What comes later counts.
+    base = [] if given[0].startswith("drawings") else network
+    found, _, err = run(capsys, "evaluate", *base, *given)
+    assert found == status
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_the_help_of_evaluate_lists_attacks_and_defences_with_their_knobs(capsys):
+    _, out, _ = run(capsys, "evaluate", "--help")
+    for name in (*suite.attack_names(), *suite.defense_names()):
+        assert f"\n{name} " in out
+    assert "eps=8, step=1, iterations=50" in out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "table"])
+def test_help_needs_no_framework(command):
+    code = (
+        f"import sys\nfrom pdutils.commands import main\n"
+        f"try:\n    main(['{command}', '--help'])\n"
+        f"except SystemExit:\n    pass\n"
+        f"sys.exit(bool({{'tensorflow', 'art', 'distributed'}} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.fixture
+def records(capsys, network, folder, tmp_path) -> Path:
+    kept = tmp_path / "mine.sqlite"
+    run(capsys, "evaluate", folder, *network, *ASKED, "--output", kept)
+    return kept
+
+
+def test_table_prints_and_writes_what_the_report_says(capsys, records, tmp_path):
+    output = tmp_path / "tables"
+    options = ["--protocol", "plain", "--decision", "worst", "--output", output]
+    status, out, _ = run(capsys, "table", records, *options)
+    wanted = report.Report.of(stored(records), "plain", "worst")
+    assert status == 0
+    assert out.startswith(str(wanted).rstrip())
+    assert "bee_9.png" in out
+    assert "not finished" not in out
+    files = {path.name for path in output.iterdir()}
+    assert {"mine.md", "mine_accuracy.csv", "mine_accuracy.tex", "mine_numbers.csv"} <= files
+    assert all(f"written: {output / name}" in out for name in files)
+    status, out, _ = run(capsys, "table", records)
+    assert out.startswith(str(report.Report.of(stored(records), "paper", "majority")).rstrip())
+    assert "written" not in out
+
+
+def test_table_says_when_the_evaluation_is_not_finished(
+    capsys, network, folder, tmp_path, monkeypatch
+):
+    more, chunks = evaluation._read_chunk, []
+
+    def once(*arguments):
+        chunks.append(arguments)
+        if len(chunks) == 2:
+            raise KeyboardInterrupt
+        return more(*arguments)
+
+    monkeypatch.setattr(evaluation, "_read_chunk", once)
+    kept = tmp_path / "records.sqlite"
+    run(capsys, "evaluate", folder, *network, "--batch-size", 3, "--output", kept)
+    _, out, _ = run(capsys, "table", kept)
+    assert "3 of 8 images so far: the evaluation is not finished" in out
+
+
+def test_table_refuses_what_holds_no_records(capsys, network, folder, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "_read_chunk", interrupted)
+    run(capsys, "evaluate", folder, *network, "--output", tmp_path / "begun.sqlite")
+    (tmp_path / "notes.txt").write_text("no records " * 500)
+    for name, message in (
+        ("begun.sqlite", "no record is finished yet"),
+        ("none.sqlite", "no such file of records"),
+        ("notes.txt", "expected a file of records"),
+    ):
+        status, _, err = run(capsys, "table", tmp_path / name)
+        assert (status, err.count("\n")) == (1, 1)
+        assert err.startswith("error: ")
+        assert message in err
+    assert run(capsys, "table", tmp_path / "none.sqlite", "--decision", "best")[0] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--scheduler", "local:2"]])
+def test_control_c_ends_an_evaluation_and_keeps_what_it_did(
+    capsys, network, folder, tmp_path, options
+):
+    kept = tmp_path / "records.sqlite"
+    attack = ["--attacks", "fgsm", "igsm:iterations=100000", "--batch-size", 1, "--output", kept]
+    arguments = [str(option) for option in [folder, *network, *attack, *options]]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pdutils", "evaluate", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not _begun(kept) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        # As a terminal does it: to all processes, and once.
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert process.returncode == 130
+    assert err == "interrupted\n"
+    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert set(stored(kept)["attack"]) >= {"none"}
+
+
+def _begun(path: Path) -> bool:
+    try:
+        return len(stored(path)) > 0
+    except (FileNotFoundError, StoreError):
+        return False
 
 
 def test_demo_calls_its_makers(capsys, monkeypatch, tmp_path):
