@@ -311,49 +311,43 @@ def rate_curves(
     *,
     xlabel: str,
     ylabel: str = "share classified right",
-    logarithmic: bool = False,
 ) -> Figure:
-    """Show how rates move with a knob, each with the band of its 95% intervals.
+    """Show how rates move with a knob, each with its 95% interval.
 
     Parameters
     ----------
     series : mapping of str to mapping of float to Rate
-        For each line the rate at each value of the knob.
+        For each line the rate at each value of the knob, the same values for all. They stand
+        evenly spaced, in their order.
     xlabel : str
         What the knob is, with its unit.
     ylabel : str
         What the rate is.
-    logarithmic : bool
-        Whether the knob's axis is.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     figure, ax = plt.subplots(figsize=(7.5, 3.6))
+    knob = list(next(iter(series.values())))
     for s, (name, line) in enumerate(series.items()):
-        knob = np.array(list(line), dtype=np.float64)
-        values = [rate.value for rate in line.values()]
-        low, high = np.array([rate.interval for rate in line.values()]).T
-        style: dict[str, Any] = {"color": SERIES[s % len(SERIES)]}
-        # Two lines that lie on each other are told apart by their marks.
-        ax.plot(knob, values, marker=MARKERS[s % len(MARKERS)], label=name, **style)
-        ax.fill_between(knob, low, high, alpha=0.15, linewidth=0, **style)
-    ax.set(xlabel=xlabel, ylabel=f"{ylabel}, 95% band", ylim=(-0.03, 1.03))
-    if logarithmic:
-        ax.set_xscale("log")
-        ticks = sorted({knob for line in series.values() for knob in line})
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.minorticks_off()
+        # Lines that lie on each other are told apart by their places and marks.
+        places = np.arange(len(knob)) + 0.05 * (s - (len(series) - 1) / 2)
+        centres = np.array([line[value].value for value in knob])
+        low, high = np.array([line[value].interval for value in knob]).T
+        bounds = np.maximum([centres - low, high - centres], 0)
+        mark, color = MARKERS[s % len(MARKERS)], SERIES[s % len(SERIES)]
+        ax.plot(places, centres, color=color, marker=mark, label=name)
+        ax.errorbar(places, centres, yerr=bounds, color=color, linestyle="", alpha=0.5)
+    ax.set_xticks(range(len(knob)), [f"{value:g}" for value in knob])
+    ax.set(xlabel=xlabel, ylabel=f"{ylabel}, 95% interval", ylim=(-0.03, 1.03))
     ax.grid(axis="y", alpha=0.3)
     _legend_above(figure)
     return figure
 
 
 @_styled
-def tradeoff(
-    curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: str, connected: bool = True
-) -> Figure:
+def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: str) -> Figure:
     """Show what settings keep of clean images against what they win back of adversaries.
 
     Parameters
@@ -362,21 +356,24 @@ def tradeoff(
         For each line (a knob) the two rates at each of its values, in order, named by the value.
     ylabel : str
         What the second rate is.
-    connected : bool
-        Whether the values of a knob follow each other, so that a line leads through them.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     figure, ax = plt.subplots(figsize=(7.5, 4.6))
-    style: dict[str, Any] = {"alpha": 0.8, "linestyle": "-" if connected else ""}
     for s, (knob, line) in enumerate(curves.items()):
         color, mark = SERIES[s % len(SERIES)], MARKERS[s % len(MARKERS)]
         clean, won = (np.array([pair[i].value for pair in line.values()]) for i in (0, 1))
-        ax.plot(clean, won, marker=mark, color=color, label=knob, **style)
-        for value, x, y in zip(line, clean, won, strict=True):
-            ax.annotate(value, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=color)
+        ax.plot(clean, won, marker=mark, color=color, label=knob, alpha=0.8)
+        # Each knob has a side of the point for its labels, and values that coincide share one.
+        side, across = ((7, "left"), (-7, "right"))[s % 2]
+        up = 4 if s % 4 < 2 else -9
+        for x, y in dict.fromkeys(zip(clean, won, strict=True)):
+            here = [v for v, a, b in zip(line, clean, won, strict=True) if (a, b) == (x, y)]
+            ax.annotate(", ".join(here), (x, y), (side, up), textcoords="offset points",
+                        fontsize=8, color=color, ha=across)  # fmt: skip
+    ax.margins(0.12)
     ax.set(xlabel="share of clean images classified right", ylabel=ylabel)
     ax.grid(alpha=0.3)
     _legend_above(figure)

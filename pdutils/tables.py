@@ -76,19 +76,19 @@ def rate_table(rows: Mapping[str, Mapping[str, Counted | None]]) -> pd.DataFrame
     return pd.DataFrame(table, index=list(rows))
 
 
-def published_table(rows: Mapping[str, Mapping[str, float | None]]) -> pd.DataFrame:
-    """Set published figures in a table.
+def number_table(rows: Mapping[str, Mapping[str, float | None]]) -> pd.DataFrame:
+    """Set plain figures in a table, such as published ones.
 
     Parameters
     ----------
     rows : mapping of str to mapping of str to (float or None)
-        For each row the figure in each column; None where none was published.
+        For each row the figure in each column; None, where there is none, becomes a dash.
 
     Returns
     -------
     pandas.DataFrame
     """
-    return pd.DataFrame(rows).T.map(lambda figure: "-" if pd.isna(figure) else f"{figure:g}")
+    return pd.DataFrame(rows).T.map(lambda figure: "-" if pd.isna(figure) else f"{figure:.3g}")
 
 
 def show_results(results: Mapping[str, Any]) -> None:

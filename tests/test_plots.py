@@ -162,18 +162,26 @@ def test_differences_stand_beside_the_line_of_no_difference_with_their_intervals
     assert shown_legend(figure) == ["clean (n = 75)"]
 
 
-def test_rate_curves_pass_through_the_rates_and_their_band_is_the_intervals():
+def test_rate_curves_pass_through_the_rates_with_their_intervals():
     line = {2.0: Rate(3, 10), 8.0: Rate(7, 10)}
-    figure = plots.rate_curves({"PD": line, "WD": line}, xlabel="eps", logarithmic=True)
+    figure = plots.rate_curves({"PD": line, "WD": line}, xlabel="eps")
     (ax,) = figure.axes
-    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[2, 0.3], [8, 0.7]])
-    band = ax.collections[0].get_paths()[0].vertices
-    for knob, rate in line.items():
-        edges = band[band[:, 0] == knob, 1]
-        np.testing.assert_allclose([edges.min(), edges.max()], rate.interval)
+    first, second = (found for found in ax.get_lines() if found.get_label() in ("PD", "WD"))
+    for curve in (first, second):
+        np.testing.assert_allclose(curve.get_ydata(), [0.3, 0.7])
+    # Equal curves do not hide each other.
+    assert (second.get_xdata() > first.get_xdata()).all()
+    assert first.get_marker() != second.get_marker()
+    for segment, rate in zip(ax.collections[0].get_segments(), line.values(), strict=True):
+        np.testing.assert_allclose(segment[:, 1], rate.interval)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "8"]
-    assert ax.get_lines()[0].get_marker() != ax.get_lines()[1].get_marker()
     assert shown_legend(figure) == ["PD", "WD"]
+
+
+def test_settings_that_come_out_alike_share_a_label():
+    same = (Rate(9, 10), Rate(4, 10))
+    figure = plots.tradeoff({"k": {"1": same, "2": same}}, ylabel="turned back")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1, 2"]
 
 
 def test_the_tradeoff_names_each_point_by_its_value():

@@ -60,8 +60,8 @@ def test_rate_table_has_a_dash_where_nothing_was_counted():
     assert list(tables.rate_table({"PD": {"fgsm": None}})["fgsm"]) == ["-"]
 
 
-def test_published_figures_are_shown_as_published():
-    table = tables.published_table({"PD": {"FGSM": 0.735, "IGSM": None}})
+def test_plain_figures_are_shown_as_they_are():
+    table = tables.number_table({"PD": {"FGSM": 0.735, "IGSM": None}})
     assert table.to_dict("index") == {"PD": {"FGSM": "0.735", "IGSM": "-"}}
 
 
