@@ -13,7 +13,7 @@ NOTEBOOKS = runner.find_notebooks()
 
 #: Counts that every notebook takes lower, so that all of them run in a minute.
 SMALL = {
-    "images": 10,
+    "images": 6,
     "draws": 2,
     "runs": 2,
     "iterations": 3,
