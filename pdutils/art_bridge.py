@@ -7,6 +7,7 @@ module loads it, and TensorFlow.
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,9 @@ from pdutils.networks import load_tensorflow
 from pdutils.streams import generator
 
 load_tensorflow()
-with warnings.catch_warnings():
-    # ART warns of each framework that is not installed.
+# ART warns of each framework that is not installed, and sets up logging for the whole process,
+# which closes the handlers of everybody else.
+with warnings.catch_warnings(), mock.patch("logging.config.dictConfig"):
     warnings.simplefilter("ignore")
     import tensorflow as tf
     from art.attacks import evasion

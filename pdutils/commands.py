@@ -6,6 +6,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -470,7 +471,7 @@ def _add_evaluate(commands: Any) -> None:
     add("--runs", metavar="N", type=int, default=10, help="of what draws random numbers (10)")
     add("--seed", metavar="N", type=_seed, default=0, help="of all random numbers (0)")
     add("--batch-size", metavar="N", type=int, default=32, help="images at once (32)")
-    add("--output", metavar="FILE", type=Path, help="where records are kept (nowhere)")
+    add("--output", metavar="FILE", type=Path, help="where records are kept (a file in results/)")
     add("--scheduler", metavar="ADDRESS", help="of a Dask cluster, or local:N for N processes")
     add("--dry-run", action="store_true", help="tell what it would cost, and stop")
 
@@ -484,6 +485,7 @@ def _names_with_knobs() -> str:
 def _evaluate(options: argparse.Namespace) -> int:
     _check_evaluation(options)
     from pdutils import evaluation
+    from pdutils.store import Store
 
     named = _named_classifier(options)
     # Before the network's first operation: whoever goes on later must get the same numbers.
@@ -495,22 +497,54 @@ def _evaluate(options: argparse.Namespace) -> int:
 
         print(estimate(named.load(), source, options.attacks, options.defenses, **asked))
         return 0
-    records = evaluation.evaluate(
+    output = options.output or _default_output(options)
+    evaluation.evaluate_into(
+        output,
         named,
         source,
         options.attacks,
         options.defenses,
         **asked,
         batch_size=options.batch_size,
-        store=options.output,
         scheduler=options.scheduler,
     )
-    print(str(_main_table(records)).rstrip())
-    for name, reason in records.attrs["skipped"]:
-        print(f"skipped {name}: {reason}")
-    if options.output:
-        print(f"\n`python -m pdutils table {options.output}` prints more")
+    report, _, _ = _report_on(output, "paper", "majority")
+    print(str(replace(report, tables={"accuracy": report.tables["accuracy"]})).rstrip())
+    with Store.open(output) as store:
+        for name, reason in store.skipped():
+            print(f"skipped {name}: {reason}")
+    print(f"\nrecords: {output}; `python -m pdutils table {output}` prints more")
     return 0
+
+
+def _default_output(options: argparse.Namespace) -> Path:
+    """Name a file by what must not be mixed, so that the same command goes on where it ended."""
+    import hashlib
+
+    from pdutils.data import demo_root
+
+    own = ("images", "images_list", "limit", "classifier", "weights", "runs", "seed", "batch_size")
+    settings = repr([str(getattr(options, name)) for name in own]).encode()
+    folder = demo_root() / "results"
+    folder.mkdir(exist_ok=True)
+    return folder / f"evaluation-{hashlib.sha256(settings).hexdigest()[:8]}.sqlite"
+
+
+def _report_on(path: Path, protocol: str, decision: str) -> "tuple[Report, int, int]":
+    """Report on a file of records, some images at a time; count those begun and all."""
+    from pdutils.rates import Cells
+    from pdutils.report import Report
+    from pdutils.store import Store
+
+    with Store.open(path) as store:
+        blocks, skipped = store.blocks(), store.skipped()
+        first = next(blocks, None)
+        if first is None:
+            raise ValueError(f"{path}: no record is finished yet")
+        found = Cells.of_blocks(chain([first], blocks), decision)
+        begun = found.images + len(skipped)
+        report = Report.of_cells(found, protocol, decision, skipped=skipped)
+        return report, begun, store.images
 
 
 def _check_evaluation(options: argparse.Namespace) -> None:
@@ -577,13 +611,6 @@ def _images(options: argparse.Namespace, classifier: "Classifier") -> "Source":
     return sources.chosen(source, options.limit, options.seed)
 
 
-def _main_table(records: Any) -> "Report":
-    from pdutils.report import Report
-
-    report = Report.of(records, "paper", "majority", skipped=())
-    return replace(report, tables={"accuracy": report.tables["accuracy"]})
-
-
 def _add_table(commands: Any) -> None:
     parser = _add(
         commands,
@@ -601,16 +628,8 @@ def _add_table(commands: Any) -> None:
 
 
 def _table(options: argparse.Namespace) -> int:
-    from pdutils.report import Report
-    from pdutils.store import Store
-
-    with Store.open(options.file) as store:
-        records, images = store.records(), store.images
-    if records.empty:
-        raise ValueError(f"{options.file}: no record is finished yet")
-    report = Report.of(records, options.protocol, options.decision)
+    report, begun, images = _report_on(options.file, options.protocol, options.decision)
     print(str(report).rstrip())
-    begun = records["image"].nunique() + len(records.attrs["skipped"])
     if begun < images:
         print(f"\n{begun} of {images} images so far: the evaluation is not finished")
     if options.output:

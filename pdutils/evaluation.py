@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
@@ -287,9 +287,79 @@ def evaluate(
     OSError
         As `pdutils.store.Store` and `pdutils.cluster`.
     """
-    _check_numbers(runs, seed, batch_size)
     attack_texts = _texts(parse_attack, attacks)
     defense_texts = _texts(parse_defense, defenses)
+    with _evaluated(
+        classifier,
+        source,
+        attack_texts,
+        defense_texts,
+        _Job(source, runs, seed, batch_size),
+        store,
+        scheduler,
+        progress,
+    ) as records:
+        found = records.records(attack_texts, defense_texts)
+    if found.empty:
+        raise _nothing_read(found.attrs["skipped"])
+    return found
+
+
+def evaluate_into(
+    store: str | PathLike[str],
+    classifier: Classifier | ClassifierSource,
+    source: Source,
+    attacks: Iterable[str],
+    defenses: Iterable[str],
+    *,
+    runs: int = 10,
+    seed: int = 0,
+    batch_size: int = 32,
+    scheduler: str | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Do as `evaluate`, but leave the records in the file, however many they are.
+
+    Parameters
+    ----------
+    store : str or path
+        The file of records.
+    classifier, source, attacks, defenses, runs, seed, batch_size, scheduler, progress
+        As in `evaluate`.
+
+    Raises
+    ------
+    ValueError, pdutils.store.StoreError, OSError
+        As `evaluate`.
+    """
+    attack_texts = _texts(parse_attack, attacks)
+    defense_texts = _texts(parse_defense, defenses)
+    job = _Job(source, runs, seed, batch_size)
+    with _evaluated(
+        classifier, source, attack_texts, defense_texts, job, store, scheduler, progress
+    ) as records:
+        skipped = records.skipped()
+    if len(skipped) == len(source.names):
+        raise _nothing_read(skipped)
+
+
+def _nothing_read(skipped: Sequence[tuple[str, str]]) -> ValueError:
+    name, reason = skipped[0]
+    return ValueError(f"expected images that can be read, got none; the first: {name}: {reason}")
+
+
+@contextmanager
+def _evaluated(
+    classifier: Classifier | ClassifierSource,
+    source: Source,
+    attack_texts: list[str],
+    defense_texts: list[str],
+    job: "_Job",
+    store: str | PathLike[str] | None,
+    scheduler: str | None,
+    progress: bool | None,
+) -> Iterator[Store]:
+    """Do what is missing in a store, and give it while it is open."""
     if scheduler is not None and isinstance(classifier, Classifier):
         raise ValueError(
             "a cluster cannot be sent a loaded classifier; pass a ClassifierSource, such as "
@@ -297,7 +367,6 @@ def evaluate(
         )
     network = classifier if isinstance(classifier, Classifier) else classifier.load()
     _check_source(network, source)
-    job = _Job(source, int(runs), int(seed), int(batch_size))
     digest = fingerprint(network)
     with Store(
         store, names=source.names, labels=source.labels, settings=job.settings(network.name, digest)
@@ -310,11 +379,7 @@ def evaluate(
             there = _for_workers(classifier, network)
             parts = _on_cluster(there, digest, job, units, scheduler)
         _collect(parts, records, job, attack_texts, defense_texts, progress)
-        found = records.records(attack_texts, defense_texts)
-    if found.empty:
-        name, reason = found.attrs["skipped"][0]
-        raise ValueError(f"expected images that can be read, got none; the first: {name}: {reason}")
-    return found
+        yield records
 
 
 @dataclass(frozen=True)
@@ -326,6 +391,15 @@ class _Job:
     seed: int
     batch_size: int
 
+    def __post_init__(self) -> None:
+        for name, least in (("runs", 1), ("seed", 0), ("batch_size", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not whole or value < least:
+                raise ValueError(
+                    f"{name}: expected a whole number of at least {least}, got {value!r}"
+                )
+
     def settings(self, name: str, digest: str) -> dict[str, str | int]:
         """Give what every run that adds to a file of records must have in common."""
         return {
@@ -333,9 +407,9 @@ class _Job:
             "weights": digest,
             "source": self.source.digest,
             "images": len(self.source.names),
-            "runs": self.runs,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
+            "runs": int(self.runs),
+            "seed": int(self.seed),
+            "batch_size": int(self.batch_size),
         }
 
     @property
@@ -387,13 +461,6 @@ class _Attacked:
     success: NDArray[np.bool_]
     probabilities: Array
     seconds: float
-
-
-def _check_numbers(runs: int, seed: int, batch_size: int) -> None:
-    for name, value, least in (("runs", runs, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < least:
-            raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
 def _texts(parse: Callable[[str], NamedAttack | NamedDefense], given: Iterable[str]) -> list[str]:

@@ -95,13 +95,43 @@ class Cells:
         ValueError
             As `pdutils.outcomes.outcomes`.
         """
-        found = outcomes(records, decision)
-        groups = found.groupby(["attack", "defense"], observed=True, sort=False)
-        cells = {(str(key[0]), str(key[1])): cell for key, cell in groups}
-        attacks, defenses, images = (
-            found[name].cat.categories for name in ("attack", "defense", "image")
-        )
-        return cls(list(attacks), list(defenses), cells, len(images))
+        return cls.of_blocks([records], decision)
+
+    @classmethod
+    def of_blocks(cls, blocks: Iterable[pd.DataFrame], decision: str = "one") -> "Cells":
+        """Do as `of` for records that come in parts, each with all the records of its images.
+
+        Of a part no more than its outcomes stays in memory.
+
+        Parameters
+        ----------
+        blocks : iterable of pandas.DataFrame
+            The records of some images each, such as `pdutils.store.StoredRecords.blocks` gives.
+        decision : {"one", "majority", "mean", "worst"}
+            As in `pdutils.outcomes.outcomes`.
+
+        Returns
+        -------
+        Cells
+
+        Raises
+        ------
+        ValueError
+            As `pdutils.outcomes.outcomes`, or if there is no block.
+        """
+        found = [outcomes(block, decision) for block in blocks]
+        if not found:
+            raise ValueError("records: expected at least one row, got none")
+        texts = {name: _categories(found, name) for name in ("attack", "defense", "image")}
+        parts: dict[tuple[str, str], list[pd.DataFrame]] = {}
+        for block in found:
+            recoded = block.assign(
+                **{name: block[name].cat.set_categories(known) for name, known in texts.items()}
+            )
+            for key, cell in recoded.groupby(["attack", "defense"], observed=True, sort=False):
+                parts.setdefault((str(key[0]), str(key[1])), []).append(cell)
+        cells = {key: pd.concat(several) for key, several in parts.items()}
+        return cls(texts["attack"], texts["defense"], cells, len(texts["image"]))
 
     @property
     def made(self) -> list[str]:
@@ -415,6 +445,11 @@ def named(
         name: {key: rates[text][attack] for key, attack in attacks.items()}
         for name, text in defenses.items()
     }
+
+
+def _categories(found: Iterable[pd.DataFrame], name: str) -> list[str]:
+    """List the texts of a column in the order in which they are first seen."""
+    return list(dict.fromkeys(text for block in found for text in block[name].cat.categories))
 
 
 def _counted(cell: pd.DataFrame, protocol: str) -> NDArray[np.bool_]:

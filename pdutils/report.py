@@ -70,14 +70,46 @@ class Report:
             As `outcomes`; if there is no such protocol, or `baseline` is given and is no defence
             of the records.
         """
+        if skipped is None:
+            skipped = records.attrs.get("skipped", ())
         found = Cells.of(records, decision)
+        return cls.of_cells(found, protocol, decision, baseline, skipped=skipped)
+
+    @classmethod
+    def of_cells(
+        cls,
+        found: Cells,
+        protocol: str,
+        decision: str,
+        baseline: str | None = None,
+        *,
+        skipped: Iterable[tuple[object, str]] = (),
+    ) -> "Report":
+        """Report on outcomes, where the records themselves are too many to be held at once.
+
+        Parameters
+        ----------
+        found : Cells
+            The outcomes.
+        protocol, baseline, skipped
+            As in `of`.
+        decision : str
+            By which they were decided.
+
+        Returns
+        -------
+        Report
+
+        Raises
+        ------
+        ValueError
+            If there is no such protocol, or `baseline` is given and is no defence of theirs.
+        """
         baseline = _checked_baseline(found, baseline)
         measures = {"accuracy": found.accuracy(protocol), "destruction": found.destruction()}
         measures["targeted"] = found.targeted_success(protocol)
         strengths = found.strengths(protocol)
         differences = _differences(found, baseline, protocol)
-        if skipped is None:
-            skipped = records.attrs.get("skipped", ())
         comparisons = sum(cell is not None for row in differences.values() for cell in row.values())
         sentences = [
             *_basis(found, protocol, decision),

@@ -211,8 +211,35 @@ class StoredRecords:
             "SELECT name, reason FROM skipped JOIN images ON images.id = image ORDER BY image"
         )
 
+    def blocks(self, images: int = 2000) -> Iterator[pd.DataFrame]:
+        """Give the records of all finished units, so many images at a time.
+
+        Parameters
+        ----------
+        images : int
+            How many images' records are in memory at once, at least 1.
+
+        Yields
+        ------
+        pandas.DataFrame
+            As `records`, of consecutive images; those without a record are passed over.
+
+        Raises
+        ------
+        StoreError
+            If the file is damaged.
+        """
+        for first in range(0, self.images, images):
+            found = self.records(places=range(first, first + images))
+            if not found.empty:
+                yield found
+
     def records(
-        self, attacks: Sequence[str] | None = None, defenses: Sequence[str] | None = None
+        self,
+        attacks: Sequence[str] | None = None,
+        defenses: Sequence[str] | None = None,
+        *,
+        places: range | None = None,
     ) -> pd.DataFrame:
         """Give the records of all finished units.
 
@@ -220,6 +247,8 @@ class StoredRecords:
         ----------
         attacks, defenses : sequence of str, optional
             Canonical texts; by default all. Those that were never asked for have no records.
+        places : range, optional
+            Which images of the source; by default all.
 
         Returns
         -------
@@ -235,7 +264,7 @@ class StoredRecords:
         """
         chosen_attacks = self._places("attacks", attacks)
         chosen_defenses = self._places("defenses", defenses)
-        columns = self._columns(chosen_attacks, chosen_defenses)
+        columns = self._columns(chosen_attacks, chosen_defenses, places or range(self.images))
         order = np.lexsort(
             (
                 columns["run"],
@@ -262,7 +291,7 @@ class StoredRecords:
         return frame
 
     def _columns(
-        self, attacks: Mapping[str, int], defenses: Mapping[str, int]
+        self, attacks: Mapping[str, int], defenses: Mapping[str, int], places: range
     ) -> dict[str, NDArray[Any]]:
         """Read the chosen records as one array a column, texts as their numbers."""
         wanted = [f"cases.{name}" for name in (*_TEXTS, *_OF_A_CASE)] + [
@@ -273,8 +302,9 @@ class StoredRecords:
         cursor = self._execute(
             f'SELECT {", ".join(wanted)} FROM cases JOIN runs ON runs."case" = cases.id '
             f"JOIN images ON images.id = cases.image "
-            f"WHERE attack IN ({_marks(attacks)}) AND defense IN ({_marks(defenses)})",
-            [*attacks.values(), *defenses.values()],
+            f"WHERE attack IN ({_marks(attacks)}) AND defense IN ({_marks(defenses)}) "
+            "AND image BETWEEN ? AND ?",
+            [*attacks.values(), *defenses.values(), places.start, places.stop - 1],
         )
         # Python's own numbers take ten times the memory of an array: a block of them at a time.
         blocks: list[list[NDArray[Any]]] = [[np.empty(0, kind) for kind in types.values()]]

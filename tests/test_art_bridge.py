@@ -166,9 +166,9 @@ def test_other_attacks_of_art_run_on_it(toy):
     ):
         adversaries = art_attack(name, bridge, **options).generate(images, labels)
         assert np.abs(adversaries - images).max() <= 0.1 + 1e-6
-        assert (
-            bridge.compute_loss(adversaries, labels) > bridge.compute_loss(images, labels)
-        ).all()
+        gain = bridge.compute_loss(adversaries, labels) - bridge.compute_loss(images, labels)
+        # A random search need not find a step in its few draws, but never goes back.
+        assert (gain >= 0).all() if name == "SquareAttack" else (gain > 0).all()
 
 
 @pytest.mark.slow
@@ -437,3 +437,13 @@ def test_training_and_labels_in_parts_are_refused(toy):
         bridge.loss_gradient(photos(1), [6])
     with pytest.raises(ValueError, match="reduction: expected"):
         bridge.compute_loss(photos(1), [0], reduction="median")
+
+
+def test_importing_art_leaves_the_logging_of_others_alone():
+    script = (
+        "import io, logging; stream = io.StringIO(); handler = logging.StreamHandler(stream); "
+        "logging.getLogger().addHandler(handler); import pdutils.art_bridge; "
+        "assert handler in logging.getLogger().handlers; "
+        "import weakref; assert any(r() is handler for r in logging._handlerList)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -1,5 +1,6 @@
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -519,13 +520,13 @@ def test_evaluate_sends_workers_what_they_find_from_anywhere(
     capsys, network, folder, tmp_path, monkeypatch
 ):
     calls = []
-    form = inspect.signature(evaluation.evaluate)
+    form = inspect.signature(evaluation.evaluate_into)
 
     def record(*arguments, **options):
         calls.append(form.bind(*arguments, **options).arguments)
         raise ValueError("recorded")
 
-    monkeypatch.setattr(evaluation, "evaluate", record)
+    monkeypatch.setattr(evaluation, "evaluate_into", record)
     monkeypatch.chdir(tmp_path)
     network[1] = "toy.keras"
     cluster = ["--scheduler", "tcp://there:8786", "--batch-size", 5]
@@ -535,6 +536,19 @@ def test_evaluate_sends_workers_what_they_find_from_anywhere(
     assert (call["scheduler"], call["batch_size"], call["runs"]) == ("tcp://there:8786", 5, 3)
     assert call["attacks"] == ["fgsm:eps=4"]
     assert call["defenses"] == ["pd:deflections=60", "wd"]
+
+
+def test_evaluate_keeps_records_where_the_same_command_finds_them_again(
+    capsys, network, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pdutils.data.demo_root", lambda: tmp_path)
+    files = []
+    for seed in (1, 1, 2):
+        status, out, _ = run(capsys, "evaluate", folder, *network, *ASKED, "--seed", seed)
+        assert status == 0
+        files.append(re.search(r"records: (\S+\.sqlite)", out)[1])
+    assert files[0] == files[1] != files[2]
+    assert len(stored(files[0])) == len(stored(files[2]))
 
 
 @pytest.mark.parametrize(

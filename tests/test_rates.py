@@ -198,3 +198,24 @@ def test_rates_are_called_by_other_names():
     rates = Cells.of(small()).accuracy("plain")
     found = named(rates, {"PD": "pd:deflections=200"}, {2: "fgsm:eps=2"})
     assert found == {"PD": {2: rates["pd:deflections=200"]["fgsm:eps=2"]}}
+
+
+def test_records_that_come_in_blocks_give_what_they_give_at_once():
+    records = random_records(5)
+    whole = Cells.of(records, "majority")
+    images = list(dict.fromkeys(records["image"]))
+    halves = [set(images[:3]), set(images[3:])]
+    blocks = (records[records["image"].isin(half)] for half in halves)
+    parts = Cells.of_blocks(blocks, "majority")
+    assert parts.images == whole.images
+    for protocol in ("paper", "plain"):
+        assert parts.accuracy(protocol) == whole.accuracy(protocol)
+    assert parts.destruction() == whole.destruction()
+    assert parts.targeted_success() == whole.targeted_success()
+    assert {key: s.n for key, s in parts.strength().items()} == {
+        key: s.n for key, s in whole.strength().items()
+    }
+    first, second = whole.defenses[:2]
+    assert parts.paired("none", first, second) == whole.paired("none", first, second)
+    with pytest.raises(ValueError, match="at least one row, got none"):
+        Cells.of_blocks([])

@@ -107,6 +107,15 @@ def test_records_are_read_in_blocks_and_none_is_lost_at_their_edges(path, monkey
     pd.testing.assert_frame_equal(read(path), whole, check_exact=True)
 
 
+@pytest.mark.parametrize("images", [1, 3, 100])
+def test_the_records_of_some_images_at_a_time_are_all_the_records(path, images):
+    filled(path, *ALL)
+    with Store.open(path) as stored:
+        blocks = list(stored.blocks(images))
+        assert all(block["image"].nunique() <= images for block in blocks)
+    pd.testing.assert_frame_equal(pd.concat(blocks, ignore_index=True), read(path))
+
+
 def test_some_attacks_and_defenses_come_in_the_order_that_is_asked_for(path):
     filled(path, *ALL)
     with Store.open(path) as stored:
