@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-all test check lab bench clean
+.PHONY: help run run-all test check lab app bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
@@ -32,6 +32,10 @@ check: $(STAMP) ## style and types
 
 lab: $(STAMP) ## open JupyterLab on the notebooks
 	$(RUN) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+
+app: $(STAMP) ## serve the explorer as a page on localhost (ARGS="--port 9000 --no-browser")
+	JUPYTER_PATH=app/jupyter $(RUN) -m voila app/explorer.ipynb \
+		--Voila.config_file_paths=app/jupyter $(ARGS)
 
 bench: $(STAMP) ## measure what the defence costs; results/bench.json (ARGS=--quick)
 	$(RUN) -m benchmarks $(ARGS)

@@ -1,0 +1,27 @@
+"""Settings of the page that `make app` serves; Voila reads them."""
+
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+root = here.parent.parent
+
+c = get_config()  # noqa: F821
+
+c.VoilaConfiguration.template = "explorer"
+c.VoilaConfiguration.allow_template_override = "NO"
+c.VoilaConfiguration.allow_theme_override = "NO"
+c.VoilaConfiguration.show_tracebacks = False
+c.VoilaConfiguration.resources = {
+    "explorer": {"pages": (root / "results" / "index.html").is_file()}
+}
+
+# What the explorer needs of what JupyterLab has; the rest would only be loaded.
+c.VoilaConfiguration.extension_allowlist = ["@jupyter-widgets/jupyterlab-manager", "anywidget"]
+
+# The page links to those of the notebooks, and nothing else of the folder is served.
+c.Voila.root_dir = str(root)
+c.VoilaConfiguration.file_allowlist = [r"results/[\w-]+\.html"]
+
+# Somebody who left without closing the page does not keep a kernel for ever.
+c.AsyncMappingKernelManager.cull_idle_timeout = 3600
+c.AsyncMappingKernelManager.cull_interval = 300
