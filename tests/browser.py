@@ -1,0 +1,119 @@
+"""Chromium through Playwright, and what tests in it have in common."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+#: Nothing of its own over the network, and no sandbox, which containers lack.
+QUIET = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+#: Addresses that lead to no other machine.
+OWN = ("file:", "data:", "blob:", "about:")
+
+
+def chromium() -> Iterator[Browser]:
+    """Start Chromium and end it, or skip; a module turns it into its fixture.
+
+    `browser = pytest.fixture(chromium, scope="module")`; no wider scope, since Playwright leaves
+    its event loop running in the thread, where other tests start their own.
+    """
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on the path")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Seen:
+    """What a page did that it should not.
+
+    Attributes
+    ----------
+    errors : list of str
+        Errors in the console, and exceptions that nobody caught.
+    foreign : list of str
+        Addresses that were asked for at other machines.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def watched(page: Page, *own: str) -> Iterator[Seen]:
+    """Record the errors and the foreign requests of a page.
+
+    Parameters
+    ----------
+    page : Page
+        Before it goes anywhere.
+    *own : str
+        Beginnings of addresses that are no foreign ones, beyond `file:`, `data:` and the like: the
+        server of the test, as in `http://127.0.0.1:8866`.
+    """
+    seen = Seen()
+
+    def note_console(message) -> None:
+        if message.type == "error":
+            seen.errors.append(message.text)
+
+    def note_exception(error) -> None:
+        seen.errors.append(str(error))
+
+    def note_address(request) -> None:
+        if not request.url.startswith(OWN + own):
+            seen.foreign.append(request.url)
+
+    def note_socket(socket) -> None:
+        if not socket.url.replace("ws", "http", 1).startswith(own or "none"):
+            seen.foreign.append(socket.url)
+
+    listeners = {
+        "console": note_console,
+        "pageerror": note_exception,
+        "request": note_address,
+        "websocket": note_socket,
+    }
+    for event, listener in listeners.items():
+        page.on(event, listener)
+    try:
+        yield seen
+    finally:
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
+
+
+def axe_violations(page: Page, context: str | None = None) -> list[str]:
+    """List what axe finds serious or critical, a line each with the first element it is about.
+
+    Parameters
+    ----------
+    page : Page
+        As it stands.
+    context : str, optional
+        A CSS selector of the part that is looked at; by default all of it.
+    """
+    found = Axe().run(page, context=context).response["violations"]
+    return [
+        f"{one['id']} ({one['impact']}, {len(one['nodes'])} times): {one['help']}; first: "
+        f"{one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
