@@ -330,8 +330,8 @@ class ExplorerWidget(anywidget.AnyWidget):
         if not self._start.image:
             self._start = replace(self._start, image=result.settings.image)
         with self.hold_sync():
-            for name, png in pictures.items():
-                setattr(self, f"picture_{name}", png)
+            for name, packed in pictures.items():
+                setattr(self, f"picture_{name}", packed)
             self.images = images
             self.settings = asdict(result.settings)
             self.shown = _in_words(result, self._code(result.settings)) | {
@@ -365,7 +365,7 @@ class ExplorerWidget(anywidget.AnyWidget):
             "settings": chosen,
             "sentence": result.sentence.rpartition(", in ")[0],
             "summary": summary(result.settings),
-            "picture": _png(_small(_shown(result.defended))),
+            "picture": _packed(_small(_shown(result.defended))),
         }
         # The first result is what all others are compared with.
         before = self.history[:-1] if is_step and len(self.history) > 1 else self.history
@@ -548,7 +548,8 @@ def _pictures(
         )
 
     return {
-        name: encoded[name] if same(parts) else _png(draw()) for name, (parts, draw) in made.items()
+        name: encoded[name] if same(parts) else _packed(draw())
+        for name, (parts, draw) in made.items()
     }
 
 
@@ -570,9 +571,10 @@ def _dots(result: Result) -> Pixels:
     return _shown(np.where(result.changed[..., np.newaxis], np.float32(0), pale))
 
 
-def _png(pixels: Pixels) -> bytes:
+def _packed(pixels: Pixels) -> bytes:
+    """Encode a picture without loss: as small as a PNG, in a quarter of its time."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "WEBP", lossless=True, quality=0, method=0)
     return buffer.getvalue()
 
 
@@ -584,7 +586,7 @@ def _small(pixels: Pixels) -> Pixels:
 
 def _thumbnail(choice: Choice) -> dict[str, Any]:
     picture = _small(_shown(load_image(choice.path, 2 * _THUMBNAIL)))
-    return {"name": choice.name, "title": _spaced(choice.title), "picture": _png(picture)}
+    return {"name": choice.name, "title": _spaced(choice.title), "picture": _packed(picture)}
 
 
 def _still(result: Result) -> bytes:

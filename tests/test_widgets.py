@@ -41,9 +41,8 @@ def said(widget: ExplorerWidget, content: dict, *buffers: bytes) -> ExplorerWidg
     return widget
 
 
-def decoded(png: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(png)) as picture:
-        assert picture.format == "PNG"
+def decoded(packed: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(packed)) as picture:
         return np.asarray(picture)
 
 
@@ -155,8 +154,8 @@ def test_a_result_comes_whole_and_only_with_the_pictures_that_changed(widget):
 
 def test_what_is_the_same_is_not_encoded_again(widget, monkeypatch):
     encoded = []
-    png = widgets._png
-    monkeypatch.setattr(widgets, "_png", lambda pixels: encoded.append(1) or png(pixels))
+    packed = widgets._packed
+    monkeypatch.setattr(widgets, "_packed", lambda pixels: encoded.append(1) or packed(pixels))
     said(widget, {"type": "move", "id": "a", "settings": {"sigma": 0.1}, "final": False})
     assert encoded == []
 

@@ -15,8 +15,11 @@ c.VoilaConfiguration.resources = {
     "explorer": {"pages": (root / "results" / "index.html").is_file()}
 }
 
-# What the explorer needs of what JupyterLab has; the rest would only be loaded.
-c.VoilaConfiguration.extension_allowlist = ["@jupyter-widgets/jupyterlab-manager", "anywidget"]
+# Parts of JupyterLab that the explorer has no use for.
+c.VoilaConfiguration.extension_denylist = [
+    "@voila-dashboards/jupyterlab-preview",
+    "jupyterlab_pygments",
+]
 
 # The page links to those of the notebooks, and nothing else of the folder is served.
 c.Voila.root_dir = str(root)

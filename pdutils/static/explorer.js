@@ -47,7 +47,7 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
-function blob(bytes, type = "image/png") {
+function blob(bytes, type = "image/webp") {
   return new Blob([bytes], { type });
 }
 
@@ -342,9 +342,9 @@ function makePictures(offer) {
   const decode = async (bytes) => {
     const ready = {};
     await Promise.all(
-      Object.entries(bytes).map(async ([name, png]) => {
-        if (png && png.byteLength && png !== panels[name].bytes) {
-          ready[name] = await createImageBitmap(blob(png));
+      Object.entries(bytes).map(async ([name, packed]) => {
+        if (packed && packed.byteLength && packed !== panels[name].bytes) {
+          ready[name] = await createImageBitmap(blob(packed));
         }
       }),
     );
@@ -368,7 +368,8 @@ function makePictures(offer) {
     }
     paint();
   };
-  return { node, decode, draw };
+  const asPng = (name, then) => panels[name].canvas.toBlob(then, "image/png");
+  return { node, decode, draw, asPng };
 }
 
 function paintLens(panel, place) {
@@ -602,7 +603,7 @@ function render({ model, el }) {
     complain: (text) => headline.setError(text),
     savePicture() {
       const { name } = model.get("shown");
-      save(blob(model.get("picture_defended")), `${name}-defended.png`);
+      pictures.asPng("defended", (png) => save(png, `${name}-defended.png`));
     },
     saveSettings() {
       const { name, sentence, verdict, top, code } = model.get("shown");
