@@ -2,12 +2,16 @@
 
 import argparse
 import os
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 # The rest of the package loads with the command that needs it: --help is quick.
@@ -129,16 +133,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         With status 2 if the command line asks for what does not exist, with 0 after --help.
     """
     options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
-    try:
-        return int(options.command(options))
-    except KeyboardInterrupt:
+    with _noting_interrupts() as interrupts:
+        try:
+            return int(options.command(options))
+        except KeyboardInterrupt:
+            pass
+        except Exception as error:
+            # Some C code on its way makes another error of a KeyboardInterrupt.
+            if not interrupts:
+                if not _is_users(error):
+                    raise
+                print(f"error: {_sentence(error)}", file=sys.stderr)
+                return 1
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not _is_users(error):
-            raise
-        print(f"error: {_sentence(error)}", file=sys.stderr)
-        return 1
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Note each Ctrl-C in a list, besides what it does by itself."""
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        if callable(before):
+            before(number, frame)
+
+    # Other threads cannot set handlers, and no Ctrl-C reaches them.
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -666,6 +666,22 @@ def test_table_refuses_what_holds_no_records(capsys, network, folder, tmp_path, 
     assert run(capsys, "table", tmp_path / "none.sqlite", "--decision", "best")[0] == 2
 
 
+def test_control_c_that_became_another_error_on_its_way_is_control_c_still(
+    capsys, network, folder, tmp_path, monkeypatch
+):
+    def swallowing(*arguments):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise TypeError from None
+
+    monkeypatch.setattr(evaluation, "_read_chunk", swallowing)
+    handler = signal.getsignal(signal.SIGINT)
+    status, _, err = run(capsys, "evaluate", folder, *network, "--output", tmp_path / "a.sqlite")
+    assert (status, err) == (130, "interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--scheduler", "local:2"]])
 def test_control_c_ends_an_evaluation_and_keeps_what_it_did(
@@ -693,8 +709,7 @@ def test_control_c_ends_an_evaluation_and_keeps_what_it_did(
         process.kill()
         process.wait()
         process.stderr.close()
-    assert process.returncode == 130
-    assert err == "interrupted\n"
+    assert (process.returncode, err) == (130, "interrupted\n")
     assert not psutil.wait_procs(children, timeout=5)[1]
     assert set(stored(kept)["attack"]) >= {"none"}
 
