@@ -441,7 +441,7 @@ function makeHeadline() {
       mark(before.role), `${before.name} ${before.p.toFixed(2)}`,
       make("span", { class: "pdx-arrow", "aria-label": "turns into" }, " → "),
       mark(after.role), `${after.name} ${after.p.toFixed(2)}`,
-      make("small", {}, `in ${shown.milliseconds.toFixed(0)} ms`),
+      make("small", {}, ` in ${shown.milliseconds.toFixed(0)} ms`),
     );
     verdict.textContent = shown.verdict;
     whose.textContent = `${shown.true}, step by step`;
