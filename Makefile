@@ -23,7 +23,7 @@ run-all: $(STAMP) ## the same with those beyond the blog, 10 and on
 	$(RUN) -m pdutils run --all $(ARGS)
 
 test: check ## check and test everything that needs no network
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest --numprocesses 2 $(ARGS)
 
 check: $(STAMP) ## style and types
 	$(RUN) -m ruff check
