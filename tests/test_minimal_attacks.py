@@ -224,19 +224,20 @@ def test_deepfool_looks_at_no_more_than_its_candidates(toy, monkeypatch):
     assert set(sizes) == {6, 3}
 
 
-def test_deepfool_stops_soon_after_the_border(linear, monkeypatch):
+def test_deepfool_stops_soon_after_the_border(toy, monkeypatch):
     calls = []
-    gradient = linear.network.step("gradient")
+    gradient = toy.network.step("gradient")
 
     def counted(shown, labels):
         calls.append(len(shown))
         return gradient(shown, labels)
 
-    monkeypatch.setitem(linear.network._compiled, "gradient", counted)
-    image = grey_photos(1)
-    deepfool(linear, image, predicted(linear, image))
-    # Before the step and after it: on a linear network, one step is enough.
-    assert len(calls) == 2
+    monkeypatch.setitem(toy.network._compiled, "gradient", counted)
+    for image in photos(8):
+        calls.clear()
+        deepfool(toy, image, predicted(toy, image))
+        # One that overshoots at the end only creeps along the border for its 50 steps.
+        assert 2 <= len(calls) <= 5
 
 
 # --- the smallest step ---
@@ -347,6 +348,26 @@ def test_a_search_that_never_succeeds_gives_the_last():
         search.note(np.full_like(image, value), False)
     assert search.const == pytest.approx(1e-3)
     np.testing.assert_array_equal(search.best, np.full_like(image, 3))
+
+
+def test_the_next_weight_lies_between_in_powers():
+    search = minimal_attacks._Search(np.zeros((1, 1, 3), np.float32), 1.0)
+    consts = []
+    for success in (False, True, False):
+        search.note(np.ones((1, 1, 3), np.float32), success)
+        consts.append(search.const)
+    np.testing.assert_allclose(consts, [0.1, 10**-0.5, 10**-0.75])
+
+
+def test_what_comes_out_for_a_weight_is_stationary(linear):
+    image = grey_photos(1)[0]
+    target = np.int64(distances(linear, image[None])[0].argmax())
+    found = minimal_attacks._lbfgs(linear, image, target, 0.5, 200)
+    # Where the pull of the norm and that of the cross-entropy are equal.
+    gradient, _ = linear.loss_gradient(found, target)
+    pull = 2 * 0.5 * (found - image) / 255
+    assert np.abs(pull).max() > 0.01
+    np.testing.assert_allclose(pull, -255 * gradient, atol=0.02 * np.abs(pull).max())
 
 
 def test_the_weight_of_the_norm_shortens(linear):
