@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from pdutils.classifiers import Classifier
@@ -35,21 +36,57 @@ _STYLE: Any = {
 _P = ParamSpec("_P")
 
 
-def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
-    """Draw in the common style, and leave the figure to its caller alone."""
+def _styled(kind: str) -> Callable[[Callable[_P, Figure]], Callable[_P, Figure]]:
+    """Draw in the common style, and leave the figure, which says what it shows, to its caller."""
 
-    @wraps(draw)
-    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
-        with plt.rc_context(_STYLE):
-            figure = draw(*args, **kwargs)
-        # A notebook would show a figure that pyplot still holds a second time.
-        plt.close(figure)
-        return figure
+    def decorate(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+        @wraps(draw)
+        def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+            with plt.rc_context(_STYLE):
+                figure = draw(*args, **kwargs)
+            # A notebook would show a figure that pyplot still holds a second time.
+            plt.close(figure)
+            return _described(figure, kind)
 
-    return drawn
+        return drawn
+
+    return decorate
 
 
-@_styled
+def _described(figure: Figure, kind: str) -> Figure:
+    """Give a figure its alt text, which travels with its picture into a notebook's output."""
+    words = f"{kind}: {'; '.join(filter(None, map(_words, figure.axes)))}."
+
+    def bundle(**_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        # Where nbconvert looks for it. IPython adds the picture, since no data are given here.
+        return {}, {"image/png": {"alt": words}}
+
+    figure.set_label(words)
+    figure._repr_mimebundle_ = bundle  # type: ignore[attr-defined]
+    return figure
+
+
+def _words(ax: Axes) -> str:
+    """Say what stands written in a panel, values beside what they belong to."""
+    names = [tick.get_text() for axis in (ax.yaxis, ax.xaxis) for tick in _named_ticks(axis)]
+    series = ax.get_legend_handles_labels()[1]
+    values = [text.get_text() for text in ax.texts]
+    places = [f"{one} {name}" for one in series for name in names] if len(series) > 1 else names
+    if len(values) == len(places or series):
+        listed = [" ".join(pair) for pair in zip(places or series, values, strict=True)]
+    else:
+        listed = [" and ".join(series) + " for " * bool(names) + ", ".join(names)]
+    drawn = " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+    parts = [ax.get_title(), drawn, ", ".join(listed)]
+    return ": ".join(" ".join(part.split()) for part in parts if part)
+
+
+def _named_ticks(axis: Any) -> list[Any]:
+    named = not isinstance(axis.get_major_formatter(), ScalarFormatter)
+    return list(axis.get_ticklabels()) if named else []
+
+
+@_styled("Picture and bars")
 def prediction(
     classifier: Classifier,
     image: Array,
@@ -91,7 +128,7 @@ def prediction(
     return figure
 
 
-@_styled
+@_styled("Pictures")
 def pictures(images: Sequence[Array], titles: Sequence[str], *, columns: int = 4) -> Figure:
     """Show pictures side by side.
 
@@ -114,7 +151,7 @@ def pictures(images: Sequence[Array], titles: Sequence[str], *, columns: int = 4
     return figure
 
 
-@_styled
+@_styled("Pictures")
 def perturbation(clean: Array, other: Array, *, magnify: float | None = None) -> Figure:
     """Show a clean image, its changed version, and the difference magnified around mid-grey.
 
@@ -142,7 +179,7 @@ def perturbation(clean: Array, other: Array, *, magnify: float | None = None) ->
     return figure
 
 
-@_styled
+@_styled("Pixels that changed, as dots")
 def changed_pixels(
     before: Array,
     afters: Sequence[Array],
@@ -180,7 +217,7 @@ def changed_pixels(
     return figure
 
 
-@_styled
+@_styled("Points for each draw")
 def probabilities_by_step(
     steps: Mapping[str, NDArray[Any]], *, names: Sequence[str], blog: Mapping[str, float] | None
 ) -> Figure:
@@ -222,7 +259,7 @@ def probabilities_by_step(
     return figure
 
 
-@_styled
+@_styled("Lines")
 def trajectory(
     series: Mapping[str, Sequence[float]], *, true: str, attacked: str, xlabel: str
 ) -> Figure:
@@ -252,7 +289,7 @@ def trajectory(
     return figure
 
 
-@_styled
+@_styled("Points with intervals")
 def rates(
     rows: Mapping[str, Mapping[str, Rate]], *, xlabel: str = "share classified right"
 ) -> Figure:
@@ -277,7 +314,7 @@ def rates(
     return figure
 
 
-@_styled
+@_styled("Points with intervals around no difference")
 def differences(
     rows: Mapping[str, Mapping[str, PairedDifference]],
     *,
@@ -305,7 +342,7 @@ def differences(
     return figure
 
 
-@_styled
+@_styled("Lines with intervals")
 def rate_curves(
     series: Mapping[str, Mapping[float, Rate]],
     *,
@@ -346,7 +383,7 @@ def rate_curves(
     return figure
 
 
-@_styled
+@_styled("Lines")
 def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: str) -> Figure:
     """Show what settings keep of clean images against what they win back of adversaries.
 
@@ -380,7 +417,7 @@ def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: s
     return figure
 
 
-@_styled
+@_styled("Maps over their pictures")
 def maps(
     images: Sequence[Array], activation_maps: Sequence[Array], titles: Sequence[str]
 ) -> Figure:
@@ -407,7 +444,7 @@ def maps(
     return figure
 
 
-@_styled
+@_styled("Histogram")
 def map_histogram(activation_maps: Mapping[str, Array]) -> Figure:
     """Show how the values of maps are distributed.
 
@@ -431,7 +468,7 @@ def map_histogram(activation_maps: Mapping[str, Array]) -> Figure:
     return figure
 
 
-@_styled
+@_styled("Maps")
 def places(fields: Mapping[str, Array], *, reference: str) -> Figure:
     """Show where things lie, side by side, each with its correlation to one of them.
 
@@ -455,7 +492,7 @@ def places(fields: Mapping[str, Array], *, reference: str) -> Figure:
     return figure
 
 
-@_styled
+@_styled("Bars")
 def bars(
     groups: Mapping[str, Mapping[str, float]], *, ylabel: str = "probability of the true class"
 ) -> Figure:
@@ -486,7 +523,7 @@ def bars(
     return figure
 
 
-@_styled
+@_styled("Close-ups of the same square")
 def closeup(images: Sequence[Array], titles: Sequence[str], *, row: int, column: int,
             size: int = 40) -> Figure:  # fmt: skip
     """Show the same small square of several pictures, so that single pixels can be seen.

@@ -3,6 +3,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import photo
+from IPython.core.formatters import DisplayFormatter
 from scipy import stats
 
 from pdutils import plots
@@ -190,3 +191,33 @@ def test_the_tradeoff_names_each_point_by_its_value():
     (ax,) = figure.axes
     np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[0.9, 0.4], [0.8, 0.6]])
     assert {text.get_text(): text.xy for text in ax.texts} == {"5": (0.9, 0.4), "20": (0.8, 0.6)}
+
+
+def test_a_figure_says_in_words_what_it_shows():
+    assert (
+        plots.pictures([photo()] * 2, ["clean:\nbadger 0.90", "adversary"]).get_label()
+        == "Pictures: clean: badger 0.90; adversary."
+    )
+    series = {"badger": [1, 0.5], "skunk": [0, 0.4]}
+    assert (
+        plots.trajectory(series, true="badger", attacked="skunk", xlabel="step").get_label()
+        == "Lines: probability against step: badger 0.50, skunk 0.40."
+    )
+    groups = {"soft": {"clean": 0.1, "adversary": 0.2}, "hard": {"clean": 0.3, "adversary": 0.4}}
+    assert plots.bars(groups, ylabel="share").get_label() == (
+        "Bars: share: clean soft 0.10, clean hard 0.30, adversary soft 0.20, adversary hard 0.40."
+    )
+    rate = Rate(6, 10)
+    assert plots.rates({"none": {"clean": rate}, "PD": {"clean": rate}}).get_label() == (
+        "Points with intervals: share classified right, 95% interval: clean (n = 10) for none, PD."
+    )
+
+
+def test_the_words_of_a_figure_travel_with_its_picture_into_a_notebook():
+    figure = plots.pictures([photo()], ["clean"])
+    formatter = DisplayFormatter()
+    png = formatter.formatters["image/png"]
+    png.for_type(type(figure), lambda figure: b"a picture")
+    data, metadata = formatter.format(figure)
+    assert data["image/png"] == b"a picture"
+    assert metadata == {"image/png": {"alt": "Pictures: clean."}}
