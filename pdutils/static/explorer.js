@@ -638,6 +638,8 @@ function render({ model, el }) {
   for (const [name, color] of Object.entries(offer.colors)) {
     root.style.setProperty(`--pdx-${name}`, color);
   }
+  // A notebook would take the keys for its own, and move on to the next cell.
+  root.addEventListener("keydown", (event) => event.stopPropagation());
   const forgetTheme = followTheme(root);
 
   function answered(id) {
