@@ -1,11 +1,16 @@
-"""Pages of executed notebooks that open from the file system: no script, no network."""
+"""Pages of executed notebooks that open from the file system, and need no network.
 
+Their one script is inside them; without it they can be read all the same.
+"""
+
+import ast
 import base64
 import copy
 import io
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -40,12 +45,27 @@ _PICTURES = {"image/png", "image/jpeg", "image/svg+xml"}
 
 _THUMBNAIL_WIDTH = 900
 
+#: A figure that takes more, exact to the last bit, is a photo, and its page shows it nearly exact.
+_EXACT_BYTES = 60_000
+
 _JSON = "application/json"
 
 #: Where a picture that a notebook's prose links to is looked for.
 _SOURCES = demo_root() / "notebooks"
 
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+
+_SECTION = re.compile(r'<h2 id="([^"]+)">(.*?)<a class="anchor-link"', re.DOTALL)
+
+#: pandas gives the name of the rows a line of its own in the head of a table.
+_NAME_OF_ROWS = re.compile(
+    r"(<thead>\s*<tr[^>]*>\s*<th>)(</th>(?:(?!</tr>).)*</tr>)"
+    r"\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)*\s*</tr>",
+    re.DOTALL,
+)
+
+#: Notebooks from this number on go beyond the blog.
+_BEYOND = "10"
 
 
 @dataclass(frozen=True)
@@ -78,6 +98,8 @@ class Card:
         What it failed with.
     parameters : dict
         What was passed in place of its own values.
+    settings : dict
+        All its parameters with their values, those passed included, without the empty ones.
     """
 
     name: str
@@ -89,6 +111,7 @@ class Card:
     started: str
     error: str | None
     parameters: dict[str, Any]
+    settings: dict[str, Any]
 
 
 def results(folder: Path) -> list[Path]:
@@ -126,9 +149,27 @@ def write_result(folder: Path, name: str, notebook: Any, names: Sequence[str]) -
     OSError
         If a file cannot be written.
     """
-    _write(folder / f"{name}.ipynb", nbformat.writes(notebook))
+    _write(folder / f"{name}.ipynb", nbformat.writes(_packed(notebook)))
     _write(folder / f"{name}.html", page(name, notebook, names))
     _write(folder / "index.html", index(folder))
+
+
+def _packed(notebook: Any) -> Any:
+    """Copy a notebook, its pictures the same to the last bit and in fewer bytes."""
+    packed = copy.deepcopy(notebook)
+    for cell in packed.cells:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = _packed_png(output.data["image/png"])
+    return packed
+
+
+def _packed_png(content: str) -> str:
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+        opaque = picture.mode == "RGBA" and picture.getextrema()[3] == (255, 255)
+        (picture.convert("RGB") if opaque else picture).save(buffer, "PNG", optimize=True)
+    return min(content, base64.b64encode(buffer.getvalue()).decode(), key=len)
 
 
 def refresh(folder: Path) -> None:
@@ -176,6 +217,7 @@ def page(name: str, notebook: Any, names: Sequence[str]) -> str:
     return template.render(
         card=card(name, notebook, names),
         body=Markup(body),
+        sections=[(anchor, Markup(text).striptags()) for anchor, text in _SECTION.findall(body)],
         links=Markup(_links(name, names)),
         highlighting=_highlighting(),
     )
@@ -192,14 +234,22 @@ def index(folder: Path) -> str:
     Returns
     -------
     str
-        HTML: a card for each notebook, above them the first main figure.
+        HTML: a card for each notebook, in two groups, above them the first main figure.
     """
     notebooks = {path.stem: nbformat.read(path, as_version=4) for path in results(folder)}
     cards = [card(name, notebook, list(notebooks)) for name, notebook in notebooks.items()]
     covers = (figure(notebook, "cover-figure") for notebook in notebooks.values())
     shown = [cover for cover in covers if cover] + [card.figure for card in cards if card.figure]
     template = _environment().get_template("index.html.j2")
-    return template.render(cards=cards, cover=next(iter(shown), None))
+    groups = {
+        "The blog": [card for card in cards if card.name < _BEYOND],
+        "Beyond the blog": [card for card in cards if card.name >= _BEYOND],
+    }
+    return template.render(
+        cards=cards,
+        groups={group: members for group, members in groups.items() if members},
+        cover=next(iter(shown), None),
+    )
 
 
 def card(name: str, notebook: Any, names: Sequence[str] = ()) -> Card:
@@ -220,6 +270,7 @@ def card(name: str, notebook: Any, names: Sequence[str] = ()) -> Card:
     """
     record = notebook.metadata.get("papermill", {})
     title, intro = _opening(notebook)
+    passed = dict(record.get("parameters") or {})
     return Card(
         name=name,
         title=title or name,
@@ -229,7 +280,8 @@ def card(name: str, notebook: Any, names: Sequence[str] = ()) -> Card:
         seconds=float(record.get("duration") or 0.0),
         started=str(record.get("start_time") or "")[:16].replace("T", " "),
         error=record.get("error"),
-        parameters=dict(record.get("parameters") or {}),
+        parameters=passed,
+        settings=_shown(_own_settings(notebook) | passed),
     )
 
 
@@ -256,8 +308,14 @@ def _first_figure(cells: Sequence[Any]) -> Figure | None:
     for cell in cells:
         for output in cell.get("outputs", []):
             for form in _PICTURES & set(output.get("data", {})):
-                return Figure(_thumbnail(form, output.data[form]), cell.metadata.get("alt", ""))
+                return Figure(_thumbnail(form, output.data[form]), _alt(output, form, cell))
     return None
+
+
+def _alt(output: Any, form: str, cell: Any) -> str:
+    """Give the words that came with a picture, else those of its cell."""
+    own = output.metadata.get(form, {}).get("alt") or cell.metadata.get("alt", "")
+    return str(own)
 
 
 def _thumbnail(form: str, content: str) -> str:
@@ -265,7 +323,7 @@ def _thumbnail(form: str, content: str) -> str:
         return _address(form, content.encode())
     with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
         picture.thumbnail((_THUMBNAIL_WIDTH, _THUMBNAIL_WIDTH))
-        return _as_webp(picture, quality=88)
+        return _as_webp(picture, quality=82)
 
 
 def _as_webp(picture: Image.Image, **options: Any) -> str:
@@ -303,6 +361,25 @@ def _headline(notebook: Any) -> str | None:
     return shown[-1].get("headline") if shown and isinstance(shown[-1], dict) else None
 
 
+def _own_settings(notebook: Any) -> dict[str, Any]:
+    """Read the literals that the cell tagged `parameters` assigns; none where it is no Python."""
+    tagged = [c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    settings: dict[str, Any] = {}
+    with suppress(SyntaxError):
+        for statement in ast.parse(tagged[0]).body if tagged else []:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                with suppress(ValueError):
+                    settings[statement.targets[0].id] = ast.literal_eval(statement.value)
+    return settings
+
+
+def _shown(settings: dict[str, Any]) -> dict[str, str]:
+    """Write settings as they are read: no empty ones, of a file its name alone."""
+    written = {name: str(value) for name, value in settings.items() if value not in ("", None)}
+    files = {name: Path(text).name for name, text in written.items() if Path(text).is_absolute()}
+    return written | files
+
+
 def _html(markdown: str) -> Markup:
     return Markup(markdown2html_mistune(markdown))
 
@@ -317,20 +394,22 @@ def _body(notebook: Any) -> str:
     shown.metadata.pop("widgets", None)
     for cell in shown.cells:
         for output in cell.get("outputs", []):
-            _prepare(output, cell.metadata.get("alt", ""))
+            _prepare(output, cell)
     body, _ = _exporter().from_notebook_node(shown, {"metadata": {"path": str(_SOURCES)}})
     return str(body).replace('output_error"', 'output_error" id="failed"', 1)
 
 
-def _prepare(output: Any, alt: str) -> None:
+def _prepare(output: Any, cell: Any) -> None:
     """Turn results and pictures into HTML, which the exporter leaves as it is."""
     data = output.get("data", {})
     if _JSON in data:
         data["text/html"] = _folded(data.pop(_JSON))
+    if "text/html" in data:
+        data["text/html"] = _NAME_OF_ROWS.sub(r"\1\3\2", data["text/html"])
     for form in _PICTURES & set(data):
         if "text/html" not in data:
             metadata = output.metadata.get(form, {})
-            data["text/html"] = _image(form, data[form], metadata.get("alt", alt), metadata)
+            data["text/html"] = _image(form, data[form], _alt(output, form, cell), metadata)
 
 
 def _folded(results: Any) -> str:
@@ -347,15 +426,19 @@ def _image(form: str, content: str, alt: str, metadata: dict[str, Any]) -> str:
         source = _address(form, base64.b64decode(content))
     # A picture for a screen of double density states its width.
     width = Markup(' width="{}"').format(metadata["width"]) if "width" in metadata else ""
-    return Markup('<img src="{}" alt="{}"{}>').format(source, alt, width)
+    picture = '<div class="picture"><img src="{}" alt="{}"{}></div>'
+    return Markup(picture).format(source, alt, width)
 
 
 def _smaller(png: str) -> str:
-    """Give the very same picture in fewer bytes."""
+    """Give the very same picture in fewer bytes; a photo nearly the same in far fewer."""
     content = base64.b64decode(png)
+    forms = [_address("image/png", content)]
     with Image.open(io.BytesIO(content)) as picture:
-        webp = _as_webp(picture, lossless=True, method=1, quality=0)
-    return min(webp, _address("image/png", content), key=len)
+        forms.append(_as_webp(picture, lossless=True, method=1, quality=0))
+        if min(map(len, forms)) > _EXACT_BYTES:
+            forms.append(_as_webp(picture, quality=90))
+    return min(forms, key=len)
 
 
 def _links(name: str, names: Sequence[str]) -> str:
@@ -399,9 +482,14 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def _highlighting() -> Markup:
-    light = HtmlFormatter(style="friendly").get_style_defs(".highlight")
-    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
-    return Markup(f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}")
+    light = HtmlFormatter(style="default").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="github-dark")
+    asked = dark.get_style_defs(':root:not([data-theme="light"]) .highlight')
+    chosen = dark.get_style_defs(':root[data-theme="dark"] .highlight')
+    return Markup(
+        f"{light}\n@media screen and (prefers-color-scheme: dark) {{\n{asked}\n}}\n"
+        f"@media screen {{\n{chosen}\n}}"
+    )
 
 
 def _write(path: Path, text: str) -> None:

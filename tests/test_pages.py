@@ -6,7 +6,9 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import photo
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -69,10 +71,12 @@ def rich():
     return made
 
 
-def test_a_page_needs_no_network_and_no_script(rich):
+def test_a_page_needs_no_network_and_runs_no_script_of_a_notebook(rich):
     html = pages.page("01_one", rich, ["01_one", "02_two"])
-    for name in ("script", "link", "iframe", "object"):
+    for name in ("link", "iframe", "object"):
         assert tags(html, name) == []
+    assert tags(html, "script") == [{}, {}]
+    assert "alert(1)" not in html
     assert all(image["src"].startswith("data:") for image in tags(html, "img"))
     assert "@import" not in html
     assert "In\xa0[" not in html
@@ -86,6 +90,25 @@ def test_every_picture_has_its_words(rich):
     assert words == ["Figure of the section: Looks"] * 2 + ["two badgers"]
 
 
+def test_the_words_that_come_with_a_picture_go_before_those_of_its_section(tmp_path):
+    cell = shows({"image/png": png()}, "main-figure")
+    cell.outputs[0].metadata["image/png"] = {"alt": "a badger <0.9>"}
+    pages.write_result(tmp_path, "01", notebook(cell), ["01"])
+    for name in ("01", "index"):
+        html = (tmp_path / f"{name}.html").read_text()
+        assert {image["alt"] for image in tags(html, "img")} == {"a badger <0.9>"}
+
+
+def test_the_name_of_the_rows_stands_in_the_one_head_of_a_table():
+    rows = pd.DataFrame({"clean": ["0.50"], "attacked": ["0.25"]}, index=["PD"])
+    for name, first in (("step", "step"), (None, "")):
+        frame = rows.rename_axis(name)
+        html = pages.page("01", notebook(shows({"text/html": frame._repr_html_()})), ["01"])
+        table = html.partition("<thead>")[2].partition("</table>")[0]
+        cells = [re.findall(r"<t[hd]>([^<]*)<", row) for row in table.split("</tr>")[:-1]]
+        assert cells == [[first, "clean", "attacked"], ["PD", "0.50", "0.25"]]
+
+
 def test_a_picture_on_a_page_is_the_notebooks_own_to_the_last_bit(rich):
     source = png(size=64)
     html = pages.page("01_one", notebook(shows({"image/png": source})), ["01_one"])
@@ -97,6 +120,37 @@ def test_a_picture_on_a_page_is_the_notebooks_own_to_the_last_bit(rich):
     np.testing.assert_array_equal(np.asarray(shown), np.asarray(drawn))
 
 
+def test_a_photo_on_a_page_is_much_smaller_and_nearly_the_same():
+    buffer = io.BytesIO()
+    Image.fromarray(photo(300, 300).astype(np.uint8)).save(buffer, "PNG")
+    source = base64.b64encode(buffer.getvalue()).decode()
+    (image,) = tags(pages.page("01", notebook(shows({"image/png": source})), ["01"]), "img")
+    assert len(image["src"]) < 0.4 * len(source)
+    shown, drawn = (
+        np.asarray(opened(address).convert("RGB"), dtype=float)
+        for address in (image["src"], f"base64,{source}")
+    )
+    assert np.abs(shown - drawn).mean() < 5
+
+
+def test_the_pictures_of_an_executed_notebook_are_kept_to_the_last_bit(tmp_path):
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 4)).astype(np.uint8)
+    for alpha in (255, 100):
+        noise[..., 3] = alpha
+        buffer = io.BytesIO()
+        Image.fromarray(noise).save(buffer, "PNG")
+        given = notebook(shows({"image/png": base64.b64encode(buffer.getvalue()).decode()}))
+        before = str(given)
+        pages.write_result(tmp_path, "01", given, ["01"])
+        assert str(given) == before
+        (cell,) = nbformat.read(tmp_path / "01.ipynb", as_version=4).cells[1:]
+        kept = cell.outputs[0].data["image/png"]
+        assert len(kept) <= len(base64.b64encode(buffer.getvalue()))
+        np.testing.assert_array_equal(
+            np.asarray(opened(f"base64,{kept}").convert("RGBA")), np.asarray(noise)
+        )
+
+
 def test_results_are_readable_on_the_page(rich):
     html = pages.page("01_one", rich, ["01_one"])
     assert "&#34;headline&#34;: &#34;a &lt; b&#34;" in html or '"headline": "a &lt; b"' in html
@@ -105,7 +159,7 @@ def test_results_are_readable_on_the_page(rich):
 
 def test_links_to_notebooks_lead_to_their_pages(rich):
     def links(names: list[str]) -> list[str]:
-        main = pages.page("01", rich, names).partition("<main")[2].partition("</main>")[0]
+        main = pages.page("01", rich, names).partition("<h1")[2].partition("</main>")[0]
         return [link["href"] for link in tags(main, "a") if not link["href"].startswith("#")]
 
     assert links(["01", "02_two"]) == ["02_two.html", "https://arxiv.org/abs/1"]
@@ -181,6 +235,35 @@ def test_a_card_says_what_the_notebook_is_and_found():
     assert card.error is None
 
 
+def test_a_card_lists_all_settings_and_which_were_passed():
+    cell = new_code_cell(
+        'seed = 0  # its own\nwindow = 10\nweights = ""\nsizes = [1, 2]\nsum = 1 + seed',
+        metadata={"tags": ["parameters"]},
+    )
+    card = pages.card("01", notebook(cell, parameters={"seed": 7, "folder": "/home/me/photos"}))
+    assert card.settings == {"seed": "7", "window": "10", "sizes": "[1, 2]", "folder": "photos"}
+    assert list(card.parameters) == ["seed", "folder"]
+    cell.source = "%magic"
+    assert pages.card("01", notebook(cell)).settings == {}
+
+
+def test_the_notebooks_of_the_blog_stand_apart_from_those_beyond(tmp_path):
+    for name in ("09_nine", "10_ten"):
+        pages.write_result(tmp_path, name, notebook(), ["09_nine", "10_ten"])
+    html = (tmp_path / "index.html").read_text()
+    order = ["The blog</h2>", "09_nine.html", "Beyond the blog</h2>", "10_ten.html"]
+    assert sorted(map(html.index, order)) == list(map(html.index, order))
+    (tmp_path / "10_ten.ipynb").unlink()
+    assert "Beyond the blog" not in pages.index(tmp_path)
+
+
+def test_a_page_lists_its_sections():
+    made = notebook(new_markdown_cell("## What *is* it?\n\n### Not this\n\n## Summary"))
+    nav = pages.page("01", made, ["01"]).partition("On this page")[2].partition("</nav>")[0]
+    assert [link["href"] for link in tags(nav, "a")] == ["#What-is-it?", "#Summary"]
+    assert "What is it?" in nav
+
+
 @pytest.mark.parametrize("results", [[1, 2], "text", {"other": 1}, None])
 def test_results_without_a_headline_are_no_obstacle(results):
     assert pages.card("01", notebook(shows({"application/json": results}))).headline is None
@@ -203,7 +286,7 @@ def test_the_index_has_a_card_for_each_notebook(tmp_path):
     ] * 2
     assert "a &lt;b&gt; &amp; c" in html
     assert "ValueError: &lt;no&gt;" in html
-    assert len(re.findall(r'class="failed"', html)) == 1
+    assert len(re.findall(r'class="state failed"', html)) == 1
     assert "3 s" in html
 
 
@@ -232,7 +315,7 @@ def test_an_error_is_at_the_top_and_in_its_place():
     cell = new_code_cell("fail()", outputs=[raised])
     html = pages.page("01", notebook(cell, error="ValueError: no"), ["01"])
     assert {"href": "#failed"} in tags(html, "a")
-    assert html.index('href="#failed"') < html.index("<main") < html.index('id="failed"')
+    assert html.index('href="#failed"') < html.index("<h1") < html.index('id="failed"')
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
