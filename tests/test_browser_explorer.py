@@ -98,7 +98,6 @@ def lab(tmp_path_factory) -> Iterator[str]:
     """JupyterLab on a copy of the notebooks, with settings of its own."""
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(demo_root() / "notebooks", home / "collection" / "notebooks")
-    shutil.copytree(demo_root() / "docs", home / "collection" / "docs")
     # JupyterLab's news are asked for at another server.
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     (home / "config" / "labconfig").mkdir(parents=True)

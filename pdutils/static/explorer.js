@@ -438,9 +438,9 @@ function makeHeadline() {
   const set = (shown) => {
     const { before, after } = shown;
     line.replaceChildren(
-      mark(before.role), `${before.name} ${before.p.toFixed(2)}`,
-      make("span", { class: "pdx-arrow", "aria-label": "turns into" }, " → "),
-      mark(after.role), `${after.name} ${after.p.toFixed(2)}`,
+      make("span", { class: "pdx-seen" }, mark(before.role), `${before.name} ${before.p.toFixed(2)}`),
+      make("span", { class: "pdx-arrow" }, " → "),
+      make("span", { class: "pdx-seen" }, mark(after.role), `${after.name} ${after.p.toFixed(2)}`),
       make("small", {}, ` in ${shown.milliseconds.toFixed(0)} ms`),
     );
     verdict.textContent = shown.verdict;
