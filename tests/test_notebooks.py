@@ -27,6 +27,16 @@ SMALL = {
     "deflection_counts": [200],
     "sigmas": [0.02],
     "ks": [1],
+    "attacks": {
+        "FGSM": "fgsm:eps=8",
+        "IGSM": "igsm:eps=8,iterations=2",
+        "DeepFool": "deepfool:iterations=3",
+        "JSMA": "jsma:max_share=0.0002",
+        "L-BFGS": "lbfgs:iterations=3,search_steps=2",
+        "C&W": "carlini_wagner:iterations=3,search_steps=2",
+    },
+    "deepfool": "deepfool:iterations=5",
+    "carlini_wagner": "carlini_wagner:iterations=5,search_steps=4",
 }
 
 SEED = 3
