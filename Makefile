@@ -30,8 +30,9 @@ check: $(STAMP) ## style and types
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 
-lab: $(STAMP) ## open JupyterLab on the notebooks
-	$(RUN) -m jupyterlab --notebook-dir=notebooks $(ARGS)
+lab: $(STAMP) ## open JupyterLab on the notebooks and their table
+	JUPYTER_CONFIG_PATH=app/jupyter $(RUN) -m jupyterlab --notebook-dir=notebooks \
+		--LabApp.default_url=/lab/tree/README.md $(ARGS)
 
 app: $(STAMP) ## serve the explorer as a page on localhost (ARGS="--port 9000 --no-browser")
 	JUPYTER_PATH=app/jupyter $(RUN) -m voila app/explorer.ipynb \
