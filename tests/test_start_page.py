@@ -74,11 +74,11 @@ def wait_for(port: int, process: subprocess.Popen) -> None:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End make and the server, which first ends its kernels: by force after 20 seconds."""
+    """End make and the server: after its kernels have ended a thread of it may hang, so by force."""
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(20)
     with contextlib.suppress(ProcessLookupError):
-        for _ in range(100):
+        for _ in range(20):
             os.killpg(process.pid, 0)
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGKILL)
