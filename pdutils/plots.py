@@ -75,7 +75,9 @@ def _words(ax: Axes) -> str:
     if len(values) == len(places or series):
         listed = [" ".join(pair) for pair in zip(places or series, values, strict=True)]
     else:
-        listed = [" and ".join(series) + " for " * bool(names) + ", ".join(names)]
+        # Such a name as `clean, PD 200` must not read as two.
+        stop = " / " if any("," in name for name in names) else ", "
+        listed = [" and ".join(series) + " for " * bool(names) + stop.join(names)]
     drawn = " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
     parts = [ax.get_title(), drawn, ", ".join(listed)]
     return ": ".join(" ".join(part.split()) for part in parts if part)

@@ -74,7 +74,7 @@ def wait_for(port: int, process: subprocess.Popen) -> None:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End make and the server: after its kernels have ended a thread of it may hang, so by force."""
+    """End make and the server, which may hang when its kernels have ended: then by force."""
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(20)
     with contextlib.suppress(ProcessLookupError):
