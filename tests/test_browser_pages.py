@@ -50,7 +50,7 @@ def notebook(number: int, title: str, intro: str, **record):
         new_code_cell(f"seed = {number}\nwindow = 10", metadata={"tags": ["parameters"]}),
         shows({"image/png": picture(number)}, f"draw()  # A{number}", tag="main-figure"),
         shows({"image/png": picture(number + 20)}, f"draw()  # B{number}"),
-        new_markdown_cell("## Numbers"),
+        new_markdown_cell(f"## Numbers\n\n![drawn](data:image/png;base64,{picture(9)})"),
         shows({"text/html": table.rename_axis("step")._repr_html_()}),
         new_code_cell("print('x' * 400)\n" + "x = " + "1 + " * 60 + "1"),
         new_code_cell("fail()", outputs=[raised] if "error" in record else []),
@@ -220,6 +220,8 @@ def test_a_figure_enlarges_by_a_click_and_one_beside_it_closes(visit):
     assert viewer.locator("p").inner_text() == "what stands in B1"
     page.mouse.click(3, 3)
     assert not viewer.is_visible()
+    page.get_by_role("img", name="drawn").click()
+    assert viewer.locator("p").inner_text() == "drawn"
 
 
 def test_the_colours_that_were_chosen_hold_on_the_next_page(visit):

@@ -92,6 +92,12 @@ function addViewer(pictures) {
   };
 }
 
+for (const image of document.querySelectorAll(".text_cell img")) {
+  const picture = document.createElement("span");
+  picture.className = "picture";
+  image.replaceWith(picture);
+  picture.append(image);
+}
 const pictures = [...document.querySelectorAll(".picture > img")];
 if (pictures.length) {
   const enlarge = addViewer(pictures);
