@@ -1,10 +1,9 @@
 """Progress bars: on a terminal and in a notebook, none in a log file."""
 
 import os
-import sys
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def progress_bar(*, shown: bool | None = None, **options: Any) -> "tqdm[Any]":
@@ -25,10 +24,4 @@ def progress_bar(*, shown: bool | None = None, **options: Any) -> "tqdm[Any]":
     if shown is None:
         # tqdm itself reads this variable only where `disable` is not given.
         shown = False if os.environ.get("TQDM_DISABLE") else None
-    disable = None if shown is None else not shown
-    if "ipykernel" not in sys.modules:
-        return tqdm(disable=disable, **options)
-    from tqdm.auto import tqdm as widget
-
-    in_a_notebook: tqdm[Any] = widget(disable=disable, **options)
-    return in_a_notebook
+    return tqdm(disable=None if shown is None else not shown, **options)

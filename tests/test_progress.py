@@ -1,5 +1,4 @@
 import io
-import sys
 
 import pytest
 
@@ -20,7 +19,6 @@ def drawn(screen: io.StringIO, **options) -> str:
 @pytest.fixture(autouse=True)
 def no_setting(monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
 
 
 def test_a_terminal_has_a_bar_and_a_log_file_none():
