@@ -26,7 +26,7 @@ from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses import Defense
 from pdutils.deflection import pixel_deflection
 from pdutils.drawing import draw_animals
-from pdutils.evaluation import evaluate_folder
+from pdutils.folders import evaluate_folder
 from pdutils.images import Array, save_image
 from pdutils.networks import load_tensorflow
 from pdutils.streams import generator

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pdutils.checks import check_one_of
 from pdutils.classifiers import Classifier, Labels
 from pdutils.images import Array, as_batch, min_max
 
@@ -240,5 +241,4 @@ def check_combine(combine: str) -> None:
     ValueError
         If it does not.
     """
-    if combine not in get_args(Combine):
-        raise ValueError(f"combine: expected one of {get_args(Combine)}, got {combine!r}")
+    check_one_of("combine", combine, get_args(Combine))

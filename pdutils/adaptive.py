@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from pdutils.attacks import LabelsLike
+from pdutils.attacks import LabelsLike, check_box
+from pdutils.checks import check_one_of, check_whole
 from pdutils.classifiers import Classifier, Labels
 from pdutils.defenses import Defense
 from pdutils.deflection import Writes, apply_writes, draw_writes
@@ -118,7 +119,7 @@ def bpda(
         If the images break their contract, a label is no class, a knob is out of its range, or the
         defence has no such derivative as `gradient` asks for.
     """
-    _check_box(eps, step)
+    check_box(eps, step)
     _check_counts(iterations=iterations, draws=draws, batch_size=batch_size)
     batch, single = as_batch(images)
     clean = on_grid(batch)
@@ -278,8 +279,7 @@ class _DifferentiablePassage(_Passage):
 def _passage(
     classifier: Classifier, defense: Transformation | None, gradient: BackwardPass
 ) -> _Passage:
-    if gradient not in get_args(BackwardPass):
-        raise ValueError(f"gradient: expected one of {get_args(BackwardPass)}, got {gradient!r}")
+    check_one_of("gradient", gradient, get_args(BackwardPass))
     if gradient == "identity":
         return _Passage(classifier, defense)
     pipeline = getattr(defense, "defense", defense)
@@ -345,21 +345,6 @@ def _unchanged(gradient: Array) -> Array:
     return gradient
 
 
-def _check_box(eps: float, step: float) -> None:
-    if not _is_number(eps) or not 1 <= eps <= 255:
-        raise ValueError(
-            f"eps: expected 1 to 255 grey levels (the result is on the 8-bit grid), got {eps!r}"
-        )
-    if not _is_number(step) or not 0 < step <= 255:
-        raise ValueError(f"step: expected a number of grey levels in (0, 255], got {step!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        whole = isinstance(count, (int, np.integer)) and not isinstance(count, bool)
-        if not whole or count < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}")
+        check_whole(name, count, 1)

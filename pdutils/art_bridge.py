@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
+from pdutils.checks import check_one_of
 from pdutils.classifiers import Classifier, Labels
 from pdutils.deflection import Reading, apply_writes, check_knobs, draw_writes
 from pdutils.denoising import Mode, SigmaScale, check_wavelet_knobs
@@ -688,10 +689,7 @@ class WaveletDenoisingPreprocessor(_Defence):
     def _check_params(self) -> None:
         super()._check_params()
         check_wavelet_knobs(self.sigma, self.mode, self.sigma_scale)
-        if self.gradient not in get_args(Gradient):
-            raise ValueError(
-                f"gradient: expected one of {get_args(Gradient)}, got {self.gradient!r}"
-            )
+        check_one_of("gradient", self.gradient, get_args(Gradient))
 
 
 def _vector_jacobian(layer: WaveletDenoising, image: Array, gradient: Array) -> Array:

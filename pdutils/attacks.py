@@ -5,11 +5,12 @@ that was measured.
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pdutils.checks import check_whole, is_number
 from pdutils.classifiers import Classifier, Labels
 from pdutils.images import Array, as_batch, on_grid
 from pdutils.streams import Rng, streams
@@ -116,7 +117,8 @@ def igsm(
     ValueError
         If the images break their contract, a label is no class, or a knob is out of its range.
     """
-    _check_knobs(eps, step, iterations)
+    check_box(eps, step)
+    check_whole("iterations", iterations, 1)
     clean, single = _clean(images)
     goal = _Goal(classifier, classifier.check_labels(labels, len(clean)), targeted, stop_at)
     adversaries = _descend(goal, clean, clean, eps, step, iterations, batch_size)
@@ -159,7 +161,8 @@ def pgd(
     ValueError
         As `igsm`.
     """
-    _check_knobs(eps, step, iterations)
+    check_box(eps, step)
+    check_whole("iterations", iterations, 1)
     clean, single = _clean(images)
     goal = _Goal(classifier, classifier.check_labels(labels, len(clean)), targeted, stop_at)
     start = clean
@@ -222,13 +225,34 @@ def linf(images: Array, others: Array) -> Array:
     return greatest[0] if single else greatest
 
 
+def check_box(eps: float, step: float) -> None:
+    """Check how far an attack may go, and in what steps.
+
+    Parameters
+    ----------
+    eps, step
+        As in `igsm`.
+
+    Raises
+    ------
+    ValueError
+        If one of them is out of its range.
+    """
+    if not is_number(eps) or not 1 <= eps <= 255:
+        raise ValueError(
+            f"eps: expected 1 to 255 grey levels (the result is on the 8-bit grid), got {eps!r}"
+        )
+    if not is_number(step) or not 0 < step <= 255:
+        raise ValueError(f"step: expected a number of grey levels in (0, 255], got {step!r}")
+
+
 class _Goal:
     """What an attack is after, and whether an image is there."""
 
     def __init__(
         self, classifier: Classifier, labels: Labels, targeted: bool, stop_at: StopAt
     ) -> None:
-        if stop_at not in (None, "success") and not (_is_number(stop_at) and 0 <= stop_at < 1):
+        if stop_at not in (None, "success") and not (is_number(stop_at) and 0 <= stop_at < 1):
             raise ValueError(
                 f"stop_at: expected None, 'success' or a number in [0, 1), got {stop_at!r}"
             )
@@ -287,18 +311,3 @@ def _pair(images: Array, others: Array) -> tuple[Array, Array, bool]:
     if images.shape != others.shape:
         raise ValueError(f"others: expected the shape {images.shape}, got {others.shape}")
     return batch, changed, single
-
-
-def _check_knobs(eps: float, step: float, iterations: int) -> None:
-    if not _is_number(eps) or not 1 <= eps <= 255:
-        raise ValueError(
-            f"eps: expected 1 to 255 grey levels (the result is on the 8-bit grid), got {eps!r}"
-        )
-    if not _is_number(step) or not 0 < step <= 255:
-        raise ValueError(f"step: expected a number of grey levels in (0, 255], got {step!r}")
-    if not isinstance(iterations, (int, np.integer)) or iterations < 1:
-        raise ValueError(f"iterations: expected a whole number of at least 1, got {iterations!r}")
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

@@ -117,9 +117,9 @@ def load_case(
     """
     name = str(image) or _default_image(classifier)
     drawing = data.demo_image(name)
-    clean = _load(name, drawing, classifier)
+    clean, known = load_clean(classifier, name, label=label)
     seen = int(classifier.predict(clean).argmax())
-    true = _true_class(classifier, name, drawing, label, seen)
+    true = seen if known is None else known
     adversary, origin = _at_hand(classifier, name, drawing)
     if adversary is None:
         adversary = igsm(
@@ -130,6 +130,41 @@ def load_case(
         origin += f", which did not succeed in {ITERATIONS} steps"
     mask = None if drawing is None else load_image(drawing.mask)[..., 0] > 127
     return Case(Path(name).stem, clean, adversary, true, attacked, origin, mask)
+
+
+def load_clean(
+    classifier: Classifier, image: str | os.PathLike[str], *, label: str = ""
+) -> tuple[Array, int | None]:
+    """Load an image without an adversary.
+
+    Parameters
+    ----------
+    classifier, image, label
+        As in `load_case`; the image must be named.
+
+    Returns
+    -------
+    image : ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255], of the size that the network takes.
+    label : int or None
+        The true class; None if neither `label` nor the file name tells.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As `load_case`.
+    """
+    name = str(image)
+    drawing = data.demo_image(name)
+    path = drawing.image if drawing else photo_path(name) if name in PHOTOS else Path(name)
+    known = label or (drawing.label if drawing else PHOTOS.get(name, ""))
+    clean = load_image(path, classifier.input_size)
+    if known:
+        return clean, classifier.index(known)
+    try:
+        return clean, classifier.index(label_from_name(name))
+    except ValueError:
+        return clean, None
 
 
 def load_collection(
@@ -176,14 +211,6 @@ def _default_image(classifier: Classifier) -> str:
     return "chelsea" if badger is None else str(badger)
 
 
-def _load(name: str, drawing: data.DemoImage | None, classifier: Classifier) -> Array:
-    if drawing is not None:
-        return load_image(drawing.image, classifier.input_size)
-    if name in PHOTOS:
-        return load_image(photo_path(name), classifier.input_size)
-    return load_image(name, classifier.input_size)
-
-
 def photo_path(name: str) -> Path:
     """Give the file of one of scikit-image's own photos.
 
@@ -208,17 +235,6 @@ def photo_path(name: str) -> Path:
     if not found:
         raise FileNotFoundError(f"{name}: scikit-image has no such photo in {folder}")
     return found[0]
-
-
-def _true_class(
-    classifier: Classifier, name: str, drawing: data.DemoImage | None, label: str, seen: int
-) -> int:
-    if label or drawing is not None or name in PHOTOS:
-        return classifier.index(label or (drawing.label if drawing else PHOTOS[name]))
-    try:
-        return classifier.index(label_from_name(name))
-    except ValueError:
-        return seen
 
 
 def _at_hand(

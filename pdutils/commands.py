@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from pdutils.classifiers import Classifier, Prediction
     from pdutils.defenses import Defense
-    from pdutils.evaluation import ClassifierSource, FolderResult
+    from pdutils.folders import FolderResult
     from pdutils.images import Array
+    from pdutils.loading import ClassifierSource
     from pdutils.report import Report
     from pdutils.runner import Outcome
     from pdutils.sources import Source
@@ -438,7 +439,7 @@ def _defend_folder(
     from tqdm import tqdm
 
     from pdutils.data import labelled_files
-    from pdutils.evaluation import evaluate_folder
+    from pdutils.folders import evaluate_folder
     from pdutils.streams import generator
 
     files = labelled_files(options.path)
@@ -514,12 +515,12 @@ def _names_with_knobs() -> str:
 
 def _evaluate(options: argparse.Namespace) -> int:
     _check_evaluation(options)
-    from pdutils import evaluation
+    from pdutils import evaluation, loading
     from pdutils.store import Store
 
     named = _named_classifier(options)
     # Before the network's first operation: whoever goes on later must get the same numbers.
-    evaluation.deterministic()
+    loading.deterministic()
     source = _images(options, named.load())
     asked = {"runs": options.runs, "seed": options.seed}
     if options.dry_run:
@@ -602,7 +603,7 @@ def _number_of_drawings(text: str) -> int:
 
 
 def _named_classifier(options: argparse.Namespace) -> "ClassifierSource":
-    from pdutils.evaluation import ClassifierSource
+    from pdutils.loading import ClassifierSource
 
     drawings = options.images.startswith(_DRAWINGS)
     name = options.classifier or ("demo" if drawings else "auto")

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from pdutils.activation import Combine, cam, robust_cam
+from pdutils.checks import check_one_of, check_whole
 from pdutils.classifiers import Classifier
 from pdutils.deflection import Reading, pixel_deflection
 from pdutils.denoising import denoise
@@ -59,16 +60,9 @@ class Defense:
     aggregate: Aggregate = "mean"
 
     def __post_init__(self) -> None:
-        if self.activation not in get_args(MapKind):
-            raise ValueError(
-                f"activation: expected one of {get_args(MapKind)}, got {self.activation!r}"
-            )
-        if self.aggregate not in get_args(Aggregate):
-            raise ValueError(
-                f"aggregate: expected one of {get_args(Aggregate)}, got {self.aggregate!r}"
-            )
-        if not isinstance(self.runs, (int, np.integer)) or self.runs < 1:
-            raise ValueError(f"runs: expected a whole number of at least 1, got {self.runs!r}")
+        check_one_of("activation", self.activation, get_args(MapKind))
+        check_one_of("aggregate", self.aggregate, get_args(Aggregate))
+        check_whole("runs", self.runs, 1)
 
     def activation_map(self, classifier: Classifier, images: Array) -> Array | None:
         """Make the map that this defence uses.

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pdutils.checks import check_one_of, check_whole
 from pdutils.images import Array, as_batch, as_map_batch
 from pdutils.streams import Rng, streams
 
@@ -172,11 +173,11 @@ def _write(result: Array, image: Array, writes: Writes) -> None:
     target = writes.to_row * width + writes.to_column
     source = writes.from_row * width + writes.from_column
     # A place is a pixel with all its channels, or one of them.
-    width_of_place = channels
+    places: tuple[int, ...] = (-1, channels)
     if writes.channel[0] != _ALL_CHANNELS:
         target, source = target * channels + writes.channel, source * channels + writes.channel
-        width_of_place = 1
-    flat, origin = result.reshape(-1, width_of_place), image.reshape(-1, width_of_place)
+        places = (-1,)
+    flat, origin = result.reshape(places), image.reshape(places)
     # Of values assigned to one place NumPy keeps the last, as the loop does.
     flat[target] = origin[_first_sources(target, source, len(flat))]
 
@@ -288,9 +289,6 @@ def check_knobs(deflections: int, window: int, reading: str) -> None:
     ValueError
         If one of them is out of its range.
     """
-    if not isinstance(deflections, (int, np.integer)) or deflections < 0:
-        raise ValueError(f"deflections: expected a whole number of at least 0, got {deflections!r}")
-    if not isinstance(window, (int, np.integer)) or window < 1:
-        raise ValueError(f"window: expected a whole number of pixels >= 1, got {window!r}")
-    if reading not in get_args(Reading):
-        raise ValueError(f"reading: expected one of {get_args(Reading)}, got {reading!r}")
+    check_whole("deflections", deflections, 0)
+    check_whole("window", window, 1)
+    check_one_of("reading", reading, get_args(Reading))

@@ -9,6 +9,8 @@ import io
 import math
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +21,7 @@ from scipy import fft, ndimage
 from skimage import color as colors
 from skimage import restoration
 
+from pdutils.checks import check_odd, check_one_of, check_whole, is_number
 from pdutils.images import Array, as_batch, check_images, on_grid
 
 Shrinkage = Literal["BayesShrink", "VisuShrink"]
@@ -34,6 +37,9 @@ FROM_YCBCR = np.linalg.inv(TO_YCBCR)
 
 #: The side of a block whose cosine coefficients are thresholded, as in JPEG.
 _BLOCK = 8
+
+#: How many images' coefficients fit into a core's cache together.
+_PART = 8
 
 
 def denoise(images: Array, method: str = "wavelet", **options: Any) -> Array:
@@ -58,8 +64,7 @@ def denoise(images: Array, method: str = "wavelet", **options: Any) -> Array:
     ValueError
         If the method or an option is unknown, or an option's value is out of its range.
     """
-    if method not in DENOISERS:
-        raise ValueError(f"method: expected one of {tuple(DENOISERS)}, got {method!r}")
+    check_one_of("method", method, tuple(DENOISERS))
     denoiser = DENOISERS[method]
     known = list(inspect.signature(denoiser).parameters)[1:]
     unknown = set(options) - set(known)
@@ -114,23 +119,28 @@ def denoise_wavelet(
     ValueError
         If an argument is none of the above, or the images break their contract.
     """
-    _check_in("wavelet", wavelet, tuple(pywt.wavelist(kind="discrete")))
-    _check_in("shrinkage", shrinkage, get_args(Shrinkage))
-    _check_in("color", color, get_args(Color))
+    check_one_of("wavelet", wavelet, tuple(pywt.wavelist(kind="discrete")))
+    check_one_of("shrinkage", shrinkage, get_args(Shrinkage))
+    check_one_of("color", color, get_args(Color))
     check_wavelet_knobs(sigma, mode, sigma_scale)
     check_images(images)
     if sigma < np.finfo(np.float32).eps or images.shape[-3:-1] == (1, 1):
         # Nothing is small enough to be shrunk, and the copy is exact.
         return images.copy()
     batch, single = as_batch(images)
-    # Scaling an image scales its coefficients and thresholds alike, so nothing is stretched: what
-    # sigma is a share of stands in its place.
-    channels = batch if color == "rgb" else batch @ TO_YCBCR.astype(np.float32)
-    # A plane a channel lies together in memory, which the transform reads row by row.
-    planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
-    shares = _sigma_range(planes, color, sigma_scale)
-    shrunk = np.moveaxis(_shrink(planes, sigma, shares, wavelet, mode, shrinkage), 1, -1)
-    result = shrunk if color == "rgb" else shrunk @ FROM_YCBCR.astype(np.float32)
+    shrink = partial(
+        _wavelet_shrunk,
+        sigma=sigma,
+        wavelet=wavelet,
+        mode=mode,
+        shrinkage=shrinkage,
+        color=color,
+        sigma_scale=sigma_scale,
+    )
+    with warnings.catch_warnings():
+        # In an image of a few pixels PyWavelets warns that every coefficient sees the border.
+        warnings.filterwarnings("ignore", "Level value of", UserWarning)
+        result = _in_parts(shrink, batch)
     return result[0] if single else result
 
 
@@ -211,8 +221,8 @@ def denoise_nl_means(
         row or column.
     """
     _check_at_least("sigma", sigma, np.nextafter(0, 1))
-    _check_whole("patch_size", patch_size)
-    _check_whole("patch_distance", patch_distance)
+    check_whole("patch_size", patch_size, 1)
+    check_whole("patch_distance", patch_distance, 1)
     options = {"patch_size": patch_size, "patch_distance": patch_distance, "h": 0.8 * sigma}
     _check_two_sided("nl_means", images)
     run = restoration.denoise_nl_means
@@ -241,7 +251,7 @@ def denoise_wiener(images: Array, *, size: int = 3) -> Array:
     ValueError
         If the size is even or below 1, or the images break their contract.
     """
-    _check_odd("size", size)
+    check_odd("size", size)
     return _each(images, lambda rgb: _wiener(rgb, size))
 
 
@@ -264,7 +274,7 @@ def denoise_median(images: Array, *, size: int = 3) -> Array:
     ValueError
         If the size is below 1, or the images break their contract.
     """
-    _check_whole("size", size)
+    check_whole("size", size, 1)
     return _each(images, lambda rgb: ndimage.median_filter(rgb, size=(size, size, 1)))
 
 
@@ -287,8 +297,7 @@ def denoise_jpeg(images: Array, *, quality: int = 75) -> Array:
     ValueError
         If the quality is out of range, or the images break their contract.
     """
-    if not isinstance(quality, (int, np.integer)) or not 1 <= quality <= 95:
-        raise ValueError(f"quality: expected a whole number from 1 to 95, got {quality!r}")
+    check_whole("quality", quality, 1, 95)
     return _each(images, lambda rgb: _jpeg(rgb, quality))
 
 
@@ -356,6 +365,36 @@ def _each(images: Array, denoiser: Callable[[Unit], NDArray[Any]]) -> Array:
     return result[0] if single else result
 
 
+def _in_parts(function: Callable[[Array], Array], batch: Array) -> Array:
+    """Call a function with a few images at a time, on all cores."""
+    parts = [batch[i : i + _PART] for i in range(0, len(batch), _PART)]
+    if len(parts) == 1:
+        return function(batch)
+    with ThreadPoolExecutor() as pool:
+        return np.concatenate(list(pool.map(function, parts)))
+
+
+def _wavelet_shrunk(
+    batch: Array,
+    *,
+    sigma: float,
+    wavelet: str,
+    mode: Mode,
+    shrinkage: Shrinkage,
+    color: Color,
+    sigma_scale: SigmaScale,
+) -> Array:
+    # Scaling an image scales its coefficients and thresholds alike, so nothing is stretched: what
+    # sigma is a share of stands in its place.
+    channels = batch if color == "rgb" else batch @ TO_YCBCR.astype(np.float32)
+    # A plane a channel lies together in memory, which the transform reads row by row.
+    planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
+    shares = _sigma_range(planes, color, sigma_scale)
+    shrunk = np.moveaxis(_shrink(planes, sigma, shares, wavelet, mode, shrinkage), 1, -1)
+    result: Array = shrunk if color == "rgb" else shrunk @ FROM_YCBCR.astype(np.float32)
+    return result
+
+
 def _sigma_range(planes: Array, color: Color, sigma_scale: SigmaScale) -> Array:
     """Give the range of each plane that sigma is a share of, of shape (N or 1, 3 or 1, 1, 1)."""
     if color == "rgb":
@@ -375,10 +414,7 @@ def _shrink(
     height, width = planes.shape[2:]
     # As scikit-image: the three coarsest levels are left alone, but one is always taken.
     level = max(pywt.dwtn_max_level((height, width), wavelet) - 3, 1)
-    with warnings.catch_warnings():
-        # In an image of a few pixels PyWavelets warns that every coefficient sees the border.
-        warnings.filterwarnings("ignore", "Level value of", UserWarning)
-        coarse, *details = pywt.wavedecn(planes, wavelet, level=level, axes=(2, 3))
+    coarse, *details = pywt.wavedecn(planes, wavelet, level=level, axes=(2, 3))
     visu = sigma * np.sqrt(2 * np.log(height * width))
     for bands in details:
         for key, band in bands.items():
@@ -477,26 +513,15 @@ def check_wavelet_knobs(sigma: float, mode: str, sigma_scale: str) -> None:
     ValueError
         If one of them is out of its range.
     """
-    _check_in("mode", mode, get_args(Mode))
-    _check_in("sigma_scale", sigma_scale, get_args(SigmaScale))
+    check_one_of("mode", mode, get_args(Mode))
+    check_one_of("sigma_scale", sigma_scale, get_args(SigmaScale))
     _check_at_least("sigma", sigma, 0)
 
 
-def _check_in(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
-
-
 def _check_at_least(name: str, value: float, least: float) -> None:
-    number = isinstance(value, (int, float, np.integer, np.floating))
-    if not number or not np.isfinite(value) or value < least:
+    if not is_number(value) or not np.isfinite(value) or value < least:
         wanted = f"at least {least}" if least in (0, 1) else "a number above 0"
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-
-
-def _check_whole(name: str, value: int) -> None:
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}: expected a whole number of pixels >= 1, got {value!r}")
 
 
 def _check_two_sided(method: str, images: Array) -> None:
@@ -504,8 +529,3 @@ def _check_two_sided(method: str, images: Array) -> None:
     batch, _ = as_batch(images)
     if min(batch.shape[1:3]) < 2:
         raise ValueError(f"{method}: expected at least 2 x 2 pixels, got {batch.shape[1:3]}")
-
-
-def _check_odd(name: str, value: int) -> None:
-    if not isinstance(value, (int, np.integer)) or value < 1 or value % 2 == 0:
-        raise ValueError(f"{name}: expected an odd number of pixels, got {value!r}")

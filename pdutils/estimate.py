@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pdutils import evaluation
 from pdutils.classifiers import Classifier, Labels
 from pdutils.evaluation import stream_seed
 from pdutils.images import Array, on_grid
+from pdutils.likeness import psnr, ssim
 from pdutils.networks import Network, Step
 from pdutils.sources import Source
 from pdutils.store import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD
@@ -231,7 +231,6 @@ class _Spent:
         self._named = defenses
         self.attacks: dict[str, Cost] = {}
         self.defenses = {defense.text: Cost() for defense in defenses}
-        evaluation._likeness(few.images[:1], few.images[:1])
 
     def add(self, attack: NamedAttack) -> None:
         """Make adversaries, and defend them once with every defence."""
@@ -285,7 +284,8 @@ class _Spent:
                     classifier, adversaries, rng=streams, activation_map=maps.get(key)
                 )
                 classifier.predict(defended)
-            evaluation._likeness(self._few.images, defended)
+            psnr(self._few.images, defended)
+            ssim(self._few.images, defended)
 
         _, once = self._meter.measured(run)
         return cost + once * (self._runs if defense.random else 1)

@@ -1,4 +1,4 @@
-"""Many images: a folder through one defence; images x attacks x defences, as records.
+"""Images x attacks x defences, as records.
 
 A record is one run of one defence on one image under one attack. Its random stream is made from
 what it is (`stream_seed`), so that it depends neither on the other records nor on the order of the
@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -24,185 +23,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pdutils.attacks import linf, relative_l2
-from pdutils.classifiers import (
-    Classifier,
-    Labels,
-    Scaling,
-    classifier_from_file,
-    load_classifier,
-)
-from pdutils.images import Array, load_image, on_grid
-from pdutils.networks import load_tensorflow
+from pdutils.checks import check_whole
+from pdutils.classifiers import Classifier, Labels
+from pdutils.images import Array, on_grid
+from pdutils.likeness import SMALLEST_SIDE, psnr, ssim
+from pdutils.loading import ClassifierSource, deterministic, fingerprint
 from pdutils.progress import progress_bar
 from pdutils.sources import Source
-from pdutils.statistics import Rate
 from pdutils.store import COLUMNS, Store, StoreError
 from pdutils.suite import NamedAttack, NamedDefense, parse_attack, parse_defense
-
-#: Weights of red, green and blue in the luma of ITU-R BT.601.
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
-#: The window of SSIM is 11 pixels wide.
-_SMALLEST_SIDE = 11
-
-
-@dataclass(frozen=True)
-class FolderResult:
-    """What a classifier makes of a folder of labelled images.
-
-    Attributes
-    ----------
-    top1, top5 : Rate
-        Images whose label is the most probable class, or one of the five most probable.
-    skipped : tuple of (Path, str)
-        Images that could not be read, each with the reason.
-    """
-
-    top1: Rate
-    top5: Rate
-    skipped: tuple[tuple[Path, str], ...]
-
-
-def evaluate_folder(
-    classifier: Classifier,
-    files: Iterable[tuple[Path, str]],
-    predict: Callable[[Array], Array],
-    *,
-    batch_size: int = 32,
-) -> FolderResult:
-    """Classify labelled files in batches; memory does not grow with their number.
-
-    Parameters
-    ----------
-    classifier : Classifier
-        It knows the labels and the size of the images.
-    files : iterable of (Path, str)
-        Such as `pdutils.data.labelled_files` gives.
-    predict : callable
-        From a batch (N, H, W, 3) to probabilities (N, K): the classifier's own `predict`, or a
-        defence in front of it.
-    batch_size : int
-        How many images are read and classified at once, at least 1.
-
-    Returns
-    -------
-    FolderResult
-
-    Raises
-    ------
-    ValueError
-        If a label is no class of the classifier, there is no file, or not one can be read.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    numbered = [(path, _index(classifier, path, label)) for path, label in files]
-    skipped: list[tuple[Path, str]] = []
-    top1 = top5 = n = 0
-    for batch in _read_ahead(numbered, classifier.input_size, batch_size):
-        skipped += batch.skipped
-        if batch.images:
-            labels = np.array(batch.labels)
-            ranks = np.argsort(-predict(np.stack(batch.images)), axis=1, kind="stable")
-            n += len(labels)
-            top1 += int(np.sum(ranks[:, 0] == labels))
-            top5 += int(np.sum(ranks[:, :5] == labels[:, np.newaxis]))
-    if n == 0:
-        first = f"; the first: {skipped[0][1]}" if skipped else ""
-        raise ValueError(f"expected images that can be read, got none{first}")
-    return FolderResult(Rate(top1, n), Rate(top5, n), tuple(skipped))
-
-
-@dataclass(frozen=True)
-class ClassifierSource:
-    """Where a classifier comes from: small enough to be sent to the workers of a cluster.
-
-    Attributes
-    ----------
-    name : str
-        As `load_classifier` takes it, or the path of a model that Keras saved (`.keras`).
-    weights : str or None
-        A file of weights; only with a name of `load_classifier`.
-    preprocess : str or None
-        As `classifier_from_file` takes it; only with a `.keras` file.
-    class_names : tuple of str or None
-        As `classifier_from_file` takes them; only with a `.keras` file.
-
-    Raises
-    ------
-    ValueError
-        If an option is given that does not go with the name.
-    """
-
-    name: str
-    weights: str | None = None
-    preprocess: Scaling | None = None
-    class_names: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        own_file = self.name.endswith(".keras")
-        if own_file and self.weights is not None:
-            raise ValueError(f"{self.name} holds its weights; expected no file of weights besides")
-        if not own_file and (self.preprocess is not None or self.class_names is not None):
-            raise ValueError(
-                f"preprocess and class_names go with a .keras file, not with {self.name!r}"
-            )
-
-    def load(self) -> Classifier:
-        """Load the classifier; a process that asks again gets the same one.
-
-        Returns
-        -------
-        Classifier
-
-        Raises
-        ------
-        ValueError, FileNotFoundError, pdutils.data.DownloadError
-            As `load_classifier` and `classifier_from_file`.
-        """
-        return _loaded(self)
-
-
-@lru_cache(maxsize=1)
-def _loaded(source: ClassifierSource) -> Classifier:
-    if not source.name.endswith(".keras"):
-        return load_classifier(source.name, source.weights)
-    scaling = {} if source.preprocess is None else {"preprocess": source.preprocess}
-    return classifier_from_file(source.name, class_names=source.class_names, **scaling)
-
-
-def deterministic() -> None:
-    """Make TensorFlow's operations give the same bits each time, in this whole process.
-
-    To be called before the first of them.
-    """
-    load_tensorflow()
-    import tensorflow as tf
-
-    tf.config.experimental.enable_op_determinism()
-
-
-def fingerprint(classifier: Classifier) -> str:
-    """Give the SHA-256, in hex, of a classifier's weights and of how it scales its images.
-
-    Parameters
-    ----------
-    classifier : Classifier
-        Its name and the names of its classes do not matter.
-
-    Returns
-    -------
-    str
-    """
-    import tensorflow as tf
-
-    digest = hashlib.sha256()
-    for weights in classifier.model.get_weights():
-        digest.update(f"{weights.dtype} {weights.shape}".encode())
-        digest.update(weights.tobytes())
-    ramp = np.linspace(0, 255, 3 * math.prod(classifier.input_size), dtype=np.float32)
-    scaled = classifier.preprocess(tf.constant(ramp.reshape(1, *classifier.input_size, 3)))
-    digest.update(np.round(np.asarray(scaled, dtype=np.float64), 3).tobytes())
-    return digest.hexdigest()
 
 
 def stream_seed(*parts: str | int) -> int:
@@ -270,10 +99,9 @@ def evaluate(
     -------
     pandas.DataFrame
         The records, columns as `pdutils.store.COLUMNS`, in the order of the images and of the
-        attacks and defences given, "none" first. `l2` and `linf` measure the adversary, `psnr` (in
-        dB) and `ssim` the defended image, all against the clean one; SSIM is that of Wang 2004 (DOI
-        10.1109/TIP.2003.819861, Gaussian window of 11 x 11) on the luma. `seconds` is the time of a
-        map, a run and its prediction by itself, divided by the images of its chunk.
+        attacks and defences given, "none" first. `l2` and `linf` measure the adversary, `psnr` and
+        `ssim` the defended image (see `pdutils.likeness`), all against the clean one. `seconds` is
+        the time of a map, a run and its prediction by itself, divided by the images of its chunk.
         `attrs["skipped"]` lists the images that could not be read, with the reason.
 
     Raises
@@ -393,12 +221,7 @@ class _Job:
 
     def __post_init__(self) -> None:
         for name, least in (("runs", 1), ("seed", 0), ("batch_size", 1)):
-            value = getattr(self, name)
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if not whole or value < least:
-                raise ValueError(
-                    f"{name}: expected a whole number of at least {least}, got {value!r}"
-                )
+            check_whole(name, getattr(self, name), least)
 
     def settings(self, name: str, digest: str) -> dict[str, str | int]:
         """Give what every run that adds to a file of records must have in common."""
@@ -473,9 +296,9 @@ def _texts(parse: Callable[[str], NamedAttack | NamedDefense], given: Iterable[s
 def _check_source(classifier: Classifier, source: Source) -> None:
     if not source.names:
         raise ValueError("expected at least one image, got none")
-    if min(classifier.input_size) < _SMALLEST_SIDE:
+    if min(classifier.input_size) < SMALLEST_SIDE:
         raise ValueError(
-            f"expected images of at least {_SMALLEST_SIDE} pixels a side, the window of SSIM; "
+            f"expected images of at least {SMALLEST_SIDE} pixels a side, the window of SSIM; "
             f"{classifier.name} takes {classifier.input_size[0]} x {classifier.input_size[1]}"
         )
     seen: set[str] = set()
@@ -727,7 +550,6 @@ def _records(
             classifier, attacked, defense, seeds, activation_map
         )
         total += probabilities
-        psnr, ssim = _likeness(clean.images, defended)
         tables.append(
             same
             | {
@@ -737,8 +559,8 @@ def _records(
                 "p_label": probabilities[rows, clean.labels],
                 "p_attack": probabilities[rows, attacked.classes],
                 "rank": _ranks(probabilities, clean.labels),
-                "psnr": psnr,
-                "ssim": ssim,
+                "psnr": psnr(clean.images, defended),
+                "ssim": ssim(clean.images, defended),
                 "seconds": np.full(n, (map_seconds + seconds) / n),
                 "seed": seeds,
             }
@@ -774,69 +596,3 @@ def _ranks(probabilities: Array, labels: Labels) -> Labels:
     before = (probabilities > own) | ((probabilities == own) & lower)
     ranks: Labels = 1 + before.sum(axis=1)
     return ranks
-
-
-def _likeness(clean: Array, defended: Array) -> tuple[NDArray[np.float64], list[float]]:
-    """Measure PSNR (dB) and SSIM of defended images."""
-    error = np.square(defended - clean).mean(axis=(1, 2, 3), dtype=np.float64)
-    with np.errstate(divide="ignore"):
-        psnr: NDArray[np.float64] = 10 * np.log10(255.0**2 / error)
-    with ThreadPoolExecutor() as pool:
-        return psnr, list(pool.map(_ssim, clean @ _LUMA, defended @ _LUMA))
-
-
-def _ssim(clean: Array, defended: Array) -> float:
-    from skimage.metrics import structural_similarity
-
-    return float(
-        structural_similarity(
-            clean,
-            defended,
-            data_range=255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-        )
-    )
-
-
-class _Batch(NamedTuple):
-    """What could be read of some files, with the labels, and what could not."""
-
-    images: list[Array]
-    labels: list[int]
-    skipped: list[tuple[Path, str]]
-
-
-def _read_ahead(
-    files: list[tuple[Path, int]], size: tuple[int, int], batch_size: int
-) -> Iterator[_Batch]:
-    """Read batch after batch, the next one while the network works on the one before."""
-    starts = range(0, len(files), batch_size)
-    first, *others = [files[start : start + batch_size] for start in starts] or [[]]
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        upcoming = reader.submit(_read, first, size)
-        for chunk in [*others, []]:
-            batch = upcoming.result()
-            upcoming = reader.submit(_read, chunk, size)
-            yield batch
-
-
-def _index(classifier: Classifier, path: Path, label: str) -> int:
-    try:
-        return classifier.index(label)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _read(files: list[tuple[Path, int]], size: tuple[int, int]) -> _Batch:
-    batch = _Batch([], [], [])
-    for path, label in files:
-        try:
-            image = load_image(path, size)
-        except (ValueError, OSError) as error:
-            batch.skipped.append((path, str(error)))
-        else:
-            batch.images.append(image)
-            batch.labels.append(label)
-    return batch

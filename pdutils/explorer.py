@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from pdutils import data
 from pdutils.activation import Combine
 from pdutils.attacks import fgsm, igsm, linf, relative_l2
-from pdutils.cases import ITERATIONS, PHOTOS, load_case, photo_path
+from pdutils.cases import ITERATIONS, PHOTOS, load_case, load_clean, photo_path
+from pdutils.checks import check_one_of, check_whole, is_number
 from pdutils.classifiers import Classifier, Prediction, load_classifier
 from pdutils.defenses import Defense, MapKind
 from pdutils.deflection import Reading
 from pdutils.denoising import DENOISERS, Mode, SigmaScale, denoise
-from pdutils.images import Array, label_from_name, load_image
+from pdutils.images import Array
 from pdutils.streams import streams
 
 Attack = Literal["shipped", "igsm", "fgsm", "none"]
@@ -136,14 +137,12 @@ class Settings:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
         for name, words in WORDS.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"{name}: expected one of {words}, got {getattr(self, name)!r}")
+            check_one_of(name, getattr(self, name), words)
         for name, bounds in RANGES.items():
-            _check_whole(name, getattr(self, name), *bounds)
+            check_whole(name, getattr(self, name), *bounds)
         if not isinstance(self.stop, bool):
             raise ValueError(f"stop: expected true or false, got {self.stop!r}")
-        is_number = isinstance(self.sigma, (int, float)) and not isinstance(self.sigma, bool)
-        if not is_number or not 0 < self.sigma <= 1:
+        if not is_number(self.sigma) or not 0 < self.sigma <= 1:
             raise ValueError(f"sigma: expected a number in (0, 1], got {self.sigma!r}")
 
     @classmethod
@@ -548,7 +547,8 @@ class _Stages:
     @cached_property
     def clean(self) -> _Clean:
         def load() -> _Clean:
-            image, label = _load(self.network, self.settings)
+            s = self.settings
+            image, label = load_clean(self.network, s.image, label=s.label)
             probabilities = self.network.predict(image)
             seen = int(probabilities.argmax())
             return _Clean(image, seen if label is None else label, probabilities)
@@ -702,20 +702,6 @@ def _attacked(
     return adversary, origin
 
 
-def _load(network: Classifier, settings: Settings) -> tuple[Array, int | None]:
-    """Load the clean image and find its class, as `load_case` does, but make no adversary."""
-    name, drawing = settings.image, data.demo_image(settings.image)
-    known = settings.label or (drawing.label if drawing else PHOTOS.get(name, ""))
-    path = drawing.image if drawing else photo_path(name) if name in PHOTOS else Path(name)
-    image = load_image(path, network.input_size)
-    if known:
-        return image, network.index(known)
-    try:
-        return image, network.index(label_from_name(name))
-    except ValueError:
-        return image, None
-
-
 def _clean_key(settings: Settings) -> tuple[Any, ...]:
     return settings.classifier, settings.weights, settings.image, settings.label
 
@@ -749,12 +735,6 @@ def _without_attack(true: str, final: str, *, kept: bool) -> str:
     if kept:
         return f"No attack: the defence leaves {true} alone."
     return f"No attack, and the defence does harm: {true} becomes {final}."
-
-
-def _check_whole(name: str, value: Any, low: int, high: int) -> None:
-    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_whole or not low <= value <= high:
-        raise ValueError(f"{name}: expected a whole number from {low} to {high}, got {value!r}")
 
 
 def _silent(what: str, done: int, total: int) -> None:

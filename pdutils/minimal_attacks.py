@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils.attacks import LabelsLike
+from pdutils.checks import check_whole, is_number
 from pdutils.classifiers import Classifier, Labels
 from pdutils.images import Array, as_batch, on_grid
 
@@ -68,7 +69,7 @@ def fgsm_smallest(
     ValueError
         If the images break their contract, a label is no class, or a knob is out of its range.
     """
-    _check_whole("max_eps", max_eps, 1, 255)
+    check_whole("max_eps", max_eps, 1, 255)
     judge = _Judge(classifier, targeted, batch_size)
 
     def attack(clean: Array, goals: Labels) -> Array:
@@ -123,8 +124,8 @@ def deepfool(
     """
     if targeted:
         raise ValueError("targeted: expected False, for DeepFool has no targeted form")
-    _check_whole("iterations", iterations, 1)
-    _check_whole("candidates", candidates, 2)
+    check_whole("iterations", iterations, 1)
+    check_whole("candidates", candidates, 2)
     _check_number("overshoot", overshoot, 0)
     judge = _Judge(classifier, False, batch_size)
 
@@ -210,8 +211,8 @@ def carlini_wagner(
     _check_number("confidence", confidence, 0)
     _check_number("learning_rate", learning_rate, _ABOVE_0)
     _check_number("initial_const", initial_const, _ABOVE_0)
-    _check_whole("iterations", iterations, 1)
-    _check_whole("search_steps", search_steps, 1)
+    check_whole("iterations", iterations, 1)
+    check_whole("search_steps", search_steps, 1)
     judge = _Judge(classifier, targeted, batch_size)
 
     def attack(clean: Array, goals: Labels) -> Array:
@@ -277,7 +278,7 @@ def jsma(
     ValueError
         As `fgsm_smallest`.
     """
-    _check_whole("step", step, -255, 255)
+    check_whole("step", step, -255, 255)
     if step == 0:
         raise ValueError("step: expected -255 to 255 grey levels but not 0, got 0")
     _check_number("max_share", max_share, _ABOVE_0, 1)
@@ -346,8 +347,8 @@ def lbfgs(
     ValueError
         As `fgsm_smallest`.
     """
-    _check_whole("iterations", iterations, 1)
-    _check_whole("search_steps", search_steps, 1)
+    check_whole("iterations", iterations, 1)
+    check_whole("search_steps", search_steps, 1)
     _check_number("initial_const", initial_const, _ABOVE_0)
     judge = _Judge(classifier, targeted, batch_size)
 
@@ -479,23 +480,8 @@ def _as_grey(images: Array) -> Array:
     return np.asarray(images * 255, dtype=np.float32)
 
 
-def _check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not _within(value, low, np.inf if high is None else high):
-        span = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name}: expected a whole number {span}, got {value!r}")
-
-
 def _check_number(name: str, value: object, low: float, high: float = np.inf) -> None:
-    if not _within(value, low, high) or value == np.inf:
+    if not is_number(value) or not low <= value <= high or value == np.inf:
         above = "above 0" if low == _ABOVE_0 else f"of at least {low:g}"
         span = above if high == np.inf else f"{above} and at most {high:g}"
         raise ValueError(f"{name}: expected a number {span}, got {value!r}")
-
-
-def _within(value: object, low: float, high: float) -> bool:
-    return (
-        isinstance(value, (int, float, np.integer, np.floating))
-        and not isinstance(value, bool)
-        and bool(low <= value <= high)
-    )

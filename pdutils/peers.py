@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from pdutils.checks import check_odd, check_whole, is_number
 from pdutils.denoising import (
     denoise_bilateral,
     denoise_dct,
@@ -52,8 +53,7 @@ def bit_depth(images: Array, *, bits: int = 5) -> Array:
     ValueError
         If the bits are out of range, or the images break their contract.
     """
-    if not _is_whole(bits) or not 1 <= bits <= 8:
-        raise ValueError(f"bits: expected a whole number from 1 to 8, got {bits!r}")
+    check_whole("bits", bits, 1, 8)
     batch, single = as_batch(images)
     step = np.float32(255 / (2**bits - 1))
     result: Array = np.rint(np.clip(batch, 0, 255) / step) * step
@@ -89,10 +89,9 @@ def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float
     ValueError
         If an argument is out of its range, or the images break their contract.
     """
-    for name, side in (("search", search), ("patch", patch)):
-        if not _is_whole(side) or side < 1 or side % 2 == 0:
-            raise ValueError(f"{name}: expected an odd number of pixels, got {side!r}")
-    if not _is_number(strength) or not 0 < strength < math.inf:
+    check_odd("search", search)
+    check_odd("patch", patch)
+    if not is_number(strength) or not 0 < strength < math.inf:
         raise ValueError(f"strength: expected grey levels above 0, got {strength!r}")
     batch, single = as_batch(images)
     result = np.stack([_nl_means(image, search, patch, strength) for image in batch])
@@ -325,7 +324,7 @@ def _laid_on_ground(
 ) -> Array:
     """Lay each image, made smaller, on a grey ground: at a random size, place, or both."""
     _check_share("smallest", smallest)
-    if not _is_number(fill) or not 0 <= fill <= 255:
+    if not is_number(fill) or not 0 <= fill <= 255:
         raise ValueError(f"fill: expected a grey level from 0 to 255, got {fill!r}")
     batch, single = as_batch(images)
     frame = batch.shape[1:3]
@@ -362,14 +361,5 @@ def _resized(image: Array, size: tuple[int, ...]) -> Array:
 
 
 def _check_share(name: str, value: float) -> None:
-    if not _is_number(value) or not 0 < value <= 1:
+    if not is_number(value) or not 0 < value <= 1:
         raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    number = isinstance(value, (int, float, np.integer, np.floating))
-    return number and not isinstance(value, bool)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -67,3 +67,11 @@ def toy() -> Classifier:
 def toy_flat() -> Classifier:
     """The same with a flattened feature map, so that CAM is undefined."""
     return _toy("flat")
+
+
+@pytest.fixture(scope="session")
+def toy_file(toy, tmp_path_factory) -> str:
+    """The toy as a file that Keras saved."""
+    path = tmp_path_factory.mktemp("model") / "toy.keras"
+    toy.model.save(path)
+    return str(path)

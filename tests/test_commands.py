@@ -24,6 +24,7 @@ from pdutils import (
     demo,
     denoising,
     evaluation,
+    loading,
     outcomes,
     rates,
     report,
@@ -36,6 +37,7 @@ from pdutils.deflection import pixel_deflection
 from pdutils.denoising import denoise
 from pdutils.estimate import estimate
 from pdutils.images import load_image, on_grid, save_image, save_map
+from pdutils.loading import ClassifierSource
 from pdutils.sources import DrawingSource, chosen, folder_source
 from pdutils.store import Store, StoreError
 from pdutils.streams import streams
@@ -384,7 +386,7 @@ def test_run_refuses_what_it_does_not_know(capsys, notebook, tmp_path, arguments
 @pytest.fixture
 def network(toy, tmp_path, monkeypatch) -> list[object]:
     """The options that name the toy, saved as a file of one's own with its class names."""
-    monkeypatch.setattr(evaluation, "deterministic", lambda: None)
+    monkeypatch.setattr(loading, "deterministic", lambda: None)
     toy.model.save(tmp_path / "toy.keras")
     (tmp_path / "names.txt").write_text("\n".join(toy.class_names) + "\n")
     names = ["--class-names", tmp_path / "names.txt"]
@@ -507,11 +509,9 @@ def test_evaluate_asks_for_repeatable_operations_before_the_network_is_loaded(
     capsys, network, folder, monkeypatch
 ):
     calls = []
-    load = evaluation.ClassifierSource.load
-    monkeypatch.setattr(evaluation, "deterministic", lambda: calls.append("deterministic"))
-    monkeypatch.setattr(
-        evaluation.ClassifierSource, "load", lambda self: calls.append("load") or load(self)
-    )
+    load = ClassifierSource.load
+    monkeypatch.setattr(loading, "deterministic", lambda: calls.append("deterministic"))
+    monkeypatch.setattr(ClassifierSource, "load", lambda self: calls.append("load") or load(self))
     run(capsys, "evaluate", folder, *network)
     assert calls[:2] == ["deterministic", "load"]
 

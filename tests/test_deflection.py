@@ -510,7 +510,7 @@ def test_nothing_is_changed_in_place_and_the_rank_is_kept(reading):
 
 @pytest.mark.parametrize("window", [0, -1, 2.0, 2.5, "10", None, np.nan])
 def test_wrong_windows(window):
-    with pytest.raises(ValueError, match=r"window: expected a whole number of pixels >= 1, got"):
+    with pytest.raises(ValueError, match=r"window: expected a whole number of at least 1, got"):
         pixel_deflection(photo(), 10, window)
 
 

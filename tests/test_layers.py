@@ -895,7 +895,7 @@ def test_logits_without_a_gradient_have_no_map():
     [
         ({"deflections": -1}, r"deflections: expected a whole number of at least 0, got -1"),
         ({"deflections": 2.0}, r"deflections: expected a whole number .*got 2.0"),
-        ({"window": 0}, r"window: expected a whole number of pixels >= 1, got 0"),
+        ({"window": 0}, r"window: expected a whole number of at least 1, got 0"),
         ({"window": 2.5}, r"window: expected a whole number .*got 2.5"),
         ({"reading": "book"}, r"reading: .*'blog', 'repo', 'paper'.*got 'book'"),
     ],

@@ -1,0 +1,98 @@
+"""Checks of arguments; every error says what was expected and what came."""
+
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import numpy as np
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Tell whether a value is a whole number; True and False are none.
+
+    Parameters
+    ----------
+    value : object
+        Anything.
+
+    Returns
+    -------
+    bool
+    """
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Tell whether a value is a number, of NumPy or not; True and False are none.
+
+    Parameters
+    ----------
+    value : object
+        Anything.
+
+    Returns
+    -------
+    bool
+    """
+    return is_whole(value) or isinstance(value, (float, np.floating))
+
+
+def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Check a whole number.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    value : object
+        What came.
+    low, high : int
+        The least and the greatest that is allowed; None: there is no greatest.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number, or out of its range.
+    """
+    if not is_whole(value) or value < low or (high is not None and value > high):
+        span = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"{name}: expected a whole number {span}, got {value!r}")
+
+
+def check_odd(name: str, value: object) -> None:
+    """Check the side of a window that has a pixel in its middle.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    value : object
+        What came.
+
+    Raises
+    ------
+    ValueError
+        If it is no odd whole number above 0.
+    """
+    if not is_whole(value) or value < 1 or value % 2 == 0:
+        raise ValueError(f"{name}: expected an odd number of pixels, got {value!r}")
+
+
+def check_one_of(name: str, value: object, known: Sequence[str]) -> None:
+    """Check a word.
+
+    Parameters
+    ----------
+    name : str
+        What the caller calls it.
+    value : object
+        What came.
+    known : sequence of str
+        What is allowed.
+
+    Raises
+    ------
+    ValueError
+        If it is none of them.
+    """
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {tuple(known)}, got {value!r}")

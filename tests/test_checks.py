@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from pdutils.checks import check_odd, check_one_of, check_whole, is_number, is_whole
+
+
+@pytest.mark.parametrize("value", [0, -3, np.int64(7), 2**70])
+def test_whole_numbers_are_whole_and_numbers(value):
+    assert is_whole(value)
+    assert is_number(value)
+
+
+@pytest.mark.parametrize("value", [1.0, np.float32(2), float("inf")])
+def test_floats_are_numbers_and_not_whole(value):
+    assert is_number(value)
+    assert not is_whole(value)
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(False), "1", None, [1], 1j])
+def test_truth_texts_and_lists_are_neither(value):
+    assert not is_whole(value)
+    assert not is_number(value)
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(1, 1, 1), (0, 0, None), (np.int8(5), 1, 9)])
+def test_a_whole_number_in_its_range_passes(value, low, high):
+    check_whole("k", value, low, high)
+
+
+@pytest.mark.parametrize("value", [0, 10, 3.0, "3", True, None])
+def test_a_whole_number_out_of_its_range_is_named(value):
+    with pytest.raises(ValueError, match=r"^k: expected a whole number from 1 to 9, got"):
+        check_whole("k", value, 1, 9)
+    with pytest.raises(ValueError, match=r"^k: expected a whole number of at least 11, got"):
+        check_whole("k", value, 11)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2, 3.0, True])
+def test_an_even_window_is_refused(value):
+    check_odd("size", 3)
+    with pytest.raises(ValueError, match=rf"^size: expected an odd number of pixels, got {value}"):
+        check_odd("size", value)
+
+
+@pytest.mark.parametrize("value", ["medium", "", None, 1])
+def test_an_unknown_word_is_refused_with_those_that_are_known(value):
+    check_one_of("mode", "hard", ("soft", "hard"))
+    with pytest.raises(ValueError, match=r"^mode: expected one of \('soft', 'hard'\), got"):
+        check_one_of("mode", value, ("soft", "hard"))
