@@ -25,6 +25,7 @@ TARGETS = {
     "defended_rcam_resnet50": "<= 2.10",
     "defended_mobilenet_v2": "<= 1.20",
     "authors_folder": ">= 1.4",
+    "comparison": ">= 1",
     "attack_igsm": "<= 1.15",
     "import_pdutils": "<= 0.5",
     "peak_memory_folder": "<= 1.1",

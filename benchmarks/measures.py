@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,39 @@ def authors_folder(sizes: Sizes) -> Measurement:
         )
 
 
+def comparison(sizes: Sizes) -> Measurement:
+    """Compare both ways of defending what notebook 7 defends: its six versions, the demo."""
+    classifier, images = load_classifier("demo"), _drawings(sizes.batch)
+    whole = Defense(deflections=1500, activation="rcam", denoiser_options={"sigma_scale": "rgb"})
+    versions = [replace(whole, deflections=0), replace(whole, denoiser=None), whole]
+    for deflections, denoiser in ((200, None), (600, None), (200, "wavelet")):
+        plain = replace(whole, deflections=deflections, activation="none", denoiser=denoiser)
+        versions.append(plain)
+
+    def slow() -> None:
+        for defense in versions:
+            maps = defense.activation_map(classifier, images)
+            defended = [
+                authors.deflect(image, defense.deflections, 10, None if maps is None else maps[i])
+                for i, image in enumerate(images)
+            ]
+            if defense.denoiser:
+                defended = [authors.denoise(image) for image in defended]
+            classifier.predict(np.stack(defended))
+
+    def fast() -> None:
+        for defense in versions:
+            defense.predict(classifier, images, rng=0)
+
+    return sizes.ratio(
+        Side("the loop and scikit-image, image by image", slow),
+        Side("Defense.predict", fast),
+        images=f"{sizes.batch} drawings",
+        classifier="demo",
+        defenses=len(versions),
+    )
+
+
 def attack_igsm(sizes: Sizes) -> Measurement:
     """Compare a step of the attack with one bare forward and backward pass."""
     classifier, batch = _classifier("mobilenet_v2"), _drawings(sizes.batch)
@@ -282,6 +315,7 @@ MEASURES: dict[str, Callable[[Sizes], Measurement]] = {
         defended_rcam_resnet50,
         defended_mobilenet_v2,
         authors_folder,
+        comparison,
         attack_igsm,
         import_pdutils,
         peak_memory_folder,
