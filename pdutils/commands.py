@@ -106,6 +106,7 @@ _TABLE_EXAMPLES = """\
 examples:
   python -m pdutils table results/photos.sqlite
   python -m pdutils table results/photos.sqlite --decision worst --output results/tables
+  python -m pdutils table results/photos.sqlite --baseline jpeg
 """
 
 _DEMO_EXAMPLES = """\
@@ -561,12 +562,16 @@ def _default_output(options: argparse.Namespace) -> Path:
     return folder / f"evaluation-{hashlib.sha256(settings).hexdigest()[:8]}.sqlite"
 
 
-def _report_on(path: Path, protocol: str, decision: str) -> "tuple[Report, int, int]":
+def _report_on(
+    path: Path, protocol: str, decision: str, baseline: str | None = None
+) -> "tuple[Report, int, int]":
     """Report on a file of records, some images at a time; count those begun and all."""
     from pdutils.rates import Cells
     from pdutils.report import Report
     from pdutils.store import Store
+    from pdutils.suite import parse_defense
 
+    compared = None if baseline is None else parse_defense(baseline).text
     with Store.open(path) as store:
         blocks, skipped = store.blocks(), store.skipped()
         first = next(blocks, None)
@@ -574,7 +579,7 @@ def _report_on(path: Path, protocol: str, decision: str) -> "tuple[Report, int, 
             raise ValueError(f"{path}: no record is finished yet")
         found = Cells.of_blocks(chain([first], blocks), decision)
         begun = found.images + len(skipped)
-        report = Report.of_cells(found, protocol, decision, skipped=skipped)
+        report = Report.of_cells(found, protocol, decision, compared, skipped=skipped)
         return report, begun, store.images
 
 
@@ -655,11 +660,18 @@ def _add_table(commands: Any) -> None:
     add("file", metavar="FILE", type=Path, help="what evaluate --output wrote")
     add("--protocol", choices=PROTOCOLS, default="paper", help="which images count (paper)")
     add("--decision", choices=DECISIONS, default="majority", help="what runs amount to (majority)")
+    add(
+        "--baseline",
+        metavar="DEFENSE",
+        help="what the other defences are compared with, image by image (none)",
+    )
     add("--output", metavar="DIR", type=Path, help="write the tables into this folder too")
 
 
 def _table(options: argparse.Namespace) -> int:
-    report, begun, images = _report_on(options.file, options.protocol, options.decision)
+    report, begun, images = _report_on(
+        options.file, options.protocol, options.decision, options.baseline
+    )
     print(str(report).rstrip())
     if begun < images:
         print(f"\n{begun} of {images} images so far: the evaluation is not finished")

@@ -629,6 +629,18 @@ def test_table_prints_and_writes_what_the_report_says(capsys, records, tmp_path)
     assert "written" not in out
 
 
+def test_table_compares_with_the_defence_that_is_asked_for(capsys, records):
+    spelled = next(text for text in stored(records).defense.unique() if text != "none")
+    status, out, _ = run(capsys, "table", records, "--baseline", spelled)
+    wanted = report.Report.of(stored(records), "paper", "majority", spelled)
+    assert status == 0
+    assert out.startswith(str(wanted).rstrip())
+    assert str(wanted) != str(report.Report.of(stored(records), "paper", "majority"))
+    status, _, err = run(capsys, "table", records, "--baseline", "tv")
+    assert status == 1
+    assert "baseline: expected one of the defences none, " in err
+
+
 def test_table_says_when_the_evaluation_is_not_finished(
     capsys, network, folder, tmp_path, monkeypatch
 ):
