@@ -181,6 +181,14 @@ def test_a_table_sorts_numbers_as_numbers_and_comes_back(visit):
     assert (head.get_attribute("aria-sort"), column(page, 2)) == ("none", RATES)
 
 
+def test_an_interval_stays_on_one_line(visit):
+    page = visit("01_one")
+    cell = page.locator("tbody td", has_text="[0.06, 0.17]").first
+    cell.evaluate("cell => { cell.style.maxWidth = cell.style.width = '1px' }")
+    interval = cell.get_by_text("[0.06, 0.17]", exact=True)
+    assert interval.evaluate("part => part.getClientRects().length") == 1
+
+
 def test_a_table_sorts_names_by_the_numbers_in_them(visit):
     page = visit("01_one")
     page.get_by_role("button", name="counts").click()

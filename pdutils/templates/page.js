@@ -165,6 +165,21 @@ function sortable(table) {
 
 document.querySelectorAll(".page table").forEach(sortable);
 
+// An interval or a count is not torn apart at the end of a line.
+function whole(text) {
+  const span = document.createElement("span");
+  span.className = "whole";
+  span.append(text);
+  return span;
+}
+
+for (const cell of document.querySelectorAll(".page td, .page th, .page th .sort")) {
+  for (const node of [...cell.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE)) {
+    const parts = node.data.split(/(\[[^\]]*\]|\(n = \d+\))/);
+    node.replaceWith(...parts.map((part, i) => (i % 2 ? whole(part) : part)));
+  }
+}
+
 // What scrolls sideways can be scrolled by the keyboard.
 function reachable() {
   for (const box of document.querySelectorAll(".page pre, .output_subarea")) {
