@@ -91,17 +91,7 @@ def bpda(
     draws : int
         Over how many draws of the defence the gradient of a step is averaged, at least 1.
     gradient : {"identity", "wavelet", "exact"}
-        How the gradient goes back through the defence.
-
-        - ``identity``: as it is, whatever the defence does.
-        - ``wavelet``: by the derivative of the wavelet denoiser, and through pixel deflection as
-          it is.
-        - ``exact``: by the derivative of the denoiser, if there is one, and of the very writes
-          that were drawn: a place that was written to passes its gradient on to the place that it
-          was copied from. That the map depends on the image is left out.
-
-        The last two need a `Defense`, or an object that holds one as its attribute `defense`, with
-        Haar wavelets (db1), BayesShrink and YCbCr.
+        How the gradient goes back through the defence, see `expected_gradient`.
     targeted : bool
         Whether to go towards the labels instead of away from them.
     rng : int, numpy.random.Generator, list of Generator, or None
@@ -151,10 +141,22 @@ def expected_gradient(
 
     Parameters
     ----------
-    classifier, labels, defense, draws, gradient, batch_size
+    classifier, labels, defense, draws, batch_size
         As in `bpda`; the loss is the cross-entropy of the labels.
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
         RGB in [0, 255]; they are not rounded.
+    gradient : {"identity", "wavelet", "exact"}
+        How the gradient goes back through the defence.
+
+        - ``identity``: as it is, whatever the defence does.
+        - ``wavelet``: by the derivative of the wavelet denoiser, and through pixel deflection as
+          it is.
+        - ``exact``: by the derivative of the denoiser, if there is one, and of the very writes
+          that were drawn: a place that was written to passes its gradient on to the place that it
+          was copied from. That the map depends on the image is left out.
+
+        The last two need a `Defense`, or an object that holds one as its attribute `defense`, with
+        Haar wavelets (db1), BayesShrink and YCbCr.
     rng : int, numpy.random.Generator, list of Generator, or None
         Each image's draws come one after the other from a stream of its own.
 

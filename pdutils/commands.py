@@ -437,10 +437,9 @@ def _side_by_side(before: "list[Prediction]", after: "list[Prediction]") -> str:
 def _defend_folder(
     options: argparse.Namespace, defense: "Defense", classifier: "Classifier"
 ) -> str:
-    from tqdm import tqdm
-
     from pdutils.data import labelled_files
     from pdutils.folders import evaluate_folder
+    from pdutils.progress import progress_bar
     from pdutils.streams import generator
 
     files = labelled_files(options.path)
@@ -451,7 +450,7 @@ def _defend_folder(
         return defense.predict(classifier, batch, rng=rng)
 
     results = []
-    with tqdm(total=2 * len(files), unit="image", disable=None) as bar:
+    with progress_bar(total=2 * len(files), unit="image") as bar:
         for predict in (classifier.predict, defended):
             counted = _counting(predict, bar)
             result = evaluate_folder(classifier, files, counted, batch_size=options.batch_size)
