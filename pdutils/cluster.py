@@ -3,6 +3,7 @@
 Source: Rocklin 2015, DOI 10.25080/Majora-7b98e3ed-013.
 """
 
+import asyncio
 import hashlib
 import logging
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker
+from distributed import Client, KilledWorker, LocalCluster, Status, WorkerPlugin, get_worker
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -200,8 +201,27 @@ def _processes(n: int) -> Iterator[str]:
                 env=_environment(n),
             )
             stack.enter_context(cluster)
+        stack.callback(cluster.sync, _settled, cluster)
         cluster.scale(n)
         yield cluster.scheduler_address
+
+
+async def _settled(cluster: Any) -> None:
+    """Wait until every process runs or is gone: Dask fails to close one that is being started."""
+    nannies = list(cluster.workers.values())
+    for nanny in nannies:
+        # From now on, a process that dies is not replaced.
+        nanny.close_gracefully()
+    end = time.monotonic() + _PATIENCE
+    while not all(_is_settled(nanny) for nanny in nannies) and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+
+
+def _is_settled(nanny: Any) -> bool:
+    if nanny.process is None:
+        return True
+    # The status of a process that died young can pass to the one after it, which is not alive yet.
+    return bool(nanny.is_alive()) and nanny.process.status == Status.running
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import textwrap
 import time
 import warnings
 from contextlib import closing
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import psutil
@@ -309,6 +310,21 @@ def test_processes_are_ended_after_an_error_and_listen_to_this_machine_alone(wor
 
 @pytest.mark.slow
 def test_a_task_that_kills_every_worker_is_given_up(workers):
+    with pytest.raises(ClusterError, match="given up after 4 workers had died"):
+        list(scattered(Die(), [1], scheduler="local:2"))
+    assert not workers()
+
+
+@pytest.mark.slow
+def test_closing_waits_for_a_process_that_is_just_being_started(monkeypatch, workers):
+    # A worker that has died is replaced: here the last replacement is under way at the end.
+    start = SpawnProcess.start
+
+    def start_late(process):
+        time.sleep(1)
+        start(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_late)
     with pytest.raises(ClusterError, match="given up after 4 workers had died"):
         list(scattered(Die(), [1], scheduler="local:2"))
     assert not workers()
