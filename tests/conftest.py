@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,12 @@ from pdutils.images import Array
 from pdutils.networks import load_tensorflow
 
 REAL = Path(os.environ.get("PDUTILS_REAL", Path(__file__).parents[2] / "shared" / "real"))
+
+
+def pytest_configure() -> None:
+    # A shell starts what it puts in the background deaf to Ctrl-C, and its children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
