@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
 from pdutils import data, widgets
@@ -48,6 +50,16 @@ def decoded(packed: bytes) -> np.ndarray:
 
 def png_of(name: str = "fox_000") -> bytes:
     return data.demo_image(name).image.read_bytes()
+
+
+def test_the_page_begins_with_the_network_that_its_parameters_name(monkeypatch):
+    begun = []
+    monkeypatch.setattr(widgets, "explorer", begun.append)
+    notebook = load_notebook_node(str(Path(__file__).parents[1] / "app" / "explorer.ipynb"))
+    asked = {"classifier": "mobilenet_v2", "weights": "some.weights.h5"}
+    cells = parameterize_notebook(notebook, asked).cells
+    exec("\n".join(cell.source for cell in cells if cell.cell_type == "code"), {})
+    assert begun == [Settings(**asked)]
 
 
 def test_it_begins_with_the_result_of_its_settings(demo):
