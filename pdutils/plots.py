@@ -392,7 +392,8 @@ def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: s
     Parameters
     ----------
     curves : mapping of str to mapping of str to (Rate, Rate)
-        For each line (a knob) the two rates at each of its values, in order, named by the value.
+        For each panel (a knob) the two rates at each of its values, in order, named by the value.
+        The panels have the same scales.
     ylabel : str
         What the second rate is.
 
@@ -400,22 +401,21 @@ def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: s
     -------
     matplotlib.figure.Figure
     """
-    figure, ax = plt.subplots(figsize=(7.5, 4.6))
-    for s, (knob, line) in enumerate(curves.items()):
-        color, mark = SERIES[s % len(SERIES)], MARKERS[s % len(MARKERS)]
-        clean, won = (np.array([pair[i].value for pair in line.values()]) for i in (0, 1))
-        ax.plot(clean, won, marker=mark, color=color, label=knob, alpha=0.8)
-        # Each knob has a side of the point for its labels, and values that coincide share one.
-        side, across = ((7, "left"), (-7, "right"))[s % 2]
-        up = 4 if s % 4 < 2 else -9
-        for x, y in dict.fromkeys(zip(clean, won, strict=True)):
-            here = [v for v, a, b in zip(line, clean, won, strict=True) if (a, b) == (x, y)]
-            ax.annotate(", ".join(here), (x, y), (side, up), textcoords="offset points",
-                        fontsize=8, color=color, ha=across)  # fmt: skip
-    ax.margins(0.12)
-    ax.set(xlabel="share of clean images classified right", ylabel=ylabel)
-    ax.grid(alpha=0.3)
-    _legend_above(figure)
+    figure, axes = _grid(len(curves), 2, 3.4)
+    for ax, (knob, line) in zip(axes, curves.items(), strict=True):
+        ax.sharex(axes[0])
+        ax.sharey(axes[0])
+        places = [(clean.value, won.value) for clean, won in line.values()]
+        ax.plot(*zip(*places, strict=True), marker=MARKERS[0], color=SERIES[0])
+        # Values that coincide share a label; neighbours have theirs on different sides.
+        for i, place in enumerate(dict.fromkeys(places)):
+            here = [value for value, found in zip(line, places, strict=True) if found == place]
+            side, across = ((7, "left"), (-7, "right"))[i % 2]
+            ax.annotate(", ".join(here), place, (side, 0), textcoords="offset points",
+                        fontsize=9, ha=across, va="center")  # fmt: skip
+        ax.margins(x=0.25, y=0.12)
+        ax.set(title=knob, xlabel="share of clean images classified right", ylabel=ylabel)
+        ax.grid(alpha=0.3)
     return figure
 
 

@@ -193,6 +193,19 @@ def test_the_tradeoff_names_each_point_by_its_value():
     assert {text.get_text(): text.xy for text in ax.texts} == {"5": (0.9, 0.4), "20": (0.8, 0.6)}
 
 
+def test_the_tradeoff_has_a_panel_for_each_knob_all_on_one_scale():
+    curves = {
+        "k": {"1": (Rate(9, 10), Rate(4, 10)), "5": (Rate(9, 10), Rate(5, 10))},
+        "sigma": {"0.01": (Rate(10, 10), Rate(0, 10)), "0.08": (Rate(2, 10), Rate(9, 10))},
+    }
+    left, right = plots.tradeoff(curves, ylabel="turned back").axes
+    assert [left.get_title(), right.get_title()] == ["k", "sigma"]
+    assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
+    assert left.get_xlim()[0] < 0.2
+    # Points above each other keep their labels apart.
+    assert {text.get_ha() for text in left.texts} == {"left", "right"}
+
+
 def test_a_figure_says_in_words_what_it_shows():
     assert (
         plots.pictures([photo()] * 2, ["clean:\nbadger 0.90", "adversary"]).get_label()
