@@ -11,11 +11,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils.checks import check_one_of
+from pdutils.checks import check_one_of, check_whole
 from pdutils.classifiers import Classifier, Labels
 from pdutils.images import Array, as_batch, min_max
 
 Combine = Literal["paper", "geometric", "repo"]
+
+#: How many classes the robust map goes over where no number is asked for, as in the paper.
+DEFAULT_RANKS = 5
 
 
 def cam(
@@ -100,7 +103,7 @@ def robust_cam(
     classifier: Classifier,
     images: Array,
     *,
-    k: int = 5,
+    k: int | None = None,
     combine: Combine = "paper",
     batch_size: int = 32,
 ) -> Array:
@@ -112,8 +115,9 @@ def robust_cam(
         The network.
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
         RGB in [0, 255].
-    k : int
-        How many classes, from 1 to the number that the network knows.
+    k : int, optional
+        How many classes, from 1 to the number that the network knows; by default 5, or all of a
+        network that knows fewer.
     combine : {"paper", "geometric", "repo"}
         How, see `combine_maps`.
     batch_size : int
@@ -129,8 +133,7 @@ def robust_cam(
         As `cam`, or if k is out of its range or `combine` is unknown.
     """
     batch, single = as_batch(images)
-    if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(classifier.class_ids):
-        raise ValueError(f"k: expected 1 to {len(classifier.class_ids)} classes, got {k!r}")
+    k = number_of_ranks(k, len(classifier.class_ids))
     check_combine(combine)
     combined = [
         combine_maps(ranked, combine=combine)
@@ -191,6 +194,37 @@ def combine_weights(k: int, combine: Combine) -> NDArray[np.float64]:
     if combine == "repo":
         weights[-1] = 1.2 * 0.5 ** (k - 1)
     return weights
+
+
+def number_of_ranks(k: int | None, classes: int) -> int:
+    """Give over how many of its classes the robust map of a network goes.
+
+    Parameters
+    ----------
+    k : int or None
+        As in `robust_cam`.
+    classes : int
+        How many the network knows.
+
+    Returns
+    -------
+    int
+        From 1 to `classes`.
+
+    Raises
+    ------
+    ValueError
+        If k was asked for and is not in that range.
+    """
+    if k is None:
+        return min(DEFAULT_RANKS, classes)
+    check_whole("k", k, 1)
+    if k > classes:
+        raise ValueError(
+            f"k: expected 1 to {classes}, as many classes as the network knows, got {k}; "
+            "left out, it is the smaller of 5 and their number"
+        )
+    return int(k)
 
 
 def _ranked_maps(classifier: Classifier, batch: Array, k: int, batch_size: int) -> Array:

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unittest import mock
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 
 from pdutils import data
 from pdutils.images import Array, as_batch
-from pdutils.networks import Network, load_tensorflow
+from pdutils.networks import Network, are_probabilities, load_tensorflow
 
 Labels = NDArray[np.int64]
-Scaling = Literal["-1..1", "0..1", "0..255"]
+Scaling = Literal["-1..1", "0..1", "0..255", "caffe", "torch", "tf"]
 
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=V\d|Small|Large|XLarge|Tiny|Base|Mobile|ResNetV)")
 
@@ -54,11 +55,17 @@ class Features(NamedTuple):
 class Classifier:
     """A Keras model that takes images in [0, 255] and knows the names of its classes.
 
+    It says what its model says: `predict` is `model.predict(preprocess(images))`, or the softmax
+    of that where the model gives logits. What else is known of the model, its logits and its last
+    feature map, is found in its graph and compared with the model on two images of noise when the
+    classifier is made, see `pdutils.networks.Network`; a model whose end is not understood is taken
+    as a black box that gives probabilities.
+
     Parameters
     ----------
     model : keras.Model
-        From preprocessed images (N, H, W, 3) to K class probabilities; a model that ends in a
-        dense layer without an activation gives logits, and its softmax is taken here.
+        From preprocessed images (N, H, W, 3) to K class probabilities or logits: functional, or a
+        Sequential that knows the size of its input.
     preprocess : callable, optional
         From a tensor (N, H, W, 3) in [0, 255] to what the model takes. By default nothing is
         changed: a model with a rescaling layer of its own.
@@ -68,6 +75,9 @@ class Classifier:
         K short names, as files and folders are labelled with. By default the class names.
     name : str, optional
         By default the model's own.
+    logits : bool, optional
+        Whether the model gives logits, whose softmax is then taken here. By default it does if it
+        ends in a dense layer without an activation.
     published : bool
         Whether these are the very weights that `load_classifier` finds under that name, so that
         an adversary that was made against them fits.
@@ -83,7 +93,7 @@ class Classifier:
     ------
     ValueError
         If the model does not take one RGB image of a fixed size, does not give one row of K
-        probabilities, or the number of names is not K.
+        probabilities or what is known to be logits, or the number of names is not K.
     """
 
     def __init__(
@@ -94,6 +104,7 @@ class Classifier:
         class_names: Sequence[str] | None = None,
         class_ids: Sequence[str] | None = None,
         name: str | None = None,
+        logits: bool | None = None,
         published: bool = False,
     ) -> None:
         self.input_size = _input_size(model)
@@ -104,7 +115,7 @@ class Classifier:
         classes = _number_of_classes(model)
         self.class_names = _names(class_names or [f"class {i}" for i in range(classes)], classes)
         self.class_ids = _names(class_ids or self.class_names, classes)
-        self.network = Network(model, self.preprocess, self.input_size)
+        self.network = Network(model, self.preprocess, self.input_size, logits=logits)
 
     def predict(self, images: Array, *, batch_size: int = 32) -> Array:
         """Give the probability of each class.
@@ -127,6 +138,11 @@ class Classifier:
         """
         batch, single = self._checked(images)
         (probabilities,) = self._in_batches("predict", batch_size, batch)
+        if not are_probabilities(probabilities, 0.05):
+            raise ValueError(
+                f"{self.name} was taken to give probabilities, and gave a row that adds up to "
+                f"{probabilities.sum(axis=1).max():.3g}, its least {probabilities.min():.3g}"
+            )
         return probabilities[0] if single else probabilities
 
     def loss_gradient(
@@ -387,6 +403,7 @@ def classifier_from_file(
     *,
     preprocess: Scaling | Callable[[Any], Any] = "-1..1",
     class_names: Sequence[str] | None = None,
+    logits: bool | None = None,
 ) -> Classifier:
     """Load a Keras model of one's own as a classifier.
 
@@ -394,10 +411,13 @@ def classifier_from_file(
     ----------
     path : str or path
         What `model.save("model.keras")` wrote.
-    preprocess : {"-1..1", "0..1", "0..255"} or callable
-        The range that the model takes its images in, or a function as in `Classifier`. A wrong one
-        shows as poor predictions, not as an error.
-    class_names : sequence of str, optional
+    preprocess : {"-1..1", "0..1", "0..255", "caffe", "torch", "tf"} or callable
+        The range that the model takes its images in; or, as in
+        `keras.applications.imagenet_utils`, `caffe` (BGR minus ImageNet's means, such as ResNet-50
+        and VGG), `torch` (RGB in [0, 1] less ImageNet's means, over its deviations, such as
+        DenseNet) or `tf`, which is -1..1; or a function as in `Classifier`. A wrong one shows as
+        poor predictions, not as an error.
+    class_names, logits
         As in `Classifier`.
 
     Returns
@@ -422,13 +442,16 @@ def classifier_from_file(
     load_tensorflow()
     import keras
 
+    # A defended model is made of its layers, which Keras must know before it can load one.
+    import pdutils.layers  # noqa: F401
+
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise ValueError(
             f"{path}: expected a model that Keras saved (.keras): {_first_line(error)}"
         ) from error
-    return Classifier(model, preprocess=preprocess, class_names=class_names)
+    return Classifier(model, preprocess=preprocess, class_names=class_names, logits=logits)
 
 
 def classifier_names() -> list[str]:
@@ -576,15 +599,31 @@ def _to_unit_range(images: Any) -> Any:
     return images / 127.5 - 1.0
 
 
+def _as_imagenet(images: Any, mode: str) -> Any:
+    import keras
+
+    scale = keras.applications.imagenet_utils.preprocess_input
+    return scale(images, data_format="channels_last", mode=mode)
+
+
 _SCALINGS: dict[str, Callable[[Any], Any]] = {
     "-1..1": _to_unit_range,
     "0..1": lambda images: images / 255.0,
     "0..255": _unchanged,
+    "caffe": partial(_as_imagenet, mode="caffe"),
+    "torch": partial(_as_imagenet, mode="torch"),
+    "tf": _to_unit_range,
 }
 
 
 def _input_size(model: Any) -> tuple[int, int]:
     shape: Any = getattr(model, "input_shape", None)
+    if shape is None:
+        raise ValueError(
+            f"expected a model that knows the size of its images, got {type(model).__name__} "
+            f"{getattr(model, 'name', '')!r}: begin a Sequential with keras.Input((H, W, 3)); wrap "
+            "a subclassed model as keras.Model(inputs, model(inputs))"
+        )
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] != 3 or None in shape[1:]:
         raise ValueError(f"expected a model of input (N, H, W, 3) with H and W fixed, got {shape}")
     return int(shape[1]), int(shape[2])

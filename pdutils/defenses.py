@@ -52,7 +52,7 @@ class Defense:
     window: int = 10
     reading: Reading = "blog"
     activation: MapKind = "none"
-    k: int = 5
+    k: int | None = None
     combine: Combine = "paper"
     denoiser: str | None = "wavelet"
     denoiser_options: Mapping[str, Any] = field(default_factory=dict)

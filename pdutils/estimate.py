@@ -139,6 +139,8 @@ def estimate(
             raise ValueError(f"{name}: expected at least 1, got {value}")
     named_attacks = _named(parse_attack, attacks)
     named_defenses = _named(parse_defense, defenses)
+    for defense in named_defenses:
+        defense.check_network(classifier)
     meter = _Meter(classifier)
     few, reading = _first(source, meter, sample)
     _load_frameworks()

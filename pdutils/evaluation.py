@@ -195,6 +195,8 @@ def _evaluated(
         )
     network = classifier if isinstance(classifier, Classifier) else classifier.load()
     _check_source(network, source)
+    for text in defense_texts:
+        parse_defense(text).check_network(network)
     digest = fingerprint(network)
     with Store(
         store, names=source.names, labels=source.labels, settings=job.settings(network.name, digest)

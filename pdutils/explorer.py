@@ -531,8 +531,10 @@ class _Stages:
         self.computed: list[str] = []
         self.seconds = 0.0
         self.settings = settings
-        if not settings.image:
-            self.settings = replace(settings, image=choices(self.network.name)[0].name)
+        # A network of few classes has a map over all of them.
+        k = min(settings.k, len(self.network.class_ids))
+        image = settings.image or choices(self.network.name)[0].name
+        self.settings = replace(settings, k=k, image=image)
 
     @cached_property
     def network(self) -> Classifier:

@@ -11,13 +11,17 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from pdutils.activation import Combine, check_combine, combine_weights
+from pdutils.activation import Combine, check_combine, combine_weights, number_of_ranks
 from pdutils.deflection import Reading, check_knobs
 from pdutils.denoising import FROM_YCBCR, TO_YCBCR, Mode, SigmaScale, check_wavelet_knobs
 
 Tensor = Any
 
 _EPS = float(np.finfo(np.float32).eps)
+
+#: Whatever precision Keras is set to: in half precision grey levels are rounded, maps move, and the
+#: gradients of a saturated network are 0.
+FULL_PRECISION = {"dtype": "float32"}
 
 
 @keras.saving.register_keras_serializable("pdutils")
@@ -58,7 +62,7 @@ class PixelDeflection(keras.layers.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**FULL_PRECISION | kwargs)
         check_knobs(deflections, window, reading)
         # NumPy's integers would neither seed Keras nor be saved.
         self.deflections = int(deflections)
@@ -185,7 +189,7 @@ class WaveletDenoising(keras.layers.Layer):
         sigma_scale: SigmaScale = "channel",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**FULL_PRECISION | kwargs)
         check_wavelet_knobs(sigma, mode, sigma_scale)
         self.sigma = float(sigma)
         self.mode = mode
@@ -231,15 +235,15 @@ class RobustCAM(keras.layers.Layer):
         self,
         size: tuple[int, int],
         head_weights: Any,
-        k: int = 5,
+        k: int | None = None,
         combine: Combine = "paper",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**FULL_PRECISION | kwargs)
         self.size = (int(size[0]), int(size[1]))
         self.head_shape = tuple(np.shape(head_weights))
-        _check_ranks(k, self.head_shape[1], combine)
-        self.k = int(k)
+        check_combine(combine)
+        self.k = number_of_ranks(k, self.head_shape[1])
         self.combine = combine
         self.head_weights = self.add_weight(
             shape=self.head_shape, trainable=False, initializer="zeros", name="head_weights"
@@ -285,8 +289,7 @@ class Logits(keras.layers.Layer):
     """
 
     def __init__(self, dense: keras.layers.Dense, **kwargs: Any) -> None:
-        # In half precision the gradients of a saturated network are 0.
-        super().__init__(**{"dtype": "float32"} | kwargs)
+        super().__init__(**FULL_PRECISION | kwargs)
         self.dense = dense
 
     def build(self, input_shape: Any) -> None:
@@ -294,8 +297,8 @@ class Logits(keras.layers.Layer):
             self.dense.build(input_shape)
 
     def call(self, inputs: Tensor) -> Tensor:
-        product = ops.matmul(inputs, self.dense.kernel)
-        return product if self.dense.bias is None else product + self.dense.bias
+        product = ops.matmul(inputs, _full_precision(self.dense.kernel))
+        return product if self.dense.bias is None else product + _full_precision(self.dense.bias)
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()
@@ -316,9 +319,9 @@ class RobustGradCAM(keras.layers.Layer):
     network that has no head weights. A map takes one forward pass, and k backward passes from the
     logits to the feature map, no further.
 
-    Call it with the batch (N, H, W, 3) that the network takes: it gives probabilities (N, K), or
-    with `maps=True` maps (N, height, width) in [0, 1]. One layer does both because Keras restores a
-    network that is held by two of them only once.
+    Call it with the batch (N, H, W, 3) that the network takes: it gives probabilities (N, K), with
+    `logits=True` the logits, with `maps=True` maps (N, height, width) in [0, 1]. One layer does all
+    of it because Keras restores a network that is held by two of them only once.
 
     Parameters
     ----------
@@ -343,27 +346,38 @@ class RobustGradCAM(keras.layers.Layer):
         self,
         network: keras.Model,
         size: tuple[int, int],
-        k: int = 5,
+        k: int | None = None,
         combine: Combine = "paper",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**FULL_PRECISION | kwargs)
         self.network = network
         self.classes = _check_outputs(network)
         self.size = (int(size[0]), int(size[1]))
-        _check_ranks(k, self.classes, combine)
-        self.k = int(k)
+        check_combine(combine)
+        self.k = number_of_ranks(k, self.classes)
         self.combine = combine
         # `tf.gradients` needs a graph, in eager calls too.
         self._maps_in_graph = tf.function(self._maps, reduce_retracing=True, autograph=False)
 
-    def call(self, images: Tensor, maps: bool = False, training: bool | None = None) -> Tensor:
+    def call(
+        self,
+        images: Tensor,
+        maps: bool = False,
+        logits: bool = False,
+        training: bool | None = None,
+    ) -> Tensor:
         if maps:
             return self._maps_in_graph(images, training)
-        return ops.softmax(_full_precision(self.network(images, training=training)["logits"]))
+        found = _full_precision(self.network(images, training=training)["logits"])
+        return found if logits else ops.softmax(found)
 
     def compute_output_spec(
-        self, images: Tensor, maps: bool = False, training: bool | None = None
+        self,
+        images: Tensor,
+        maps: bool = False,
+        logits: bool = False,
+        training: bool | None = None,
     ) -> Any:
         shape = self.size if maps else (self.classes,)
         return keras.KerasTensor((images.shape[0], *shape), dtype="float32")
@@ -419,12 +433,6 @@ def _check_outputs(network: keras.Model) -> int:
             f"got {shapes} from {network.name}"
         )
     return int(shapes["logits"][1])
-
-
-def _check_ranks(k: int, classes: int, combine: str) -> None:
-    check_combine(combine)
-    if not isinstance(k, (int, np.integer)) or not 1 <= k <= classes:
-        raise ValueError(f"k: expected 1 to {classes} classes, got {k!r}")
 
 
 def _combined(small: Tensor, size: tuple[int, int], combine: Combine) -> Tensor:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from pdutils.classifiers import Classifier, Scaling, classifier_from_file, load_classifier
+from pdutils.graph import ending
 from pdutils.networks import load_tensorflow
 
 
@@ -65,8 +66,11 @@ class ClassifierSource:
 def _loaded(source: ClassifierSource) -> Classifier:
     if not source.name.endswith(".keras"):
         return load_classifier(source.name, source.weights)
-    scaling = {} if source.preprocess is None else {"preprocess": source.preprocess}
-    return classifier_from_file(source.name, class_names=source.class_names, **scaling)
+    if source.preprocess is None:
+        return classifier_from_file(source.name, class_names=source.class_names)
+    return classifier_from_file(
+        source.name, class_names=source.class_names, preprocess=source.preprocess
+    )
 
 
 def deterministic() -> None:
@@ -81,7 +85,10 @@ def deterministic() -> None:
 
 
 def fingerprint(classifier: Classifier) -> str:
-    """Give the SHA-256, in hex, of a classifier's weights and of how it scales its images.
+    """Give the SHA-256, in hex, of a classifier's weights and of what it does before and after.
+
+    Before: how it scales its images. After: the operations that are no layers between the last
+    weights and the output, such as the division by a temperature.
 
     Parameters
     ----------
@@ -98,6 +105,8 @@ def fingerprint(classifier: Classifier) -> str:
     for weights in classifier.model.get_weights():
         digest.update(f"{weights.dtype} {weights.shape}".encode())
         digest.update(weights.tobytes())
+    # Two models of the same weights may still answer differently.
+    digest.update(ending(classifier.model).encode())
     ramp = np.linspace(0, 255, 3 * math.prod(classifier.input_size), dtype=np.float32)
     scaled = classifier.preprocess(tf.constant(ramp.reshape(1, *classifier.input_size, 3)))
     digest.update(np.round(np.asarray(scaled, dtype=np.float64), 3).tobytes())

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils.activation import check_combine
+from pdutils.activation import DEFAULT_RANKS, check_combine, number_of_ranks
 from pdutils.attacks import LabelsLike
 from pdutils.classifiers import Classifier, Labels
 from pdutils.defenses import Defense
@@ -201,8 +201,8 @@ class NamedDefense(_Named):
     Raises
     ------
     ValueError
-        If the name or a knob is unknown, or a value out of its range; `k` is checked when the map
-        is made, against the classes of the network.
+        If the name or a knob is unknown, or a value out of its range; `k` is checked by
+        `check_network`, against the classes of the network.
     """
 
     def __post_init__(self) -> None:
@@ -240,6 +240,29 @@ class NamedDefense(_Named):
         if not isinstance(pipeline, _Guided) or pipeline.deflections == 0:
             return None
         return pipeline.activation, pipeline.k, pipeline.combine, pipeline.bias
+
+    def check_network(self, classifier: Classifier) -> None:
+        """Check that a network has the map which this defence uses, before hours of work.
+
+        Parameters
+        ----------
+        classifier : Classifier
+            The network to defend.
+
+        Raises
+        ------
+        ValueError
+            If `k` exceeds the number of its classes, or it has no feature map; the message names
+            the defence.
+        """
+        pipeline = self.defense
+        if pipeline is None or pipeline.activation == "none" or pipeline.deflections == 0:
+            return
+        try:
+            number_of_ranks(pipeline.k, len(classifier.class_ids))
+            classifier.network.feature_map()
+        except ValueError as error:
+            raise ValueError(f"{self.text} on {classifier.name}: {error}") from None
 
     def activation_map(self, classifier: Classifier, images: Array) -> Array | None:
         """Make the map that this defence uses.
@@ -558,7 +581,11 @@ def _defense_knobs(name: str) -> dict[str, Any]:
     names += ["k", "combine"] if pipeline.activation == "rcam" else []
     names += ["bias"] if isinstance(pipeline, _Guided) else []
     denoiser = _knobs(DENOISERS[pipeline.denoiser]) if pipeline.denoiser else {}
-    return {name: getattr(pipeline, name) for name in names} | denoiser
+    knobs = {name: getattr(pipeline, name) for name in names}
+    if "k" in knobs:
+        # Left out, it is cut to the number of classes of the network.
+        knobs["k"] = DEFAULT_RANKS
+    return knobs | denoiser
 
 
 def _knobs(function: Callable[..., Array]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import warnings
 from pathlib import Path
 
@@ -689,8 +690,8 @@ def test_a_saved_model_takes_minus_1_to_1_by_default(own):
 
 
 def test_an_unknown_scaling_lists_the_known(own):
-    with pytest.raises(ValueError, match=r"expected one of \('-1..1', .*got 'caffe'"):
-        classifier_from_file(own, preprocess="caffe")
+    with pytest.raises(ValueError, match=r"expected one of \('-1..1', .*got 'coffee'"):
+        classifier_from_file(own, preprocess="coffee")
 
 
 def test_a_missing_model_is_named(tmp_path):
@@ -827,3 +828,27 @@ def test_the_blog_s_two_deterministic_numbers_and_the_direction_of_the_others(re
     after_pd = resnet50.predict(deflected)[:, BADGER].mean()
     after_wd = resnet50.predict(denoise(deflected, "wavelet", sigma=0.04))[:, BADGER].mean()
     assert attacked[BADGER] < after_pd < after_wd
+
+
+@pytest.mark.parametrize("mode", ["caffe", "torch", "tf"])
+def test_the_field_s_words_scale_as_keras_does(toy_file, mode):
+    import keras
+
+    images = photos(2)
+    found = classifier_from_file(toy_file, preprocess=mode).preprocess(keras.ops.array(images))
+    expected = keras.applications.imagenet_utils.preprocess_input(
+        images.astype(np.float64), data_format="channels_last", mode=mode
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_a_network_of_caffe_s_scaling_is_right_where_it_should_be(real):
+    network = classifier_from_file(real / "weights" / "resnet50_v15.keras", preprocess="caffe")
+    index = json.loads((real / "cache" / "imagenet_class_index.json").read_text())
+    numbers = {class_id: int(number) for number, (class_id, _) in index.items()}
+    files = sorted((real / "imagenet").glob("*.jpg"))
+    labels = [numbers[path.name.split("_")[0]] for path in files]
+    answers = [network.predict(load_image(path, 224)).argmax() for path in files]
+    assert abs(np.sum(np.equal(answers, labels)) - 186) <= 1

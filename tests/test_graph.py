@@ -1,0 +1,522 @@
+"""Whatever Keras model a user has: its own numbers, or a refusal."""
+
+import contextlib
+import warnings
+
+import numpy as np
+import pytest
+from conftest import photos
+
+from pdutils.activation import cam, robust_cam
+from pdutils.attacks import fgsm
+from pdutils.cases import Collection
+from pdutils.classifiers import Classifier
+from pdutils.defenses import Defense
+from pdutils.evaluation import evaluate
+from pdutils.loading import fingerprint
+from pdutils.networks import load_tensorflow
+from pdutils.sources import CollectionSource
+
+load_tensorflow()
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from keras import layers as L  # noqa: E402, N812
+from keras import ops  # noqa: E402
+
+from pdutils.defended import defended_model  # noqa: E402
+
+NOTHING = Defense(deflections=0, denoiser=None)
+WHOLE = Defense(deflections=50, activation="rcam")
+SIZE = (32, 32)
+
+
+def layer(kind, *args, seed, spread=1.0, **options):
+    """A layer whose answers differ enough between pictures for a test to see it."""
+    start = keras.initializers.RandomNormal(stddev=spread, seed=seed)
+    bias = keras.initializers.RandomNormal(stddev=0.2, seed=seed)
+    return kind(*args, kernel_initializer=start, bias_initializer=bias, **options)
+
+
+def convolution(channels=6, **options):
+    return layer(L.Conv2D, channels, 3, strides=2, activation="tanh", seed=1, spread=0.5, **options)
+
+
+def dense(classes=3, **options):
+    return layer(L.Dense, classes, seed=2, spread=4.0, **options)
+
+
+def pooled(inputs):
+    return L.GlobalAveragePooling2D()(convolution()(inputs))
+
+
+def ending(*tail):
+    """A model that ends in the given layers or functions."""
+    inputs = keras.Input((*SIZE, 3))
+    x = pooled(inputs)
+    for part in tail:
+        x = part(x)
+    return keras.Model(inputs, x)
+
+
+def softmax_of_our_own():
+    def softmax(z):
+        return ops.softmax(z / 50)
+
+    return softmax
+
+
+def its_softmax_and_a_calibration():
+    mixing = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], dtype=np.float32)
+    model = ending(dense(activation="softmax"), L.Dense(3, use_bias=False))
+    model.layers[-1].set_weights([mixing])
+    return model
+
+
+def a_layer_used_twice():
+    inputs, head = keras.Input((*SIZE, 3)), dense(6)
+    x = head(pooled(inputs))
+    return keras.Model(inputs, ops.softmax(head(ops.tanh(x))))
+
+
+def a_dense_layer_used_twice_at_the_end():
+    inputs, head = keras.Input((*SIZE, 3)), dense(6, activation="softmax")
+    return keras.Model(inputs, head(head(pooled(inputs))))
+
+
+def called_again():
+    first = ending(dense(activation="softmax"))
+    x = again = keras.Input((*SIZE, 3))
+    for part in first.layers[1:]:
+        x = part(x)
+    return keras.Model(again, x)
+
+
+def called_again_with_more_before_it():
+    first = ending(dense(activation="softmax"))
+    x = again = keras.Input((*SIZE, 3))
+    x = L.Rescaling(-1.0)(x)
+    for part in first.layers[1:]:
+        x = part(x)
+    return keras.Model(again, x)
+
+
+def sequential(*tail):
+    return keras.Sequential(
+        [keras.Input((*SIZE, 3)), convolution(), L.GlobalAveragePooling2D(), *tail]
+    )
+
+
+def sequential_built_late():
+    model = keras.Sequential([convolution(), L.GlobalAveragePooling2D(), dense()])
+    model.build((None, *SIZE, 3))
+    return model
+
+
+def sequential_fitted():
+    model = sequential(dense(activation="softmax"))
+    model.compile(loss="sparse_categorical_crossentropy")
+    model.fit(np.zeros((2, *SIZE, 3)), np.zeros(2), verbose=0)
+    return model
+
+
+def transfer_with_pooling_inside():
+    inputs = keras.Input((*SIZE, 3))
+    inside = keras.Input((*SIZE, 3))
+    base = keras.Model(inside, pooled(inside), name="base")
+    return keras.Model(inputs, dense(activation="softmax")(base(inputs, training=False)))
+
+
+def wrapped(times=1):
+    model = ending(dense(activation="softmax"))
+    for _ in range(times):
+        model = keras.Sequential([keras.Input((*SIZE, 3)), L.Rescaling(0.9), model])
+    return model
+
+
+def head_in_a_model():
+    tail = keras.Sequential([keras.Input((6,)), dense(activation="softmax")])
+    return ending(tail)
+
+
+def two_ways_around_a_model():
+    inside = keras.Input((*SIZE, 3))
+    base = keras.Model(inside, pooled(inside))
+    inputs = keras.Input((*SIZE, 3))
+    around = L.Flatten()(L.AveragePooling2D(16)(inputs))
+    return keras.Model(inputs, dense()(L.Concatenate()([base(inputs), around])))
+
+
+class CalledOtherwise(keras.Model):
+    """A model with a graph that does something else when it is called."""
+
+    def call(self, inputs, training=None):
+        return ops.softmax(-ops.log(super().call(inputs, training=training)))
+
+
+def call_of_its_own():
+    inputs = keras.Input((*SIZE, 3))
+    return CalledOtherwise(inputs, dense(activation="softmax")(pooled(inputs)))
+
+
+def quantised():
+    model = ending(dense(activation="softmax"))
+    with warnings.catch_warnings():
+        # Keras warns of each layer that has nothing to quantise.
+        warnings.simplefilter("ignore")
+        model.quantize("int8")
+    return model
+
+
+def in_policy(policy, make=lambda: ending(dense(activation="softmax"))):
+    def made():
+        with policy_of(policy):
+            return make()
+
+    return made
+
+
+@contextlib.contextmanager
+def policy_of(policy):
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
+
+
+MODELS = {
+    "a dense layer with a softmax": lambda: ending(dense(activation="softmax")),
+    "logits": lambda: ending(dense()),
+    "a temperature": lambda: ending(dense(), lambda z: ops.softmax(z / 50)),
+    "a prior": lambda: ending(dense(), lambda z: ops.softmax(z + np.float32([0, 2, 0]))),
+    "a strong prior": lambda: ending(dense(), lambda z: ops.softmax(z + np.float32([0, 100, 0]))),
+    "negated": lambda: ending(dense(), lambda z: ops.softmax(-z)),
+    "negated by a layer": lambda: ending(dense(), L.Rescaling(-1.0), L.Softmax()),
+    "a softmax layer": lambda: ending(dense(), L.Softmax()),
+    "an activation layer": lambda: ending(dense(), L.Activation("softmax")),
+    "TensorFlow's softmax": lambda: ending(dense(activation=tf.nn.softmax)),
+    "named softmax": lambda: ending(dense(activation=softmax_of_our_own())),
+    "named softmax, in a layer": lambda: ending(dense(), L.Activation(softmax_of_our_own())),
+    "a softmax that is spelled out": lambda: ending(
+        dense(), lambda z: ops.exp(z) / ops.sum(ops.exp(z), axis=-1, keepdims=True)
+    ),
+    "a softmax, then squared": lambda: ending(
+        dense(activation="softmax"), lambda p: p**2 / ops.sum(p**2, axis=-1, keepdims=True)
+    ),
+    "a softmax, then mixed": its_softmax_and_a_calibration,
+    "a softmax, then a linear activation": lambda: ending(
+        dense(activation="softmax"), L.Activation("linear", dtype="float32")
+    ),
+    "a softmax, then dropout": lambda: ending(dense(activation="softmax"), L.Dropout(0.5)),
+    "two heads, averaged": lambda: ending(
+        lambda x: (dense(activation="softmax")(x) + dense(activation="softmax")(-x)) / 2
+    ),
+    "one layer twice": a_layer_used_twice,
+    "its last layer twice": a_dense_layer_used_twice_at_the_end,
+    "called again": called_again,
+    "called again, with more before it": called_again_with_more_before_it,
+    "Sequential": lambda: sequential(dense(activation="softmax")),
+    "Sequential, logits": lambda: sequential(dense()),
+    "Sequential, built late": sequential_built_late,
+    "Sequential, fitted": sequential_fitted,
+    "a list of one input and one output": lambda: (
+        lambda m: keras.Model([m.inputs[0]], [m.outputs[0]])
+    )(ending(dense())),
+    "a dictionary of one output": lambda: (
+        lambda m: keras.Model(m.inputs[0], {"answer": m.outputs[0]})
+    )(ending(dense(activation="softmax"))),
+    "pooling inside a model": transfer_with_pooling_inside,
+    "wrapped": wrapped,
+    "wrapped twice": lambda: wrapped(2),
+    "its head in a model": head_in_a_model,
+    "two ways around a model": two_ways_around_a_model,
+    "a call of its own": call_of_its_own,
+    "mixed_float16": in_policy("mixed_float16"),
+    "mixed_bfloat16": in_policy("mixed_bfloat16"),
+    "float16": in_policy("float16"),
+    "float64": in_policy("float64"),
+    "mixed, an end in full": in_policy(
+        "mixed_float16", lambda: ending(dense(), L.Activation("softmax", dtype="float32"))
+    ),
+    "8-bit": quantised,
+}
+HALF = {"mixed_float16", "mixed_bfloat16", "float16", "mixed, an end in full"}
+WITHOUT_A_MAP = {"two ways around a model", "a call of its own"}
+
+
+def scaled(images):
+    return images / 127.5 - 1
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def classifier(kind) -> Classifier:
+    return Classifier(MODELS[kind](), preprocess=scaled)
+
+
+def own_answer(classifier, images):
+    """What the model itself says, in float64."""
+    found = classifier.model.predict(np.asarray(scaled(images)), verbose=0)
+    rows = np.asarray(next(iter(found.values())) if isinstance(found, dict) else found, np.float64)
+    if np.allclose(rows.sum(axis=1), 1, atol=0.02) and rows.min() >= 0:
+        return rows
+    powers = np.exp(rows - rows.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def tolerance(kind):
+    # 16 bits hold three digits, and a compiled prediction rounds in other places.
+    return 0.03 if kind in HALF else 1e-4
+
+
+def test_the_classifier_says_what_its_model_says(kind, classifier):
+    images = photos(4)
+    expected = own_answer(classifier, images)
+    if kind not in ("a strong prior", "8-bit"):
+        assert np.ptp(expected, axis=0).max() > 1e-3, "the pictures are all the same to this model"
+    np.testing.assert_allclose(classifier.predict(images), expected, atol=tolerance(kind))
+
+
+def test_the_gradient_leads_away_from_the_label(kind, classifier):
+    images = photos(4)
+    labels = own_answer(classifier, images).argmax(axis=1)
+    gradient, probabilities = classifier.loss_gradient(images, labels)
+    np.testing.assert_allclose(probabilities, classifier.predict(images), atol=1e-3)
+    if kind != "a strong prior":
+        assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all()
+    attacked = fgsm(classifier, images, labels, eps=2)
+    rows = np.arange(4)
+    before = own_answer(classifier, images)[rows, labels]
+    after = own_answer(classifier, attacked)[rows, labels]
+    assert (after <= before + tolerance(kind)).all()
+    if kind not in ("a strong prior", *HALF):
+        assert after.sum() < before.sum()
+
+
+def test_a_defended_model_with_nothing_in_it_is_the_model(kind, classifier):
+    images = photos(3)
+    found = np.asarray(defended_model(classifier, NOTHING)(images))
+    np.testing.assert_allclose(found, own_answer(classifier, images), atol=tolerance(kind))
+    logits = np.asarray(defended_model(classifier, NOTHING, logits=True)(images))
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    rows = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(rows, own_answer(classifier, images), atol=tolerance(kind))
+
+
+def test_the_maps_are_of_the_same_network_in_numpy_and_in_the_graph(kind, classifier):
+    images = photos(2)
+    if kind in WITHOUT_A_MAP:
+        with pytest.raises(ValueError, match="no feature map"):
+            robust_cam(classifier, images)
+        return
+    maps = robust_cam(classifier, images)
+    assert maps.shape == (2, *SIZE)
+    assert np.isfinite(maps).all()
+    answer = defended_model(classifier, WHOLE, seed=0)(images)
+    assert np.isfinite(np.asarray(answer)).all()
+    assert np.asarray(answer).shape == (2, len(classifier.class_ids))
+
+
+LINEAR_HEADS = [
+    "a dense layer with a softmax",
+    "logits",
+    "a softmax layer",
+    "called again",
+    "Sequential, built late",
+    "pooling inside a model",
+    "wrapped twice",
+    "float64",
+]
+
+
+@pytest.mark.parametrize("kind", LINEAR_HEADS)
+def test_the_class_activation_map_is_that_of_the_weights(kind):
+    classifier = Classifier(MODELS[kind](), preprocess=scaled)
+    images = photos(2)
+    maps = classifier.features(images).maps.astype(np.float64)
+    weights = np.asarray(
+        next(w for w in classifier.model.get_weights() if w.shape == (6, 3)), np.float64
+    )
+    np.testing.assert_allclose(classifier.head_weights, weights, rtol=1e-6)
+    small = np.einsum("nhwc,c->nhw", maps, weights[:, 1])
+    spots = cam(classifier, images, 1)
+    # The hottest cell of the small map is where the large one is hottest.
+    for map_, cells in zip(spots, small, strict=True):
+        row, column = np.unravel_index(map_.argmax(), map_.shape)
+        hottest = np.unravel_index(cells.argmax(), cells.shape)
+        assert abs(row * 15 / 32 - hottest[0]) < 1.5
+        assert abs(column * 15 / 32 - hottest[1]) < 1.5
+
+
+@pytest.mark.parametrize(
+    "kind", ["a temperature", "8-bit", "one layer twice", "its last layer twice"]
+)
+def test_a_head_that_is_more_than_weights_gets_its_map_by_gradients(kind):
+    classifier = Classifier(MODELS[kind](), preprocess=scaled)
+    assert classifier.head_weights is None
+    assert np.isfinite(cam(classifier, photos(2), 1)).all()
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("tail", "ends_in"),
+    [
+        (lambda: [dense(), lambda z: z / 50], "TrueDivide"),
+        (lambda: [dense(activation="sigmoid")], "Dense with sigmoid"),
+        (lambda: [dense(), L.BatchNormalization()], "BatchNormalization"),
+        (lambda: [dense(), L.Activation("log_softmax")], "Activation with log_softmax"),
+    ],
+)
+def test_an_end_that_is_neither_says_what_it_is(tail, ends_in):
+    with pytest.raises(ValueError, match=f"ends in {ends_in} and whose outputs are no prob"):
+        Classifier(ending(*tail()))
+
+
+def test_logits_that_are_said_to_be_logits_are_taken():
+    model = ending(dense(), lambda z: z / 50)
+    classifier = Classifier(model, preprocess=scaled, logits=True)
+    z = model.predict(np.asarray(scaled(photos(3))), verbose=0).astype(np.float64)
+    expected = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(classifier.predict(photos(3)), expected, atol=1e-5)
+
+
+def test_probabilities_that_are_said_to_be_logits_are_not():
+    with pytest.raises(ValueError, match="logits=True, but its outputs for noise are prob"):
+        Classifier(ending(dense(), lambda z: ops.softmax(z / 50) ** 1), logits=True)
+
+
+def test_a_predict_of_its_own_is_refused_where_it_differs():
+    class Tempered(keras.Model):
+        def predict_step(self, data):
+            return super().predict_step(data) ** 2
+
+    inputs = keras.Input((*SIZE, 3))
+    model = Tempered(inputs, dense(activation="softmax")(pooled(inputs)))
+    with pytest.raises(ValueError, match="predict gives something else than calling it"):
+        Classifier(model, preprocess=scaled)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: keras.Sequential([convolution(), L.Flatten(), dense()]), "begin a Sequential"),
+        (lambda: type("Own", (keras.Model,), {})(), "wrap a subclassed model"),
+    ],
+)
+def test_a_model_that_does_not_know_its_images_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        Classifier(make())
+
+
+def test_a_model_that_rounds_its_images_has_no_gradient():
+    inputs = keras.Input((*SIZE, 3), dtype="uint8")
+    model = keras.Model(inputs, dense()(pooled(L.Rescaling(1 / 127.5, -1)(inputs))))
+    classifier = Classifier(model)
+    np.testing.assert_allclose(classifier.predict(photos(2)).sum(axis=1), 1, atol=1e-5)
+    with pytest.raises(ValueError, match="no gradient by its pixels"):
+        classifier.loss_gradient(photos(2), 0)
+
+
+def test_a_black_box_that_stops_giving_probabilities_is_caught():
+    # On noise it gives probabilities; on a black picture it does not.
+    def odd(p):
+        return ops.softmax(p) * ops.where(ops.max(ops.abs(p)) < 1e-3, 3.0, 1.0)
+
+    inputs = keras.Input((*SIZE, 3))
+    x = L.Dense(3, use_bias=False)(L.GlobalAveragePooling2D()(inputs))
+    classifier = Classifier(keras.Model(inputs, odd(x)))
+    with pytest.raises(ValueError, match="was taken to give probabilities"):
+        classifier.predict(np.zeros((1, *SIZE, 3), dtype=np.float32))
+
+
+# A defended model is a model
+
+
+def test_a_defended_model_is_a_classifier_as_any_other(tmp_path):
+    from pdutils.classifiers import classifier_from_file
+
+    made = Classifier(ending(dense(4, activation="softmax")), preprocess=scaled)
+    model = defended_model(made, Defense(deflections=30, activation="rcam"), seed=1)
+    model.save(tmp_path / "defended.keras")
+    loaded = classifier_from_file(tmp_path / "defended.keras", preprocess="0..255")
+    images = photos(3)
+    many = np.mean([loaded.predict(images) for _ in range(30)], axis=0)
+    expected = Defense(deflections=30, activation="rcam", runs=30).predict(made, images, rng=0)
+    np.testing.assert_allclose(many, expected, atol=0.05)
+    gradient, _ = loaded.loss_gradient(images, 0)
+    assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all()
+
+
+def test_the_logits_of_several_runs_are_those_of_their_mean():
+    made = Classifier(ending(dense(4)), preprocess=scaled)
+    defense = Defense(deflections=0, runs=3)
+    logits = defended_model(made, defense, logits=True)(photos(2))
+    expected = np.asarray(defended_model(made, defense)(photos(2)), dtype=np.float64)
+    powers = np.exp(np.asarray(logits, dtype=np.float64))
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="aggregate='vote'"):
+        defended_model(made, Defense(runs=3, aggregate="vote"), logits=True)
+
+
+# Networks of few classes
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_the_map_goes_over_all_classes_of_a_network_of_few(classes):
+    made = Classifier(ending(dense(classes, activation="softmax")), preprocess=scaled)
+    images = photos(2)
+    np.testing.assert_array_equal(robust_cam(made, images), robust_cam(made, images, k=classes))
+    assert Defense(activation="rcam").predict(made, images, rng=0).shape == (2, classes)
+    assert defended_model(made, WHOLE)(images).shape == (2, classes)
+
+
+def test_more_classes_than_there_are_is_an_error_where_they_were_asked_for():
+    made = Classifier(ending(dense(3, activation="softmax")), preprocess=scaled)
+    with pytest.raises(ValueError, match=r"k: expected 1 to 3.*got 5; left out, it is"):
+        robust_cam(made, photos(1), k=5)
+
+
+def test_an_evaluation_names_the_defence_that_a_network_cannot_have(tmp_path):
+    made = Classifier(ending(dense(3, activation="softmax")), preprocess=scaled)
+    source = CollectionSource(Collection(photos(3), np.array([0, 1, 2]), None, "made"))
+    with pytest.raises(ValueError, match=r"pd\+rcam:k=5 on .*expected 1 to 3.*left out"):
+        evaluate(made, source, [], ["pd+rcam:k=5"])
+    flat = Classifier(MODELS["two ways around a model"]())
+    with pytest.raises(ValueError, match=r"pd\+cam on .*no feature map"):
+        evaluate(flat, source, [], ["pd+cam"])
+    found = evaluate(made, source, [], ["pd+rcam+wd"], runs=1)
+    assert set(found.defense) == {"none", "pd+rcam+wd"}
+
+
+def test_the_share_that_is_right_is_that_of_the_model_with_its_prior():
+    # Everything is class 1, whatever the picture: at most the share of class 1 can be right.
+    made = Classifier(MODELS["a strong prior"](), preprocess=scaled)
+    source = CollectionSource(Collection(photos(4), np.array([0, 1, 2, 1]), None, "made"))
+    found = evaluate(made, source, [], ["wd"], runs=1)
+    assert found[found.defense == "none"].predicted.tolist() == [1, 1, 1, 1]
+
+
+def test_what_comes_after_the_last_weights_tells_two_networks_apart():
+    first = ending(dense(3), lambda z: ops.softmax(z / 50))
+
+    def digest(temperature):
+        x = ops.softmax(first.layers[3].output / temperature)
+        return fingerprint(Classifier(keras.Model(first.inputs, x), preprocess=scaled))
+
+    assert digest(50) == digest(50)
+    assert digest(50) != digest(5)
+
+
+def test_the_policy_of_keras_does_not_touch_the_defence():
+    plain = Classifier(ending(dense(activation="softmax")), preprocess=scaled)
+    expected = np.asarray(defended_model(plain, WHOLE, seed=3)(photos(2)))
+    with policy_of("mixed_float16"):
+        found = np.asarray(defended_model(plain, WHOLE, seed=3)(photos(2)))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
