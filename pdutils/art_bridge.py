@@ -16,7 +16,7 @@ from pdutils.checks import check_one_of
 from pdutils.classifiers import Classifier, Labels
 from pdutils.deflection import Reading, apply_writes, check_knobs, draw_writes
 from pdutils.denoising import Mode, SigmaScale, check_wavelet_knobs
-from pdutils.images import Array
+from pdutils.images import Array, check_some
 from pdutils.networks import load_tensorflow
 from pdutils.streams import generator
 
@@ -335,6 +335,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
 
     def _stages(self, x: Array) -> list[Array]:
         """Give the images as they come, and after each of the preprocessing defences."""
+        check_some(x, "x")
         stages = [np.asarray(x, dtype=np.float32)]
         for operation in self._applied():
             stages.append(np.asarray(operation(stages[-1])[0], dtype=np.float32))
@@ -532,6 +533,7 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
             raise ValueError(
                 f"x: expected floats of shape {layout}, got {values.dtype} of {values.shape}"
             )
+        check_some(values, "x")
         return np.moveaxis(values, channel, 3).astype(np.float32)
 
     def _outward(self, values: Array) -> Array:

@@ -4,10 +4,11 @@ An image is a float32 array (H, W, 3), RGB, values in [0, 255]; a batch is (N, H
 float32 (H, W) or (N, H, W) in [0, 1].
 """
 
+import errno
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,21 @@ OVERSHOOT = 128.0
 #: A picture of more pixels is refused before it is decoded (a 64-megapixel photo needs 0.8 GB).
 MAX_PIXELS = 64_000_000
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+#: How the names of pictures end: whatever Pillow decodes by itself as a still picture. No vector
+#: graphics, films, floats, or formats for which Pillow has but a stub.
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".bmp", ".dib", ".tif",
+    ".tiff", ".webp", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".tga", ".icb", ".vda", ".vst", ".pcx", ".dcx", ".qoi", ".psd", ".sgi",
+    ".rgb", ".rgba", ".bw", ".ras", ".dds", ".blp", ".ftc", ".ftu", ".gbr", ".ico", ".cur",
+    ".icns", ".msp", ".xbm", ".xpm", ".pcd", ".pxr",
+})
+# fmt: on
+
+#: Whole numbers of a file that does not say how many bits they have: up to the first, they are
+#: 8 bits; above the second, 16.
+_SURELY_8_BITS, _NOT_SURELY_16_BITS = 255, 32767
 
 
 def check_images(images: Array, name: str = "images") -> Array:
@@ -50,6 +65,8 @@ def check_images(images: Array, name: str = "images") -> Array:
         If the type, rank, dtype or range is another, the array is empty, or a value is not finite.
     """
     _check_array(images, name, "(H, W, 3) or (N, H, W, 3)")
+    if images.ndim == 4:
+        check_some(images, name)
     if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.size == 0:
         raise ValueError(
             f"{name}: expected shape (H, W, 3) or (N, H, W, 3) with at least one pixel, "
@@ -64,6 +81,26 @@ def check_images(images: Array, name: str = "images") -> Array:
             "for a model; bring it back to [0, 255] first"
         )
     return images
+
+
+def check_some(images: Sequence[Any] | NDArray[Any], name: str = "images") -> None:
+    """Refuse a batch or a list without an image.
+
+    Parameters
+    ----------
+    images : ndarray or sequence
+        Images in any form.
+    name : str
+        What the error calls them.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if len(images) == 0:
+        shape = f" (shape {images.shape})" if isinstance(images, np.ndarray) else ""
+        raise ValueError(f"{name}: expected at least one image, got none{shape}")
 
 
 def as_batch(images: Array, name: str = "images") -> tuple[Array, bool]:
@@ -147,7 +184,8 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
     """Load a picture as an RGB image in [0, 255].
 
     Grey becomes three equal channels, 16 bits become 8, CMYK and palettes become RGB, what is
-    transparent is laid over white, and a camera's rotation flag is obeyed.
+    transparent is laid over white, and a camera's rotation flag is obeyed. Grey of 32 bits is
+    taken for 8 bits if it holds no more than 255, for 16 if it holds more than 32767.
 
     Parameters
     ----------
@@ -167,8 +205,9 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is empty, cut off, no picture, animated, of floats, or has more than 64 million
-        pixels; or if `size` is no positive whole number or pair of them.
+        If the file is empty, cut off, no picture, animated, of floats, of 32-bit grey that is
+        neither surely 8 nor surely 16 bits, or has more than 64 million pixels; or if `size` is no
+        positive whole number or pair of them.
     """
     picture = _decoded(path)
     with _reading(path):
@@ -316,19 +355,44 @@ def whole_file(path: Path) -> Iterator[Path]:
     Path
         Where the block writes. It bears the same suffix as `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A long name would grow beyond what file systems take.
+        start = f".{path.stem[:40]}-"
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=start, suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        # mkstemp makes a private file; a finished one gets the rights of any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        with naming(path, instead_of=name):
+            yield temporary
+        with naming(path):
+            # mkstemp makes a private file; a finished one gets the rights of any other new file.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str], *, instead_of: str | None = None) -> Iterator[None]:
+    """Let an error of the system name the file that was asked for.
+
+    Parameters
+    ----------
+    path : str or path
+        That file.
+    instead_of : str, optional
+        Errors that name another file than this one are left as they are. By default none is.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is None or instead_of in (None, str(error.filename))
+        if error.errno is None or not named:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _check_array(values: Any, name: str, shape: str) -> None:
@@ -357,6 +421,9 @@ def _decoded(path: str | os.PathLike[str]) -> Image.Image:
     with _reading(path), Image.open(path) as picture:
         complaint = _complaint(picture)
         turned = None if complaint else ImageOps.exif_transpose(picture)
+        # Pillow brings the deep grey of a PGM, of any depth, to 16 bits in its mode of 32.
+        if turned is not None and (picture.format, turned.mode) == ("PPM", "I"):
+            turned = Image.fromarray(np.asarray(turned).astype(np.uint16))
     if turned is None:
         raise ValueError(f"{path}: {complaint}")
     return turned
@@ -393,14 +460,26 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in _DEEP_GREY:
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
         values = np.asarray(picture, dtype=np.float64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"it holds {values.min():g} to {values.max():g}, not 16 bits")
-        picture = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        step = _grey_step(values) if picture.mode == "I" else 257
+        picture = Image.fromarray(np.rint(values / step).astype(np.uint8))
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         paper = Image.new("RGBA", layer.size, "white")
         picture = Image.alpha_composite(paper, layer)
     return picture.convert("RGB")
+
+
+def _grey_step(values: NDArray[Any]) -> int:
+    """Tell what one grey level of 8 bits is in a picture of 32 bits, which does not say it."""
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise ValueError(f"it holds {low:g} to {high:g}, not 16 bits")
+    if _SURELY_8_BITS < high <= _NOT_SURELY_16_BITS:
+        raise ValueError(
+            f"it holds {low:g} to {high:g} in 32 bits, which does not tell its range: save it with "
+            "8 or 16 bits"
+        )
+    return 1 if high <= _SURELY_8_BITS else 257
 
 
 def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -427,8 +506,44 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Check, before there is an image to save, that a file of that name could be written.
+
+    Parameters
+    ----------
+    path : str or path
+        As `save_image` takes it.
+
+    Raises
+    ------
+    ValueError
+        If the suffix names no picture format that Pillow writes.
+    OSError
+        If it is a folder, or its folder cannot be written to; the error names `path`.
+    """
+    target = Path(path)
+    Image.init()
+    form = Image.registered_extensions().get(target.suffix.lower())
+    if target.suffix.lower() not in IMAGE_SUFFIXES or form not in Image.SAVE:
+        raise ValueError(
+            f"{path}: expected a name that ends in .png or .jpg, got {target.suffix!r}"
+        )
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
 def _save(picture: Image.Image, path: Path) -> None:
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise ValueError(f"{path}: expected a name that ends in .png or .jpg, got {path.suffix!r}")
+    check_target(path)
     with whole_file(path) as temporary:
-        picture.save(temporary)
+        try:
+            picture.save(temporary)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # Some formats hold no colours, or no picture of this size.
+            raise ValueError(f"{path}: expected a format for RGB pictures: {error}") from error

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from pdutils.images import Array
+from pdutils.images import Array, check_some
 
 #: The window of SSIM, in pixels: smaller images have none.
 SMALLEST_SIDE = 11
@@ -28,6 +28,7 @@ def psnr(clean: Array, defended: Array) -> NDArray[np.float64]:
     ndarray of float64, shape (N,)
         In dB; infinite where the two are equal.
     """
+    check_some(clean, "clean")
     error = np.square(defended - clean).mean(axis=(1, 2, 3), dtype=np.float64)
     with np.errstate(divide="ignore"):
         ratio: NDArray[np.float64] = 10 * np.log10(255.0**2 / error)
@@ -49,6 +50,7 @@ def ssim(clean: Array, defended: Array) -> NDArray[np.float64]:
     ndarray of float64, shape (N,)
         1 where the two are equal.
     """
+    check_some(clean, "clean")
     with ThreadPoolExecutor() as pool:
         return np.array(list(pool.map(_ssim, clean @ _LUMA, defended @ _LUMA)), dtype=np.float64)
 

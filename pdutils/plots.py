@@ -16,7 +16,7 @@ from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from pdutils.classifiers import Classifier
-from pdutils.images import Array
+from pdutils.images import Array, check_some
 from pdutils.statistics import PairedDifference, Rate, correlation
 
 TRUE_COLOR = "#009E73"
@@ -545,6 +545,7 @@ def closeup(images: Sequence[Array], titles: Sequence[str], *, row: int, column:
     -------
     matplotlib.figure.Figure
     """
+    check_some(images)
     height, width = images[0].shape[:2]
     top = int(np.clip(row - size // 2, 0, max(height - size, 0)))
     left = int(np.clip(column - size // 2, 0, max(width - size, 0)))
@@ -582,6 +583,7 @@ def _legend_above(figure: Figure) -> None:
 
 
 def _grid(n: int, columns: int, side: float) -> tuple[Figure, list[Axes]]:
+    check_some(range(n))
     columns = min(columns, n)
     rows = -(-n // columns)
     figure, axes = plt.subplots(

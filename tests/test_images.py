@@ -11,9 +11,11 @@ from PIL import Image
 
 from pdutils import images
 from pdutils.images import (
+    IMAGE_SUFFIXES,
     as_batch,
     as_map_batch,
     check_images,
+    check_target,
     label_from_name,
     load_image,
     load_map,
@@ -78,6 +80,11 @@ def names(folder: Path) -> list[str]:
 def test_what_is_no_image_is_refused_with_what_was_expected_and_what_came(wrong, found):
     with pytest.raises(ValueError, match=rf"^picture: expected .*{found}"):
         check_images(wrong, "picture")
+
+
+def test_a_batch_of_no_image_is_refused_in_so_many_words():
+    with pytest.raises(ValueError, match=r"x: expected at least one image, got none \(shape \(0, "):
+        as_batch(np.zeros((0, 8, 8, 3), dtype=np.float32), "x")
 
 
 def test_an_image_comes_back_as_it_is():
@@ -225,7 +232,63 @@ def test_more_than_16_bits_are_refused(tmp_path):
         load_image(path)
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_32_bit_grey_is_read_by_what_it_holds(tmp_path, dtype):
+    def loaded(*values):
+        path = tmp_path / "a.tif"
+        path.write_bytes(tiff32(values, dtype))
+        return load_image(path)[0, :, 0].tolist()
+
+    assert loaded(0, 7, 255) == [0, 7, 255]
+    assert loaded(3, 3) == [3, 3]
+    assert loaded(0, 257, 65_535) == [0, 1, 255]
+    assert loaded(0, 32_768) == [0, 128]
+    for values in ((0, 256), (0, 4095), (5, 32_767)):
+        with pytest.raises(ValueError, match=rf"a\.tif: .*{values[1]} in 32 bits.*with 8 or 16"):
+            loaded(*values)
+
+
+def tiff32(values, dtype) -> bytes:
+    """A TIFF of one row of 32-bit grey, from the format's own description."""
+    entries = {256: len(values), 257: 1, 258: 32, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1,
+               279: 4 * len(values), 339: 2 if dtype == np.int32 else 1}  # fmt: skip
+    content = np.array(values, dtype=dtype).tobytes()
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(content))
+    return start + content + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_dark_grey_that_says_16_bits_stays_dark(tmp_path, name):
+    path = saved(tmp_path, name, grey([[0, 100, 255]], np.uint16))
+    np.testing.assert_array_equal(load_image(path)[0, :, 0], [0, 0, 1])
+
+
 # Reading files of every kind
+
+
+def test_the_endings_of_pictures_are_those_of_what_can_be_read(tmp_path):
+    Image.init()
+    square = Image.fromarray(photo(64, 64).astype(np.uint8))
+    for suffix, form in Image.registered_extensions().items():
+        path = tmp_path / f"a{suffix}"
+        # Floats, vectors for another program to draw, and what Pillow is about to forget.
+        if form not in Image.SAVE or suffix in (".pfm", ".eps", ".ps", ".im"):
+            continue
+        assert (suffix in IMAGE_SUFFIXES) == readable(square, path), suffix
+    assert set(Image.registered_extensions()) > IMAGE_SUFFIXES
+    assert {".jfif", ".jpe", ".avif", ".jp2", ".ppm", ".pgm", ".pnm", ".tga"} <= IMAGE_SUFFIXES
+
+
+def readable(picture: Image.Image, path: Path) -> bool:
+    for mode in ("RGB", "P", "1"):
+        try:
+            picture.convert(mode).save(path)
+            load_image(path)
+        except (OSError, ValueError, KeyError):
+            continue
+        return True
+    return False
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3), (31, 33)])
@@ -484,6 +547,50 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(PermissionError, match="Permission denied"):
         save_image(tmp_path / "a.png", photo())
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("where", ["mkstemp", "replace"])
+def test_an_error_of_the_system_names_the_file_that_was_asked_for(tmp_path, monkeypatch, where):
+    def denied(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/tmp/.other-x7.png")
+
+    place = images.tempfile if where == "mkstemp" else Path
+    monkeypatch.setattr(place, where, denied)
+    with pytest.raises(PermissionError) as caught:
+        save_image(tmp_path / "a.png", photo())
+    assert caught.value.filename == str(tmp_path / "a.png")
+
+
+def test_what_cannot_be_written_is_named_before_there_is_an_image(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "b.png").mkdir()
+    for path, kind in (
+        (tmp_path / "file" / "a.png", NotADirectoryError),
+        (tmp_path / "file" / "deep" / "a.png", NotADirectoryError),
+        (tmp_path / "b.png", IsADirectoryError),
+    ):
+        for step in (check_target, lambda path: save_image(path, photo())):
+            with pytest.raises(kind) as caught:
+                step(path)
+            assert caught.value.filename == str(path)
+    check_target(tmp_path / "new" / "deep" / "a.png")
+    assert names(tmp_path) == ["b.png", "file"]
+    monkeypatch.setattr(images.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError) as caught:
+        check_target(tmp_path / "new" / "a.png")
+    assert caught.value.filename == str(tmp_path / "new" / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.psd", "a.xbm"])
+def test_a_format_that_cannot_be_written_is_refused_by_name(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: expected a "):
+        save_image(tmp_path / name, photo())
+    assert names(tmp_path) == []
+
+
+def test_the_longest_name_of_a_file_can_be_saved(tmp_path):
+    save_image(tmp_path / f"{'a' * 251}.png", photo())
+    assert len(names(tmp_path)) == 1
 
 
 # Maps
