@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pdutils import data
 from pdutils.attacks import igsm, linf, relative_l2
+from pdutils.checks import check_whole
 from pdutils.classifiers import Classifier, Labels
 from pdutils.drawing import draw_animal
 from pdutils.images import Array, label_from_name, load_image
@@ -197,8 +198,7 @@ def load_collection(
     FileNotFoundError
         If there is no such folder.
     """
-    if n < 1:
-        raise ValueError(f"n: expected at least 1 image, got {n}")
+    check_whole("n", n, 1)
     if folder or classifier.name != "demo":
         return _photos(classifier, n, folder, seed)
     return _drawings(classifier, n, seed)
@@ -269,7 +269,8 @@ def _drawings(classifier: Classifier, n: int, seed: int) -> Collection:
 def _photos(
     classifier: Classifier, n: int, folder: str | os.PathLike[str], seed: int
 ) -> Collection:
-    files = data.labelled_files(folder) if folder else _photos_at_hand()
+    found = data.look_through(folder) if folder else None
+    files = data.labelled(folder, found) if found else _photos_at_hand()
     order = generator(seed).permutation(len(files)) if folder else np.arange(len(files))
     images: list[Array] = []
     labels: list[int] = []
@@ -292,6 +293,8 @@ def _photos(
     origin = f"{where}, {len(labels)} right of {read} read"
     if unreadable:
         origin += f", {unreadable} unreadable"
+    if found and found.passed_over:
+        origin += f"; {found}"
     return _collection(images, labels, None, origin)
 
 

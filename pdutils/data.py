@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pdutils.images import IMAGE_SUFFIXES, label_from_name, whole_file
+from pdutils.files import Pictures, find_pictures
+from pdutils.images import label_from_name, whole_file
 from pdutils.progress import progress_bar
 
 _AUTHORS_COMMIT = "0997669e94c711521896a01cc9c0e27723df0841"
@@ -318,7 +319,9 @@ def labelled_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
     ----------
     folder : str or path
         Pictures named `<label>_<anything>.png|jpg|...`, or one sub-folder a class, as ImageNet's,
-        whose name is the label of every picture in it. Hidden files are passed over.
+        whose name is the label of every picture in it. Symbolic links are followed, loops of them
+        are not. Hidden files are passed over, and so are files whose ending is not in
+        `pdutils.images.IMAGE_SUFFIXES`.
 
     Returns
     -------
@@ -331,23 +334,63 @@ def labelled_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
     ValueError
         If it is no folder, has no picture, or a picture's name shows no label.
     """
+    return labelled(folder, look_through(folder))
+
+
+def look_through(folder: str | os.PathLike[str]) -> Pictures:
+    """Find the pictures of a folder, and count what else is there.
+
+    Parameters
+    ----------
+    folder : str or path
+        As in `labelled_files`.
+
+    Returns
+    -------
+    Pictures
+        Printed, it is the sentence that says what was passed over; empty if nothing was.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such folder, it is a file, or it has no picture.
+    """
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder")
     if not root.is_dir():
         raise ValueError(f"{root}: expected a folder of pictures, got a file")
-    files = sorted(path for path in root.rglob("*") if _is_picture(path, root))
-    if not files:
-        raise ValueError(f"{root}: expected pictures (.png, .jpg, ...), found none")
+    found = find_pictures(root)
+    if not found.files:
+        others = f"; {found}" if found.passed_over else ""
+        raise ValueError(f"{root}: expected pictures (.png, .jpg, ...), found none{others}")
+    return found
+
+
+def labelled(folder: str | os.PathLike[str], found: Pictures) -> list[tuple[Path, str]]:
+    """Label the pictures that were found in a folder.
+
+    Parameters
+    ----------
+    folder : str or path
+        As in `labelled_files`.
+    found : Pictures
+        What `look_through` found in it.
+
+    Returns
+    -------
+    list of (Path, str)
+
+    Raises
+    ------
+    ValueError
+        If a picture's name shows no label.
+    """
+    root = Path(folder)
     return [
         (path, label_from_name(path) if path.parent == root else path.relative_to(root).parts[0])
-        for path in files
+        for path in found.files
     ]
-
-
-def _is_picture(path: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
 def _is_whole(path: Path, known_hash: str | None) -> bool:

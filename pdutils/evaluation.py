@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pdutils.attacks import linf, relative_l2
 from pdutils.checks import check_whole
 from pdutils.classifiers import Classifier, Labels
+from pdutils.files import displayed
 from pdutils.images import Array, on_grid
 from pdutils.likeness import SMALLEST_SIDE, psnr, ssim
 from pdutils.loading import ClassifierSource, deterministic, fingerprint
@@ -433,7 +434,7 @@ def _read_chunk(classifier: Classifier, job: _Job, unit: _Unit) -> _Clean:
         try:
             image = job.source.load(i)
         except (ValueError, OSError) as error:
-            skipped[names[i]] = str(error)
+            skipped[names[i]] = displayed(str(error))
         else:
             read[i] = _checked_image(classifier, names[i], image)
     empty = np.empty((0, *classifier.input_size, 3), dtype=np.float32)

@@ -20,6 +20,7 @@ from pdutils import data
 from pdutils.cases import Collection
 from pdutils.classifiers import Classifier
 from pdutils.drawing import CLASS_NAMES, draw_animal
+from pdutils.files import displayed, read_text
 from pdutils.images import IMAGE_SUFFIXES, Array, load_image
 from pdutils.streams import generator
 
@@ -74,7 +75,7 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """Pictures in files, with the class of each found by its label.
+    r"""Pictures in files, with the class of each found by its label.
 
     Parameters
     ----------
@@ -86,14 +87,17 @@ class FolderSource:
         Names are the paths from here. By default the folder that holds all the files.
     empty_classes : sequence of str
         Labels of folders without a picture, to be remembered.
+    passed_over : str
+        What else lies among the files, in words, to be remembered.
 
     Attributes
     ----------
     names : tuple of str
-        Paths from `root`, with forward slashes.
+        Paths from `root`, with forward slashes; of a name that is not UTF-8, each byte that is
+        none is written out, such as `caf\xe9.png`.
     labels : tuple of int
         Class numbers.
-    empty_classes : tuple of str
+    empty_classes, passed_over
         As given.
 
     Raises
@@ -110,6 +114,7 @@ class FolderSource:
         *,
         root: str | os.PathLike[str] | None = None,
         empty_classes: Sequence[str] = (),
+        passed_over: str = "",
     ) -> None:
         if not files:
             raise ValueError("expected at least one labelled picture, got none")
@@ -121,6 +126,7 @@ class FolderSource:
         self.names = _unique(_name(path, self._root) for path in self._paths)
         self.labels = _class_numbers(classifier, files)
         self.empty_classes = tuple(empty_classes)
+        self.passed_over = passed_over
 
     @cached_property
     def digest(self) -> str:
@@ -347,7 +353,8 @@ def folder_source(folder: str | os.PathLike[str], classifier: Classifier) -> Fol
     Returns
     -------
     FolderSource
-        `empty_classes` are the sub-folders without a picture.
+        `empty_classes` are the sub-folders without a picture; `passed_over` counts the files that
+        are no pictures by their endings.
 
     Raises
     ------
@@ -357,11 +364,15 @@ def folder_source(folder: str | os.PathLike[str], classifier: Classifier) -> Fol
         If it is no folder or has no picture, or a label is no class of the classifier.
     """
     root = Path(folder)
-    files = data.labelled_files(root)
-    seen = {path.relative_to(root).parts[0] for path, _ in files}
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    empty = [name for name in folders if name not in seen and not name.startswith(".")]
-    return FolderSource(files, classifier, root=root, empty_classes=empty)
+    found = data.look_through(root)
+    seen = {path.relative_to(root).parts[0] for path in found.files}
+    return FolderSource(
+        data.labelled(root, found),
+        classifier,
+        root=root,
+        empty_classes=[name for name in found.folders if name not in seen],
+        passed_over=str(found),
+    )
 
 
 def listed_source(
@@ -374,11 +385,11 @@ def listed_source(
     folder : str or path
         Where the pictures are.
     labels : str or path
-        A text file. Lines `NAME LABEL`, as Caffe's val.txt: NAME is the file's path from the
-        folder, LABEL a class number (of ImageNet: 0 to 999 in the order of the WordNet ids), id or
-        name. Or Kaggle's LOC_val_solution.csv, whose predictions begin with the WordNet id. The
-        list that comes with ImageNet's development kit, of bare numbers, counts the classes in
-        another order and is refused.
+        A text in UTF-8, or in UTF-16 with its mark. Lines `NAME LABEL`, as Caffe's val.txt: NAME is
+        the file's path from the folder, LABEL a class number (of ImageNet: 0 to 999 in the order of
+        the WordNet ids), id or name. Or Kaggle's LOC_val_solution.csv, whose predictions begin with
+        the WordNet id. The list that comes with ImageNet's development kit, of bare numbers, counts
+        the classes in another order and is refused.
     classifier : Classifier
         It knows the labels.
 
@@ -428,11 +439,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list of labels")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: expected a list of labels in plain text") from None
-    return text.rstrip().splitlines()
+    return read_text(path).rstrip().splitlines()
 
 
 def _got(line: str) -> str:
@@ -508,7 +515,7 @@ def _hint(label: str | int) -> str:
 def _name(path: Path, root: Path) -> str:
     if not path.is_relative_to(root):
         raise ValueError(f"{path}: expected a file in {root}")
-    return path.relative_to(root).as_posix()
+    return displayed(path.relative_to(root).as_posix())
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -121,6 +121,19 @@ def test_a_broken_file_in_a_folder_is_passed_over_and_counted(toy, tmp_path):
     assert "1 unreadable" in found.origin
 
 
+def test_what_is_no_picture_in_a_folder_is_counted_too(toy, tmp_path):
+    seen = toy.class_names[int(toy.predict(photo()).argmax())]
+    save_image(tmp_path / f"{seen}_0.png", photo())
+    (tmp_path / "notes.heic").touch()
+    found = cases.load_collection(toy, 5, folder=tmp_path)
+    assert found.origin.endswith("1 right of 1 read; passed over 1 entry: 1 .heic")
+
+
+def test_half_an_image_is_no_number_of_images(toy):
+    with pytest.raises(ValueError, match=r"n: expected a whole number of at least 1, got 2\.5"):
+        cases.load_collection(toy, 2.5)
+
+
 def test_scikit_images_photos_are_at_hand_under_their_names():
     for name in cases.PHOTOS:
         assert load_image(cases.photo_path(name), 224).shape == (224, 224, 3)

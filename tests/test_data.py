@@ -533,3 +533,18 @@ def test_a_file_is_no_folder(tmp_path):
     save_image(tmp_path / "owl_1.png", photo())
     with pytest.raises(ValueError, match=r"owl_1\.png: expected a folder of pictures, got a file"):
         data.labelled_files(tmp_path / "owl_1.png")
+
+
+def test_what_is_no_picture_is_told_where_there_is_none(tmp_path):
+    make(tmp_path, "owl_1.heic", "owl_2.heic", "notes.txt")
+    with pytest.raises(ValueError, match=r"found none; passed over 3 entries: 2 \.heic, 1 \.txt"):
+        data.labelled_files(tmp_path)
+
+
+def test_a_class_folder_that_is_a_link_labels_its_pictures(tmp_path):
+    make(tmp_path, "away/1.png", "root/owl_2.jfif")
+    (tmp_path / "root" / "yak").symlink_to(tmp_path / "away")
+    assert data.labelled_files(tmp_path / "root") == [
+        (tmp_path / "root" / "owl_2.jfif", "owl"),
+        (tmp_path / "root" / "yak" / "1.png", "yak"),
+    ]

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import pickle
 
 import numpy as np
@@ -201,12 +202,40 @@ def test_a_list_of_another_form_is_refused(toy, flat, tmp_path, text, message):
 
 def test_a_list_that_is_none_is_refused(toy, flat, tmp_path):
     (tmp_path / "list.png").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ValueError, match="in plain text"):
+    with pytest.raises(ValueError, match=r"list\.png: expected a text in UTF-8"):
         sources.listed_source(flat, tmp_path / "list.png", toy)
     with pytest.raises(FileNotFoundError, match="no such list"):
         sources.listed_source(flat, tmp_path / "none.txt", toy)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         sources.listed_source(tmp_path / "none", listed(tmp_path, "a 1"), toy)
+
+
+def test_a_list_may_be_in_utf_16(toy, flat, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(f"{name} 2" for name in NAMES), encoding="utf-16")
+    assert sources.listed_source(flat, path, toy).labels == (2, 2, 2, 2)
+
+
+def test_class_folders_that_are_links_are_read_and_loops_are_no_empty_classes(toy, folder):
+    (folder / "eel").symlink_to(folder.parent / "away")
+    (folder.parent / "away").mkdir()
+    (folder / "cat").rename(folder.parent / "cats")
+    (folder / "cat").symlink_to("../cats")
+    (folder / "again").symlink_to(".")
+    (folder / "notes.txt").touch()
+    source = sources.folder_source(folder, toy)
+    assert source.names == ("ant/deep/a.png", "cat/a.png", "cat/b.png")
+    assert source.empty_classes == ("eel", "fox")
+    assert "1 .txt" in source.passed_over
+
+
+def test_names_that_are_no_utf_8_are_texts_and_their_files_are_found(toy, tmp_path):
+    path = tmp_path / os.fsdecode(b"cat_caf\xe9.png")
+    save_image(path, photo())
+    source = sources.folder_source(tmp_path, toy)
+    assert source.names == (r"cat_caf\xe9.png",)
+    np.testing.assert_array_equal(source.load(0), photo())
+    assert len(source.digest) == 64
 
 
 # Drawings
