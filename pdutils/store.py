@@ -9,6 +9,7 @@ rerun does what is missing. One run writes at a time (it holds a lock on the emp
 import os
 import sqlite3
 import struct
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -20,6 +21,8 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from pdutils.images import naming
 
 #: The columns of a table of records, with their types.
 COLUMNS: dict[str, str] = {
@@ -67,6 +70,9 @@ _FORMAT = "1"
 # SQLite keeps both at fixed places of a file's first page.
 _MAGIC = b"SQLite format 3\x00"
 _APPLICATION_ID, _APPLICATION_ID_AT = 0x50445231, 68
+
+# What a file says at that place while a run writes to it, and ever after if that run is killed.
+_WAL, _WAL_AT = 2, 18
 
 _BLOCK = 100_000
 
@@ -128,7 +134,8 @@ class StoredRecords:
     FileNotFoundError
         If there is no such file.
     StoreError
-        If the file is not one of ours, is damaged, or is of another format.
+        If the file is not one of ours, is damaged, is of another format, or was left by a killed
+        run and copied without its companion `FILE-wal`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -137,6 +144,7 @@ class StoredRecords:
             raise FileNotFoundError(f"{path}: no such file of records")
         if _is_new(Path(path)):
             raise StoreError(f"{path}: expected a file of records, got an empty file")
+        _check_companion(Path(path))
         self._connection = _connect(f"{Path(path).absolute().as_uri()}?mode=ro", self.path)
         try:
             self._check_format()
@@ -387,9 +395,15 @@ class Store(StoredRecords):
         if path is None:
             self._connection = _connect(":memory:", self.path)
         else:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with naming(path):
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
             _is_new(Path(path))
             self._lock = _lock(self.path)
+            try:
+                _check_companion(Path(path))
+            except StoreError:
+                self._lock.close()
+                raise
             self._connection = _connect(Path(path).absolute().as_uri(), self.path)
         try:
             self._prepare(names, labels, {name: str(value) for name, value in settings.items()})
@@ -625,6 +639,31 @@ def _is_new(path: Path) -> bool:
     return False
 
 
+def _check_companion(path: Path) -> None:
+    """Refuse a file that a killed run left, and that was copied without its companion.
+
+    What was written last is in the companion, and a kill may have come while it was carried over:
+    nothing in the file tells how much of it is whole.
+    """
+    # A run that ends well removes the companion a moment before it says so in the file.
+    for _ in range(5):
+        if not _lacks_companion(path):
+            return
+        time.sleep(0.1)
+    raise StoreError(
+        f"{path}: its companion {path.name}-wal is missing; the run that wrote them was killed, "
+        "and its last records are in the companion: copy both, or begin again with another file"
+    )
+
+
+def _lacks_companion(path: Path) -> bool:
+    if not path.exists() or path.with_name(f"{path.name}-wal").exists():
+        return False
+    with path.open("rb") as file:
+        head = file.read(_WAL_AT + 1)
+    return len(head) > _WAL_AT and head[_WAL_AT] == _WAL
+
+
 def _connect(uri: str, path: str) -> sqlite3.Connection:
     try:
         return sqlite3.connect(uri, uri=True, isolation_level=None)
@@ -635,7 +674,7 @@ def _connect(uri: str, path: str) -> sqlite3.Connection:
 def _lock(path: str) -> sqlite3.Connection:
     """Take the lock of a file, or refuse at once; the system drops it when the process ends."""
     uri = Path(f"{path}.lock").absolute().as_uri()
-    lock = _connect(uri, f"{path}.lock")
+    lock = _connect(uri, path)
     try:
         lock.execute("PRAGMA busy_timeout = 0")
         lock.execute("BEGIN EXCLUSIVE")
@@ -646,7 +685,7 @@ def _lock(path: str) -> sqlite3.Connection:
                 f"{path}: another run writes to it at this moment; wait for its end, or take "
                 "another file"
             ) from None
-        raise OSError(f"{path}.lock: the lock cannot be taken ({error})") from error
+        raise OSError(f"{path}: its lock {path}.lock cannot be taken ({error})") from error
     return lock
 
 

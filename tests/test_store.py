@@ -1,5 +1,9 @@
+import shutil
 import sqlite3
+import subprocess
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -371,6 +375,43 @@ def test_others_read_what_is_finished_while_one_writes(path):
             assert len(stored.records()) == 12
             stored._connection.execute("COMMIT")
             assert len(stored.records()) == 24
+
+
+@pytest.fixture
+def copied(path, tmp_path):
+    """What a killed run leaves, copied without its companion; and a copy of both."""
+    places = [str(Path(__file__).parent), str(Path(store_module.__file__).parents[1])]
+    code = (
+        "import os, signal, sys\n"
+        f"sys.path[:0] = {places}\n"
+        "from test_store import filled\n"
+        "import pdutils.store\n"
+        "pdutils.store.Store.close = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"filled({str(path)!r}, (0, 'none', 'none'))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    companion = path.with_name(f"{path.name}-wal")
+    assert companion.exists()
+    for folder, files in (("alone", [path]), ("both", [path, companion])):
+        (tmp_path / folder).mkdir()
+        for file in files:
+            shutil.copy(file, tmp_path / folder)
+    return tmp_path / "alone" / path.name, tmp_path / "both" / path.name
+
+
+def test_a_killed_run_s_file_without_its_companion_is_refused(copied):
+    alone, both = copied
+    assert len(read(both)) == 12
+    before = alone.read_bytes()
+    for open_it in (Store.open, opened):
+        # The second time too: SQLite itself makes an empty companion.
+        for _ in range(2):
+            with pytest.raises(StoreError, match=rf"{alone}: its companion .*-wal is missing"):
+                open_it(alone)
+    assert alone.read_bytes() == before
+    with opened(both) as store:
+        _add(store, ALL[1:])
+    assert len(read(both)) == 96
 
 
 def test_a_reader_cannot_write(path):
