@@ -1,7 +1,9 @@
 """The command line: run the notebooks, defend images, evaluate defences, remake the demo."""
 
 import argparse
+import io
 import os
+import select
 import signal
 import sys
 import textwrap
@@ -12,7 +14,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 # The rest of the package loads with the command that needs it: --help is quick.
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ SCALINGS = ("-1..1", "0..1", "0..255")
 PROTOCOLS = ("paper", "plain")
 DECISIONS = ("one", "majority", "mean", "worst")
 
+# As a shell reports a program whose reader went away: 128 and the number of that signal.
+_UNHEARD = 141
+
 #: What `evaluate` takes for fresh drawings in place of a folder.
 _DRAWINGS = "drawings:"
 
@@ -41,8 +46,9 @@ Execute notebooks through papermill, each in a kernel of its own, and leave in t
 the executed notebooks, a page of each and index.html, which leads to them. A notebook that fails
 does not stop the others; it is named at the end with its error, and the exit status is 1.
 
-VALUE is a Python literal (0.04, [1, 2], 'x'), true, false or none; all else is a string. Of several
-notebooks, each gets those parameters that it knows; one that none of them knows is an error.
+VALUE takes the kind of the notebook's own value: a text is taken as it stands, a number is a number
+(400, 1e2, 0.04), a list or a dictionary is written as in Python ("[1, 2]"). Of several notebooks,
+each gets those parameters that it knows; one that none of them knows is an error.
 """
 
 _RUN_EXAMPLES = """\
@@ -59,6 +65,9 @@ classifier's size: the five most probable classes before and after. Of a folder 
 pictures (<label>_<anything>.png, or a folder a class): how often the label is the most probable
 class, or among five, before and after, with the 95% interval.
 
+A folder of maps holds a grey picture for each picture, with its name or that of a PNG, and with
+that of its class folder before it where there is one.
+
 Each option's default stands in brackets.
 """
 
@@ -68,6 +77,7 @@ examples:
   python -m pdutils defend photo.png --map rcam --deflections 1500 --save defended.png
   python -m pdutils defend photo.png --map map.png --denoiser tv --runs 10
   python -m pdutils defend photos/ --classifier mobilenet_v2 --weights FILE
+  python -m pdutils defend photos/ --classifier model.keras --class-names names.txt --map maps/
 """
 
 _EVALUATE = """\
@@ -127,14 +137,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0; 1 if a notebook or the work failed; 130 after Ctrl-C.
+        The exit status: 0; 1 if a notebook or the work failed; 130 after Ctrl-C; 141 if whoever
+        read what is printed went away.
 
     Raises
     ------
     SystemExit
         With status 2 if the command line asks for what does not exist, with 0 after --help.
     """
-    options = _parser().parse_args(_joined(sys.argv[1:] if arguments is None else arguments))
+    _take_any_text()
+    try:
+        try:
+            return _carry_out(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            # Here, not when the interpreter ends, where nobody could catch what comes of it.
+            _flush()
+    except BrokenPipeError:
+        # Whoever read has had enough, as `head` has.
+        _silence()
+        return _UNHEARD
+    except OSError as error:
+        _silence()
+        print(f"error: what is printed cannot be written: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _carry_out(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(_joined(arguments))
     with _noting_interrupts() as interrupts:
         try:
             return int(options.command(options))
@@ -143,12 +172,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:
             # Some C code on its way makes another error of a KeyboardInterrupt.
             if not interrupts:
-                if not _is_users(error):
+                if not _is_users(error) or _is_unheard(error):
                     raise
                 print(f"error: {_sentence(error)}", file=sys.stderr)
                 return 1
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _take_any_text() -> None:
+    """Let be written, in some form, what a terminal's encoding lacks and what is no Unicode."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_unheard(error: Exception) -> bool:
+    """Tell whether nobody reads any more what is printed; other pipes may break too."""
+    return isinstance(error, BrokenPipeError) and any(
+        _is_broken(stream) for stream in (sys.stdout, sys.stderr)
+    )
+
+
+def _is_broken(stream: Any) -> bool:
+    try:
+        watch = select.poll()
+        watch.register(stream.fileno(), 0)
+        return bool(watch.poll(0))
+    except (AttributeError, OSError, ValueError):
+        # No stream of the system's, or a system that cannot tell.
+        return False
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _silence() -> None:
+    """Send to nowhere what cannot be written, else the interpreter tries it again as it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 @contextmanager
@@ -271,7 +341,12 @@ def _run(options: argparse.Namespace) -> int:
     from pdutils.data import demo_root
 
     asked = {} if options.classifier is None else {"classifier": options.classifier}
-    asked |= {name: runner.parse_value(value) for name, value in options.parameters}
+    asked |= dict(options.parameters)
+    if str(asked.get("classifier", "")).endswith(".keras"):
+        options.parser.error(
+            "--classifier takes a name; a model of your own goes into notebook 8: "
+            "run 08 -p model_file model.keras"
+        )
     output = options.output or demo_root() / "results"
     try:
         notebooks = runner.choose_notebooks(options.notebooks, everything=options.all)
@@ -305,9 +380,13 @@ def _add_defend(commands: Any) -> None:
     )
     add = parser.add_argument
     add("path", metavar="IMAGE|FOLDER", type=Path, help="a picture, or a folder of labelled ones")
-    add("--classifier", metavar="NAME", default="auto", help="demo, resnet50, ... (auto)")
-    add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
-    add("--map", metavar="MAP", default="none", help="none, cam, rcam or a grey picture (none)")
+    _add_classifier(parser)
+    add(
+        "--map",
+        metavar="MAP",
+        default="none",
+        help="none, cam, rcam, a grey picture, or a folder with one for each picture (none)",
+    )
     add("--deflections", metavar="N", type=int, default=200, help="how many; 0 for none (200)")
     add("--window", metavar="N", type=int, default=10, help="how far a neighbour may be (10)")
     add("--reading", choices=READINGS, default="blog", help="what one deflection is (blog)")
@@ -326,35 +405,98 @@ def _add_defend(commands: Any) -> None:
     add("--batch-size", metavar="N", type=int, default=32, help="of a folder: images at once (32)")
 
 
-def _defend(options: argparse.Namespace) -> int:
-    _check_paths(options)
-    from pdutils.classifiers import load_classifier
+def _add_classifier(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--classifier", metavar="NAME", help="demo, resnet50, ... or model.keras (auto)")
+    add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
+    add(
+        "--preprocess",
+        metavar="SCALING",
+        type=_scaling,
+        help=f"how model.keras takes its images: {', '.join(SCALINGS)} (-1..1)",
+    )
+    add(
+        "--class-names",
+        metavar="FILE",
+        type=Path,
+        help="of model.keras, one a line or a JSON list",
+    )
 
+
+def _scaling(text: str) -> str:
+    from pdutils.classifiers import Scaling
+
+    known = get_args(Scaling)
+    if text not in known:
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from {', '.join(known)})"
+        )
+    return text
+
+
+def _defend(options: argparse.Namespace) -> int:
+    files = _check_paths(options)
     defense = _defense(options)
-    classifier = load_classifier(options.classifier, options.weights)
-    show = _defend_folder if options.path.is_dir() else _defend_image
-    print(show(options, defense, classifier))
+    classifier = _named_classifier(options, "auto").load()
+    if files is None:
+        print(_defend_image(options, defense, classifier))
+    else:
+        print(_defend_folder(options, files, defense, classifier))
     return 0
 
 
-def _check_paths(options: argparse.Namespace) -> None:
-    """Refuse what cannot be read before a classifier is loaded, or even downloaded."""
-    from pdutils.data import labelled_files
-    from pdutils.images import load_image, load_map
+def _check_paths(options: argparse.Namespace) -> "list[tuple[Path, str]] | None":
+    """Refuse what cannot be read or written before a classifier is loaded, or even downloaded.
 
-    path, with_map_file = options.path, options.map not in MAPS
+    Of a folder, give its labelled pictures.
+    """
+    from pdutils.images import check_target, load_image, load_map
+
+    path = options.path
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    if path.is_dir() and options.save:
-        options.parser.error("--save takes the result of one image, not of a folder")
-    if path.is_dir() and with_map_file:
-        options.parser.error(f"--map takes one of {', '.join(MAPS)} with a folder, not a file")
     if path.is_dir():
-        labelled_files(path)
-    else:
-        load_image(path)
-    if with_map_file:
-        load_map(options.map)
+        return _check_folder(options)
+    load_image(path)
+    if options.map not in MAPS:
+        load_map(_map_of(options))
+    if options.save:
+        check_target(options.save)
+    return None
+
+
+def _check_folder(options: argparse.Namespace) -> "list[tuple[Path, str]]":
+    from pdutils.data import labelled, look_through
+    from pdutils.folders import maps_by_name
+
+    if options.save:
+        options.parser.error("--save takes the result of one image, not of a folder")
+    if options.map not in MAPS and not Path(options.map).is_dir():
+        options.parser.error(
+            f"--map takes one of {', '.join(MAPS)} with a folder of pictures, or a folder of maps, "
+            f"got {options.map}"
+        )
+    found = look_through(options.path)
+    files = labelled(options.path, found)
+    if options.map not in MAPS:
+        maps_by_name(options.path, found.files, options.map)
+    _print_passed_over(options.path, str(found))
+    return files
+
+
+def _print_passed_over(folder: Path, passed_over: str) -> None:
+    if passed_over:
+        print(f"{folder}: {passed_over}", file=sys.stderr)
+
+
+def _map_of(options: argparse.Namespace) -> Path:
+    """Give the file of the one picture's map: the one named, or that of its name in a folder."""
+    from pdutils.folders import maps_by_name
+
+    if not Path(options.map).is_dir():
+        return Path(options.map)
+    path = options.path
+    return maps_by_name(path.parent, [path], options.map)[path]
 
 
 def _defense(options: argparse.Namespace) -> "Defense":
@@ -378,21 +520,24 @@ def _defense(options: argparse.Namespace) -> "Defense":
 def _defend_image(options: argparse.Namespace, defense: "Defense", classifier: "Classifier") -> str:
     import numpy as np
 
-    from pdutils.images import load_image, load_map, save_image
+    from pdutils.folders import fitting_map
+    from pdutils.images import load_image, save_image
 
     image = load_image(options.path, classifier.input_size)
     if options.map in MAPS:
         chances = defense.activation_map(classifier, image)
     else:
-        chances = load_map(options.map)
+        chances = fitting_map(_map_of(options), classifier.input_size)
     before = classifier.predict(image)
     after = defense.predict(classifier, image, rng=options.seed, activation_map=chances)
 
     def first_run(steps: "Defense") -> "Array":
         return steps.transform(classifier, image, rng=options.seed, activation_map=chances)
 
+    written = ""
     if options.save:
         save_image(options.save, first_run(defense))
+        written = _written(options.save, first_run(defense), classifier)
     changed = np.any(first_run(replace(defense, denoiser=None)) != image, axis=-1)
     return "\n\n".join(
         [
@@ -400,7 +545,29 @@ def _defend_image(options: argparse.Namespace, defense: "Defense", classifier: "
             _side_by_side(classifier.top(before), classifier.top(after)),
             f"{_in_words(options)}. Deflection changed {changed.mean():.1%} of the pixels. "
             f"{_verdict(classifier.top(before, 1)[0], classifier.top(after, 1)[0])}.",
+            *([written] if written else []),
         ]
+    )
+
+
+def _written(path: Path, defended: "Array", classifier: "Classifier") -> str:
+    """Say what a file holds that does not give back the picture that was saved in it."""
+    import numpy as np
+
+    from pdutils.images import load_image, on_grid
+
+    back = load_image(path)
+    if back.shape == defended.shape and np.array_equal(back, on_grid(defended)):
+        return ""
+    if back.shape == defended.shape:
+        how = f"values differ by up to {np.abs(back - on_grid(defended)).max():.0f} of 255"
+    else:
+        how = f"{back.shape[0]} x {back.shape[1]} pixels"
+    seen = classifier.top(classifier.predict(load_image(path, classifier.input_size)))
+    listed = ", ".join(f"{found.class_name} {found.probability:.3f}" for found in seen)
+    return (
+        f"{path} holds another picture, since {path.suffix} does not keep every value ({how}); "
+        f".png does. Seen in it: {listed}."
     )
 
 
@@ -408,9 +575,10 @@ def _in_words(options: argparse.Namespace) -> str:
     steps = []
     if options.deflections:
         guide = {"none": "without a map", "cam": "spared by CAM", "rcam": "spared by robust CAM"}
+        maps = "maps in" if Path(options.map).is_dir() else "map"
         steps.append(
             f"{options.deflections} deflections ({options.reading} reading, window "
-            f"{options.window}) {guide.get(options.map, f'spared by the map {options.map}')}"
+            f"{options.window}) {guide.get(options.map, f'spared by the {maps} {options.map}')}"
         )
     if options.denoiser != "none":
         sigma = f", sigma {options.sigma}" if options.sigma is not None else ""
@@ -435,34 +603,38 @@ def _side_by_side(before: "list[Prediction]", after: "list[Prediction]") -> str:
 
 
 def _defend_folder(
-    options: argparse.Namespace, defense: "Defense", classifier: "Classifier"
+    options: argparse.Namespace,
+    files: "list[tuple[Path, str]]",
+    defense: "Defense",
+    classifier: "Classifier",
 ) -> str:
-    from pdutils.data import labelled_files
-    from pdutils.folders import evaluate_folder
+    from pdutils.folders import evaluate_folder, maps_by_name
     from pdutils.progress import progress_bar
     from pdutils.streams import generator
 
-    files = labelled_files(options.path)
+    paths = [path for path, _ in files]
+    maps = None if options.map in MAPS else maps_by_name(options.path, paths, options.map)
     # One generator for all batches: each image's numbers do not depend on the batch size.
     rng = generator(options.seed)
 
-    def defended(batch: "Array") -> "Array":
-        return defense.predict(classifier, batch, rng=rng)
+    def defended(batch: "Array", chances: "Array | None" = None) -> "Array":
+        return defense.predict(classifier, batch, rng=rng, activation_map=chances)
 
     results = []
     with progress_bar(total=2 * len(files), unit="image") as bar:
-        for predict in (classifier.predict, defended):
+        for predict, own in ((classifier.predict, None), (defended, maps)):
             counted = _counting(predict, bar)
-            result = evaluate_folder(classifier, files, counted, batch_size=options.batch_size)
-            results.append(result)
+            results.append(
+                evaluate_folder(classifier, files, counted, batch_size=options.batch_size, maps=own)
+            )
     return "\n\n".join(
         [f"{options.path}, seen by {classifier.name}", _rates(*results), f"{_in_words(options)}."]
     )
 
 
-def _counting(predict: "Callable[[Array], Array]", bar: Any) -> "Callable[[Array], Array]":
-    def counted(batch: "Array") -> "Array":
-        probabilities = predict(batch)
+def _counting(predict: "Callable[..., Array]", bar: Any) -> "Callable[..., Array]":
+    def counted(batch: "Array", *chances: "Array") -> "Array":
+        probabilities: Array = predict(batch, *chances)
         bar.update(len(batch))
         return probabilities
 
@@ -493,10 +665,7 @@ def _add_evaluate(commands: Any) -> None:
     add("images", metavar="IMAGES", help="a folder, or drawings:N")
     add("--images-list", metavar="FILE", type=Path, help="lines NAME LABEL, or Kaggle's CSV")
     add("--limit", metavar="N", type=int, help="only so many images, chosen by the seed")
-    add("--classifier", metavar="NAME", help="demo, resnet50, ... or model.keras (auto)")
-    add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
-    add("--preprocess", choices=SCALINGS, help="the range that model.keras takes (-1..1)")
-    add("--class-names", metavar="FILE", type=Path, help="of model.keras, one a line")
+    _add_classifier(parser)
     add("--attacks", metavar="ATTACK", nargs="*", default=[], help="listed below")
     add("--defenses", metavar="DEFENSE", nargs="*", default=[], help="listed below")
     add("--runs", metavar="N", type=int, default=10, help="of what draws random numbers (10)")
@@ -518,7 +687,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from pdutils import evaluation, loading
     from pdutils.store import Store
 
-    named = _named_classifier(options)
+    drawings = options.images.startswith(_DRAWINGS)
+    named = _named_classifier(options, "demo" if drawings else "auto")
     # Before the network's first operation: whoever goes on later must get the same numbers.
     loading.deterministic()
     source = _images(options, named.load())
@@ -606,15 +776,12 @@ def _number_of_drawings(text: str) -> int:
     return int(number)
 
 
-def _named_classifier(options: argparse.Namespace) -> "ClassifierSource":
+def _named_classifier(options: argparse.Namespace, default: str) -> "ClassifierSource":
+    from pdutils.files import read_class_names
     from pdutils.loading import ClassifierSource
 
-    drawings = options.images.startswith(_DRAWINGS)
-    name = options.classifier or ("demo" if drawings else "auto")
-    names = None
-    if options.class_names:
-        lines = options.class_names.read_text(encoding="utf-8").splitlines()
-        names = tuple(line.strip() for line in lines if line.strip())
+    name = options.classifier or default
+    names = read_class_names(options.class_names) if options.class_names else None
     return ClassifierSource(
         # A worker may have another working directory.
         name=str(Path(name).absolute()) if name.endswith(".keras") else name,
@@ -639,6 +806,7 @@ def _images(options: argparse.Namespace, classifier: "Classifier") -> "Source":
         source = sources.listed_source(options.images, options.images_list, classifier)
     else:
         source = sources.folder_source(options.images, classifier)
+        _print_passed_over(Path(options.images), source.passed_over)
         for label in source.empty_classes:
             print(f"{Path(options.images) / label}: no picture in this folder", file=sys.stderr)
     if options.limit is None:

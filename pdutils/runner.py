@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import logging
+import math
 import re
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, ClassVar
 
 import nbformat
@@ -24,7 +26,9 @@ from jupyter_core.utils import ensure_event_loop
 from tqdm import tqdm
 
 from pdutils import pages
+from pdutils.checks import is_number
 from pdutils.data import demo_root
+from pdutils.files import displayed
 
 #: Seconds that one cell may take.
 CELL_TIMEOUT = 300
@@ -147,46 +151,121 @@ def known_parameters(notebook: Path) -> list[str]:
     UsageError
         If the file is no notebook.
     """
+    return list(_defaults(notebook))
+
+
+def _defaults(notebook: Path) -> dict[str, Any]:
+    """Give the parameters of a notebook with their own values; None where that is no literal."""
     cells = [cell for cell in _read(notebook).cells if _is_tagged(cell, "parameters")]
-    statements = ast.parse(cells[0].source).body if cells else []
-    targets = [node.targets for node in statements if isinstance(node, ast.Assign)]
-    return [name.id for group in targets for name in group if isinstance(name, ast.Name)]
+    found: dict[str, Any] = {}
+    for node in ast.parse(cells[0].source).body if cells else []:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        found |= dict.fromkeys(names, _literal(getattr(node, "value", None)))
+    return found
 
 
-def parse_value(text: str) -> Any:
+def _literal(node: ast.expr | str | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def parse_value(text: str, default: Any = None) -> Any:
     """Read a parameter's value as it is typed on a command line.
 
     Parameters
     ----------
     text : str
-        A Python literal (number, list, quoted string), true, false or none in any case; everything
-        else is a string as it stands.
+        What was typed.
+    default : bool, int, float, str, list, dict or None
+        The notebook's own value, whose kind the new one takes: a text stays as it was typed; for a
+        number comes a number (for a whole one, any: many a knob has a whole default); for true or
+        false one of these; for a list or a dictionary a literal of Python, whose entries take the
+        kind of the default's first. Where there is no value to go by, what reads as a literal of
+        Python, true, false or none is one, and all else is a text.
 
     Returns
     -------
     bool, int, float, str, list, dict or None
+
+    Raises
+    ------
+    ValueError
+        If it is of another kind; the message says what was expected and what came.
     """
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    if isinstance(default, str):
         return text
+    words = {**_WORDS, **({} if default is None else {"none": text, "null": text})}
+    value = words[text.lower()] if text.lower() in words else _literal_or(text)
     value = list(value) if isinstance(value, tuple) else value
-    return value if isinstance(value, (int, float, str, list, dict)) else text
+    if not isinstance(value, (int, float, str, list, dict, NoneType)):
+        value = text
+    try:
+        return _of_kind(value, default)
+    except TypeError as error:
+        raise ValueError(f"expected {error}, got {text!r}") from None
+
+
+def _literal_or(text: str) -> Any:
+    value = _literal(text)
+    return text if value is None else value
+
+
+def _of_kind(value: Any, default: Any) -> Any:
+    """Bring a value to the kind of another; a TypeError says which kind that is."""
+    if isinstance(default, bool):
+        return _checked_kind(value, isinstance(value, bool), "true or false")
+    if isinstance(default, (int, float)):
+        _checked_kind(value, is_number(value) and -math.inf < value < math.inf, "a number")
+        return _number(value, whole=isinstance(default, int))
+    if isinstance(default, str):
+        return _checked_kind(value, isinstance(value, str), "a text in quotes")
+    if isinstance(default, (list, tuple)):
+        form = f"a list such as {list(default)}"
+        _checked_kind(value, isinstance(value, list), form)
+        return [_entry(entry, [*default, None][0], form) for entry in value]
+    if isinstance(default, dict):
+        form = f"a dictionary such as {default}"
+        _checked_kind(value, isinstance(value, dict), form)
+        return {k: _entry(v, [*default.values(), None][0], form) for k, v in value.items()}
+    return value
+
+
+def _number(value: float, *, whole: bool) -> float:
+    if whole:
+        return int(value) if value == int(value) else value
+    try:
+        return float(value)
+    except OverflowError:
+        raise TypeError("a number that a float can hold") from None
+
+
+def _entry(value: Any, default: Any, form: str) -> Any:
+    try:
+        return _of_kind(value, default)
+    except TypeError:
+        raise TypeError(form) from None
+
+
+def _checked_kind(value: Any, right: bool, expected: str) -> Any:
+    if not right:
+        raise TypeError(expected)
+    return value
 
 
 def assign_parameters(
     notebooks: Sequence[Path], parameters: Mapping[str, Any]
 ) -> dict[Path, dict[str, Any]]:
-    """Give each notebook those parameters that it knows.
+    """Give each notebook those parameters that it knows, each in the kind of its own value.
 
     Parameters
     ----------
     notebooks : sequence of Path
         Those that are to run.
     parameters : mapping of str to value
-        What is asked for.
+        What is asked for. A text is read by `parse_value`; any other value is passed as it is.
 
     Returns
     -------
@@ -195,9 +274,10 @@ def assign_parameters(
     Raises
     ------
     UsageError
-        If none of the notebooks knows one of the parameters; the message lists those known.
+        If none of the notebooks knows one of the parameters (the message lists those known), or a
+        value is of another kind than the notebook's own.
     """
-    known = {path: known_parameters(path) for path in notebooks}
+    known = {path: _defaults(path) for path in notebooks}
     every = sorted({name for names in known.values() for name in names})
     for name in parameters:
         if name not in every:
@@ -206,9 +286,25 @@ def assign_parameters(
                 f"no parameter {name!r} in {where}; known: {', '.join(every) or 'none'}"
             )
     return {
-        path: {name: value for name, value in parameters.items() if name in known[path]}
-        for path in notebooks
+        path: {
+            name: _assigned(path, name, value, defaults[name])
+            for name, value in parameters.items()
+            if name in defaults
+        }
+        for path, defaults in known.items()
     }
+
+
+def _assigned(notebook: Path, name: str, value: Any, default: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if displayed(value) != value:
+        # A notebook is a file in UTF-8.
+        raise UsageError(f"{name}: expected a text in UTF-8, got {displayed(value)}")
+    try:
+        return parse_value(value, default)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error} ({notebook.stem})") from None
 
 
 def run_notebooks(
@@ -233,7 +329,8 @@ def run_notebooks(
     output : Path
         The folder, which is made; what other notebooks left there stays and is in the index too.
     parameters : mapping of str to value, optional
-        Each notebook gets those that it knows, in place of its own values.
+        Each notebook gets those that it knows, in place of its own values; see
+        `assign_parameters`.
     timeout : int
         Seconds that one cell may take.
     jobs : int
@@ -247,7 +344,8 @@ def run_notebooks(
     Raises
     ------
     UsageError
-        If a parameter is known to none of the notebooks, or a file is no notebook.
+        If a parameter is known to none of the notebooks or its value is of another kind, or a
+        file is no notebook.
     ValueError
         If the timeout or the number of jobs is below 1.
     OSError

@@ -1,4 +1,6 @@
+import errno
 import inspect
+import json
 import os
 import re
 import signal
@@ -36,7 +38,7 @@ from pdutils.data import demo_root
 from pdutils.deflection import pixel_deflection
 from pdutils.denoising import denoise
 from pdutils.estimate import estimate
-from pdutils.images import load_image, on_grid, save_image, save_map
+from pdutils.images import load_image, min_max, on_grid, save_image, save_map
 from pdutils.loading import ClassifierSource
 from pdutils.sources import DrawingSource, chosen, folder_source
 from pdutils.store import Store, StoreError
@@ -51,8 +53,10 @@ def art_is_loaded():
 
 @pytest.fixture
 def with_toy(toy, monkeypatch):
-    monkeypatch.setattr("pdutils.classifiers.load_classifier", lambda name, weights: toy)
-    return toy
+    loading._loaded.cache_clear()
+    monkeypatch.setattr(loading, "load_classifier", lambda name, weights: toy)
+    yield toy
+    loading._loaded.cache_clear()
 
 
 @pytest.fixture
@@ -121,7 +125,7 @@ def test_the_words_of_the_options_are_those_of_the_functions():
     assert get_args(defenses.MapKind) == commands.MAPS
     assert get_args(deflection.Reading) == commands.READINGS
     assert get_args(denoising.SigmaScale) == commands.SIGMA_SCALES
-    assert tuple(classifiers._SCALINGS) == commands.SCALINGS
+    assert tuple(classifiers._SCALINGS) == get_args(classifiers.Scaling) == commands.SCALINGS
     assert tuple(rates.PROTOCOLS) == commands.PROTOCOLS
     assert tuple(outcomes.DECISIONS) == commands.DECISIONS
     options = commands._parser().parse_args(["defend", "x"])
@@ -179,6 +183,202 @@ def test_a_map_file_spares_pixels(capsys, with_toy, picture, tmp_path):
     assert status == 0
     assert not changed[:, :16].any()
     assert changed[:, 16:].any()
+
+
+def test_a_folder_s_maps_are_found_by_name(capsys, with_toy, folder, tmp_path, monkeypatch):
+    (folder / "bee_9.png").unlink()
+    maps = {path.name: np.random.default_rng(i).random((32, 32), dtype=np.float32)
+            for i, path in enumerate(sorted(folder.iterdir()))}  # fmt: skip
+    for name, chances in maps.items():
+        save_map(tmp_path / "maps" / name, chances)
+    seen, predict = [], defenses.Defense.predict
+
+    def recorded(self, classifier, images, **options):
+        seen.extend(zip(images, options["activation_map"], strict=True))
+        return predict(self, classifier, images, **options)
+
+    monkeypatch.setattr(defenses.Defense, "predict", recorded)
+    options = ["--map", tmp_path / "maps", "--batch-size", 3]
+    status, out, _ = run(capsys, "defend", folder, *options)
+    assert status == 0
+    assert f"spared by the maps in {tmp_path / 'maps'}" in out
+    for (image, chances), path in zip(seen, sorted(folder.iterdir()), strict=True):
+        np.testing.assert_array_equal(image, load_image(path))
+        np.testing.assert_allclose(chances, min_max(maps[path.name]), atol=1e-4)
+    seen.clear()
+    run(capsys, "defend", folder / "cat_2.png", "--map", tmp_path / "maps")
+    np.testing.assert_allclose(
+        np.squeeze(seen[0][1]) if np.ndim(seen[0][1]) > 1 else np.stack([s[1] for s in seen]),
+        min_max(maps["cat_2.png"]), atol=1e-4,
+    )  # fmt: skip
+    (tmp_path / "maps" / "cat_2.png").unlink()
+    for path in (folder, folder / "cat_2.png"):
+        status, _, err = run(capsys, "defend", path, "--map", tmp_path / "maps")
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"{tmp_path / 'maps' / 'cat_2.png'}: no such map" in err
+
+
+def test_a_map_of_another_size_is_named(capsys, with_toy, picture, tmp_path):
+    save_map(tmp_path / "map.png", np.eye(16, dtype=np.float32))
+    status, _, err = run(capsys, "defend", picture, "--map", tmp_path / "map.png")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "map.png: expected a map of 32 x 32" in err
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPE", ".gif", ".webp", ".ico"])
+def test_a_picture_that_is_saved_with_a_loss_is_told_and_judged_anew(
+    capsys, with_toy, picture, tmp_path, suffix
+):
+    saved = tmp_path / f"defended{suffix}"
+    status, out, _ = run(capsys, "defend", picture, "--save", saved)
+    held = load_image(saved, with_toy.input_size)
+    _, plain, _ = run(capsys, "defend", picture, "--save", tmp_path / "defended.png")
+    if np.array_equal(held, load_image(tmp_path / "defended.png")):
+        assert out == plain
+        return
+    seen = row(with_toy, with_toy.predict(held))
+    assert status == 0
+    assert f"{saved} holds another picture" in out
+    assert out.rstrip().endswith(f"Seen in it: {', '.join(' '.join(one) for one in seen)}.")
+    assert "another picture" not in plain
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".gif", ".webp"])
+def test_these_endings_lose_something(tmp_path, suffix):
+    save_image(tmp_path / f"a{suffix}", photo())
+    assert not np.array_equal(load_image(tmp_path / f"a{suffix}"), photo())
+
+
+def test_a_place_that_cannot_be_written_is_named_before_a_classifier_is_loaded(
+    capsys, picture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loading, "load_classifier", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "a.png", tmp_path):
+        name = place if place.suffix else place.with_suffix(".png")
+        name.parent.is_dir() and name.mkdir()
+        status, _, err = run(capsys, "defend", picture, "--save", name)
+        assert (status, err.count("\n")) == (1, 1)
+        assert err.startswith(f"error: {name}: ")
+
+
+def test_defend_takes_a_model_of_ones_own(capsys, toy, network, folder, tmp_path, monkeypatch):
+    status, out, _ = run(capsys, "defend", folder / "cat_2.png", *network)
+    assert status == 0
+    assert "seen by toy_gap" in out
+    image = load_image(folder / "cat_2.png")
+    before = [line[:2] for line in table(out)]
+    assert before == row(toy, toy.predict(image))
+    status, by_name, _ = run(capsys, "defend", folder, *network)
+    (tmp_path / "names.json").write_bytes(json.dumps(toy.class_names).encode("utf-16"))
+    again = [*network[:-1], tmp_path / "names.json"]
+    assert (status, run(capsys, "defend", folder, *again)[:2]) == (0, (0, by_name))
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--weights", "x.h5"], 1, "holds its weights"),
+        (["--preprocess", "0..2"], 2, "--preprocess: invalid choice: '0..2' (choose from -1..1, "),
+        (["--class-names", "{latin}"], 1, "latin.txt: expected a text in UTF-8"),
+        (["--class-names", "{few}"], 1, "expected 6 class names"),
+        (["--classifier", "demo"], 1, "preprocess and class_names go with a .keras file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["defend", "evaluate"])
+def test_what_does_not_go_with_a_model_of_ones_own_is_told(
+    capsys, network, folder, tmp_path, command, options, status, message
+):
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "few.txt").write_text("ant")
+    places = {"latin": tmp_path / "latin.txt", "few": tmp_path / "few.txt"}
+    given = [option.format(**places) for option in options]
+    found, _, err = run(capsys, command, folder, *network, *given)
+    assert (found, err.count("\n")) == (status, 1)
+    assert message in err
+
+
+def test_what_a_folder_holds_besides_is_counted_in_a_line(capsys, with_toy, network, folder):
+    (folder / "a.heic").touch()
+    (folder / "b.heic").touch()
+    for arguments in (["defend", folder], ["evaluate", folder, *network]):
+        _, _, err = run(capsys, *arguments)
+        assert f"{folder}: passed over 2 entries: 2 .heic\n" in err
+
+
+def test_names_that_are_no_utf_8_are_defended_evaluated_and_printed(capsys, network, folder):
+    rough = os.fsdecode(b"caf\xe9")
+    (folder / "cat_2.png").rename(folder / f"cat_{rough}.png")
+    (folder / f"ant_{rough}.png").write_bytes(b"no picture")
+    kept = folder.parent / f"{rough}.sqlite"
+    status, out, _ = run(capsys, "evaluate", folder, *network, *ASKED, "--output", kept)
+    assert status == 0
+    assert r"skipped ant_caf\xe9.png: " in out
+    assert r"cat_caf\xe9.png" in set(stored(kept)["image"])
+    out.encode("utf-8")
+    status, out, _ = run(capsys, "table", kept, "--output", folder.parent / rough)
+    assert (status, r"ant_caf\xe9.png" in out) == (0, True)
+    assert len(list((folder.parent / rough).iterdir())) > 4
+    for path in (folder, folder / f"cat_{rough}.png"):
+        status, out, err = run(capsys, "defend", path, *network)
+        assert (status, err) == (0, "")
+        assert r"caf\udce9.png" in out
+    # What goes on reads the same names.
+    assert run(capsys, "evaluate", folder, *network, *ASKED, "--output", kept)[0] == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp437"])
+def test_what_a_terminal_cannot_show_is_written_out(tmp_path, encoding):
+    name = os.fsdecode("猫_é".encode() + b"\xe9.png")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "pdutils", "table", tmp_path / name]
+    found = subprocess.run(command, capture_output=True, env=environment)
+    assert found.returncode == 1
+    assert found.stderr.startswith(f"error: {tmp_path}".encode())
+    assert found.stderr.rstrip().endswith(rb"\udce9.png: no such file of records")
+
+
+def test_a_reader_that_has_had_enough_ends_the_command_quietly(records, tmp_path):
+    large = "import pdutils.commands as c; c._table = lambda _: print('x\\n' * 200_000) or 0"
+    small = "import pdutils.commands as c; c._table = lambda _: print('x') or 0"
+    noisy = f"{large.replace('or 0', 'or 1 / 0')}"
+    for change, arguments in (
+        ("", ["table", records]),
+        ("", ["evaluate", "--help"]),
+        (large, ["table", "x"]),
+        (small, ["table", "x"]),
+        (noisy, ["table", "x"]),
+    ):
+        code = f"{change}\nimport sys\nfrom pdutils.commands import main\nsys.exit(main())"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        for both in (False, True):
+            read, write = os.pipe()
+            os.close(read)
+            error = write if both else subprocess.PIPE
+            found = subprocess.run(command, stdout=write, stderr=error)
+            os.close(write)
+            assert found.stderr == (None if both else b"")
+            # argparse itself does not mind that nobody reads its help.
+            assert found.returncode in (141, 0 if "--help" in command else 141)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_what_cannot_be_printed_is_an_error_in_one_line(records):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pdutils", "table", str(records)]
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.endswith("No space left on device\n")
+    assert found.stderr.count("\n") == 1
+
+
+def test_another_pipe_that_breaks_is_an_error(capsys, monkeypatch):
+    def fail(options):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr(commands, "_check_paths", fail)
+    assert run(capsys, "defend", "x.png") == (1, "", "error: Broken pipe\n")
 
 
 @pytest.mark.parametrize("kind", ["cam", "rcam"])
@@ -243,6 +443,8 @@ def test_the_batch_size_does_not_change_what_is_drawn(capsys, with_toy, folder, 
         (["{text}"], 1, "expected a picture"),
         (["{folder}", "--save", "x.png"], 2, "--save takes the result of one image"),
         (["{folder}", "--map", "x.png"], 2, "--map takes one of none, cam, rcam with a folder"),
+        (["{folder}", "--map", "{picture}"], 2, "or a folder of maps, got "),
+        (["{folder}", "--map", "{empty}"], 1, "ant_0.png: no such map; 8 of 8 pictures have none"),
         (["{picture}", "--map", "x.png"], 1, "x.png: no such file"),
         (["{picture}", "--map", "{picture}"], 1, "expected a grey picture"),
         (["{picture}", "--denoiser", "none", "--sigma-scale", "rgb"], 2, "--sigma-scale goes with"),
@@ -338,7 +540,7 @@ def test_run_passes_its_options_on(capsys, asked, tmp_path):
         {
             "notebooks": [Path("12_b.ipynb")],
             "output": tmp_path,
-            "parameters": {"classifier": "vgg19", "seed": -1, "image": "a b.png"},
+            "parameters": {"classifier": "vgg19", "seed": "-1", "image": "a b.png"},
             "timeout": 9,
             "jobs": 3,
         }
@@ -372,6 +574,8 @@ def test_run_names_what_failed_with_its_error_and_its_cell(capsys, notebook, tmp
         (["nope"], "no notebook 'nope'; known: "),
         (["{notebook}", "-p", "other", "1"], "no parameter 'other' in 01_one; known: number"),
         (["{notebook}", "--classifier", "demo"], "no parameter 'classifier'"),
+        (["{notebook}", "--classifier", "my.keras"], "into notebook 8: run 08 -p model_file"),
+        (["{notebook}", "-p", "number", "two"], "number: expected a number, got 'two' (01_one)"),
     ],
 )
 def test_run_refuses_what_it_does_not_know(capsys, notebook, tmp_path, arguments, message):

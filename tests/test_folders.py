@@ -7,8 +7,8 @@ from conftest import photo
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.data import labelled_files
 from pdutils.deflection import pixel_deflection
-from pdutils.folders import evaluate_folder
-from pdutils.images import Array, load_image, save_image
+from pdutils.folders import evaluate_folder, maps_by_name
+from pdutils.images import Array, load_image, save_image, save_map
 from pdutils.statistics import Rate
 
 
@@ -131,3 +131,56 @@ def test_mobilenet_v2_is_right_about_188_of_the_200_photos(real, monkeypatch):
     assert result.top1.n == 200
     assert abs(result.top1.successes - 188) <= 1
     assert abs(result.top5.successes - 197) <= 1
+
+
+@pytest.fixture
+def maps(folder) -> Path:
+    """A map for each picture, dark but for one column of its own."""
+    for i, (path, _) in enumerate(labelled_files(folder)):
+        chances = np.zeros((32, 32), dtype=np.float32)
+        chances[:, i] = 1
+        save_map(folder / ".maps" / path.name, chances)
+    return folder / ".maps"
+
+
+def test_each_picture_is_seen_with_the_map_of_its_name(toy, folder, maps):
+    files = labelled_files(folder)
+    # What cannot be read must not shift the maps.
+    files[2][0].write_bytes(b"no picture")
+    seen = []
+
+    def predict(images, chances):
+        assert images.shape == (*chances.shape, 3)
+        seen.extend(chances[:, 0].argmax(axis=-1).tolist())
+        return toy.predict(images)
+
+    found = maps_by_name(folder, [path for path, _ in files], maps)
+    evaluate_folder(toy, files, predict, batch_size=5, maps=found)
+    assert seen == [i for i in range(12) if i != 2]
+
+
+def test_maps_are_found_by_name(tmp_path):
+    for name in ("a.png", "ant/b.png", "d.png", "bee/same.png"):
+        save_map(tmp_path / "maps" / name, np.eye(4, dtype=np.float32))
+    root = tmp_path / "photos"
+    given = {"a.jpg": "a.png", "ant/b.png": "ant/b.png", "ant/d.JPEG": "d.png",
+             "bee/same.png": "bee/same.png"}  # fmt: skip
+    found = maps_by_name(root, [root / name for name in given], tmp_path / "maps")
+    assert found == {root / n: tmp_path / "maps" / own for n, own in given.items()}
+    # Two pictures of one name have no map in common.
+    save_map(tmp_path / "maps" / "same.png", np.eye(4, dtype=np.float32))
+    pair = [root / "ant" / "same.png", root / "bee" / "same.png"]
+    missing = tmp_path / "maps" / "ant" / "same.png"
+    with pytest.raises(FileNotFoundError, match=f"{missing}: no such map; 1 of 2 pictures"):
+        maps_by_name(root, pair, tmp_path / "maps")
+    with pytest.raises(FileNotFoundError, match="away: no such map or folder of maps"):
+        maps_by_name(root, pair, tmp_path / "away")
+
+
+def test_a_map_that_does_not_fit_is_named(toy, folder, maps):
+    files = labelled_files(folder)
+    found = maps_by_name(folder, [path for path, _ in files], maps)
+    save_map(found[files[7][0]], np.eye(16, dtype=np.float32))
+    said = f"{found[files[7][0]]}: expected a map of 32 x 32, .* got 16 x 16"
+    with pytest.raises(ValueError, match=said):
+        evaluate_folder(toy, files, lambda images, _: toy.predict(images), maps=found)

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -274,3 +275,84 @@ def test_values_are_read_as_literals(text, value):
     read = runner.parse_value(text)
     assert read == value
     assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("2024", "", "2024"),
+        ("None", "", "None"),
+        ("true", "channel", "true"),
+        ("[1]", "", "[1]"),
+        ("'x'", "", "'x'"),
+        ("", "badger", ""),
+        ("400", 200, 400),
+        ("1e2", 200, 100),
+        ("-1", 0, -1),
+        ("0.5", 1, 0.5),
+        ("1", 0.04, 1.0),
+        ("1e-3", 0.04, 1e-3),
+        ("False", True, False),
+        ("[1, 2e0, 0.5]", [4, 8], [1, 2, 0.5]),
+        ("1, 2", [4, 8], [1, 2]),
+        ("[]", [4, 8], []),
+        ("[1, 'x']", [], [1, "x"]),
+        ("{'a': 'b'}", {"FGSM": "fgsm"}, {"a": "b"}),
+        ("5", None, 5),
+        ("none", None, None),
+        ("x", None, "x"),
+    ],
+)
+def test_a_value_takes_the_kind_of_the_notebook_s_own(text, default, value):
+    read = runner.parse_value(text, default)
+    assert read == value
+    assert type(read) is type(value)
+    if isinstance(value, list):
+        assert [type(entry) for entry in read] == [type(entry) for entry in value]
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "expected"),
+    [
+        ("many", 200, "a number"),
+        ("none", 0, "a number"),
+        ("True", 0, "a number"),
+        ("nan", 0.04, "a number"),
+        ("1e999", 0.04, "a number"),
+        ("9" * 400, 0.04, "a number that a float can hold"),
+        ("[1]", 1, "a number"),
+        ("1", True, "true or false"),
+        ("4", [4, 8], "a list such as [4, 8]"),
+        ("[1, 'x']", [4, 8], "a list such as [4, 8]"),
+        ("{'a': 1}", {"FGSM": "fgsm"}, "a dictionary such as {'FGSM': 'fgsm'}"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(text, default, expected):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'expected {expected}, got {text!r}')}$"):
+        runner.parse_value(text, default)
+
+
+def test_each_notebook_reads_a_value_in_its_own_kind(tmp_path):
+    first = write(tmp_path / "01_one.ipynb", parameters="folder = ''\nstep = 1.0\nboth: int = 2")
+    other = write(tmp_path / "02_two.ipynb", parameters="folder = None\nstep = 1\na = b = -1")
+    asked = {"folder": "2024", "step": "1e0", "b": "3", "both": "4"}
+    found = runner.assign_parameters([first, other], asked)
+    assert found == {
+        first: {"folder": "2024", "step": 1.0, "both": 4},
+        other: {"folder": 2024, "step": 1, "b": 3},
+    }
+    assert [type(values["step"]) for values in found.values()] == [float, int]
+    assert runner.assign_parameters([first], {"both": [1]}) == {first: {"both": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("many", r"step: expected a number, got 'many' \(01_one\)"),
+        (os.fsdecode(b"caf\xe9"), r"step: expected a text in UTF-8, got caf\\xe9"),
+    ],
+)
+def test_a_value_that_cannot_be_given_names_its_parameter(tmp_path, value, said):
+    path = write(tmp_path / "01_one.ipynb", parameters="step = 1.0")
+    with pytest.raises(runner.UsageError, match=said):
+        runner.run_notebooks([path], tmp_path / "results", {"step": value})
