@@ -448,3 +448,17 @@ def test_importing_art_leaves_the_logging_of_others_alone():
         "import weakref; assert any(r() is handler for r in logging._handlerList)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_batch_of_no_image_is_refused_in_a_sentence(toy):
+    none, bridge = np.zeros((0, 32, 32, 3), dtype=np.float32), art_classifier(toy)
+    for step in (
+        lambda: PixelDeflectionPreprocessor()(none),
+        lambda: WaveletDenoisingPreprocessor()(none),
+        lambda: WaveletDenoisingPreprocessor().estimate_gradient(none, none),
+        lambda: bridge.predict(none),
+        lambda: bridge.class_gradient(none),
+        lambda: bridge.loss_gradient(none, np.zeros(0, dtype=int)),
+    ):
+        with pytest.raises(ValueError, match="x: expected at least one image, got none"):
+            step()

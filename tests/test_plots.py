@@ -234,3 +234,13 @@ def test_the_words_of_a_figure_travel_with_its_picture_into_a_notebook():
     data, metadata = formatter.format(figure)
     assert data["image/png"] == b"a picture"
     assert metadata == {"image/png": {"alt": "Pictures: clean."}}
+
+
+def test_no_picture_at_all_is_refused_in_a_sentence():
+    for show in (
+        lambda: plots.pictures([], []),
+        lambda: plots.maps([], [], []),
+        lambda: plots.closeup([], [], row=1, column=1),
+    ):
+        with pytest.raises(ValueError, match="images: expected at least one image, got none"):
+            show()
