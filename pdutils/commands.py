@@ -31,7 +31,7 @@ DENOISERS = ("wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg
 MAPS = ("none", "cam", "rcam")
 READINGS = ("blog", "repo", "paper")
 SIGMA_SCALES = ("channel", "rgb")
-SCALINGS = ("-1..1", "0..1", "0..255")
+SCALINGS = ("-1..1", "0..1", "0..255", "caffe", "torch", "tf")
 PROTOCOLS = ("paper", "plain")
 DECISIONS = ("one", "majority", "mean", "worst")
 
