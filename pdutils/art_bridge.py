@@ -16,6 +16,7 @@ from pdutils.checks import check_one_of
 from pdutils.classifiers import Classifier, Labels
 from pdutils.deflection import Reading, apply_writes, check_knobs, draw_writes
 from pdutils.denoising import Mode, SigmaScale, check_wavelet_knobs
+from pdutils.forks import check_fork
 from pdutils.images import Array, check_some
 from pdutils.networks import load_tensorflow
 from pdutils.streams import generator
@@ -350,6 +351,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
     def _model_of_tensors(self, images: Any, training: bool = False) -> Any:
         """Give log-probabilities as a tensor: for what in ART calls the model itself."""
         _refuse_training(training)
+        check_fork()
         (probabilities,) = self.classifier.network.step("predict")(images * self._scale)
         return tf.math.log(tf.maximum(probabilities, _LEAST))
 

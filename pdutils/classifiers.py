@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import data
+from pdutils.forks import check_fork
 from pdutils.images import Array, as_batch
 from pdutils.networks import Network, are_probabilities, load_tensorflow
 
@@ -107,6 +108,7 @@ class Classifier:
         logits: bool | None = None,
         published: bool = False,
     ) -> None:
+        load_tensorflow()
         self.input_size = _input_size(model)
         self.model = model
         self.preprocess = preprocess or _unchanged
@@ -342,6 +344,7 @@ class Classifier:
     def _in_batches(self, step: str, batch_size: int, *arrays: NDArray[Any]) -> list[Array]:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        check_fork()
         run = self.network.step(step)
         starts = range(0, len(arrays[0]), batch_size)
         parts = [run(*(a[i : i + batch_size] for a in arrays)) for i in starts]

@@ -6,12 +6,17 @@ Importing this module loads TensorFlow.
 from collections.abc import Callable
 from typing import Any
 
+from pdutils.classifiers import Classifier
+from pdutils.defenses import Defense
+from pdutils.networks import load_tensorflow
+
+# Before Keras is: it says what is amiss with Keras's settings.
+load_tensorflow()
+
 import keras
 import numpy as np
 from keras import ops
 
-from pdutils.classifiers import Classifier
-from pdutils.defenses import Defense
 from pdutils.layers import Logits, PixelDeflection, RobustCAM, RobustGradCAM, WaveletDenoising
 from pdutils.networks import LEAST, only
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pdutils.drawing import CLASS_NAMES
+from pdutils.networks import load_tensorflow
 
 
 def demo_network(seed: int | None = None) -> Any:
@@ -23,6 +24,7 @@ def demo_network(seed: int | None = None) -> Any:
         From images (N, 224, 224, 3) in [-1, 1] to 10 probabilities.
     """
     # Keras takes seconds to load and only a user of the demo network needs it.
+    load_tensorflow()
     import keras
 
     seeds = [None if seed is None else 100 * seed + i for i in range(6)]

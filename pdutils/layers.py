@@ -6,8 +6,14 @@ and `pdutils.denoising.denoise_wavelet` say what each knob means.
 
 from typing import Any
 
-import keras
 import numpy as np
+
+from pdutils.networks import load_tensorflow
+
+# Before Keras is: it says what is amiss with Keras's settings.
+load_tensorflow()
+
+import keras
 import tensorflow as tf
 from keras import ops
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdutils.forks import check_fork
 from pdutils.graph import Tail, does_as_its_graph, take_apart
 from pdutils.images import Array
+from pdutils.keras_settings import check_keras_settings
 
 #: From raw images (and labels) to a tuple of tensors, compiled once.
 Step = Callable[..., Any]
@@ -427,7 +429,13 @@ def load_tensorflow() -> None:
     ------
     ImportError
         If TensorFlow cannot be imported.
+    ValueError
+        If Keras is set to another backend, float type or order of axes, as `check_keras_settings`.
+    RuntimeError
+        If TensorFlow ran before this process was forked, as `check_fork`.
     """
+    check_fork()
+    check_keras_settings()
     if "tensorflow" in sys.modules:
         return
     sys.stderr.flush()
