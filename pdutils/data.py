@@ -1,7 +1,8 @@
 """What data exists: the shipped demo, the registry of downloads, a user's folder.
 
 The cache is the folder that the environment variable PDUTILS_CACHE names, or the platform's own
-cache folder. What lies there under the right name, with the right hash, is never downloaded.
+cache folder. What lies there under the right name, with the right hash, is never downloaded; nor is
+what lies in Keras's own cache, `~/.keras/models` or where KERAS_HOME says.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from typing import Any
 
 from pdutils.files import Pictures, find_pictures
 from pdutils.images import label_from_name, whole_file
+from pdutils.keras_settings import keras_home
 from pdutils.progress import progress_bar
 
 _AUTHORS_COMMIT = "0997669e94c711521896a01cc9c0e27723df0841"
@@ -144,13 +146,14 @@ def fetch(name: str) -> Path:
 def download(name: str, source: Download) -> Path:
     """Give the path of a file in the cache, downloading it if it is missing or damaged.
 
-    The file is downloaded once, with a bar and a time-out, under a temporary name; it gets its own
-    name only when its hash is right.
+    A whole copy in Keras's own cache is taken where it lies. Otherwise the file is downloaded once,
+    with a bar and a time-out, under a temporary name; it gets its own name only when its hash is
+    right.
 
     Parameters
     ----------
     name : str
-        Its path inside the cache.
+        Its path inside the cache; Keras keeps it by the same name, in `models/`.
     source : Download
         Where it comes from. Without a known hash its length is checked, and that what ends in
         .h5 is such a file.
@@ -170,6 +173,9 @@ def download(name: str, source: Download) -> Path:
     target = cache_dir() / name
     try:
         if not _is_whole(target, source.known_hash):
+            theirs = _in_keras_cache(name, source.known_hash)
+            if theirs is not None:
+                return theirs
             with whole_file(target) as temporary:
                 _transfer(source.url, temporary)
                 if not _is_whole(temporary, source.known_hash):
@@ -401,6 +407,15 @@ def _is_whole(path: Path, known_hash: str | None) -> bool:
     algorithm, _, digest = known_hash.partition(":")
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest() == digest
+
+
+def _in_keras_cache(name: str, known_hash: str | None) -> Path | None:
+    """Find a file where Keras would have put it; what cannot be read there is passed over."""
+    path = keras_home() / "models" / name.removeprefix("models/")
+    try:
+        return path if _is_whole(path, known_hash) else None
+    except OSError:
+        return None
 
 
 def _is_hdf5(path: Path) -> bool:

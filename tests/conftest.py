@@ -1,5 +1,6 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,15 @@ def pytest_configure() -> None:
     # A shell starts what it puts in the background deaf to Ctrl-C, and its children inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keras_cache(tmp_path_factory) -> Iterator[Path]:
+    """Keras's own folder, empty: what whoever runs the tests has downloaded plays no part."""
+    folder = tmp_path_factory.mktemp("keras")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -647,6 +647,23 @@ def test_the_weights_in_the_cache_are_the_ones_that_are_used(tmp_path, monkeypat
     np.testing.assert_allclose(classifier.predict(photo(96, 96)), expected, rtol=1e-3, atol=1e-6)
 
 
+def test_weights_that_keras_has_downloaded_are_not_downloaded_again(tmp_path, monkeypatch):
+    options = {"alpha": 0.35, "input_shape": (96, 96, 3)}
+    models = tmp_path / "keras" / "models"
+    models.mkdir(parents=True)
+    own = keras.applications.MobileNetV2(weights=None, **options)
+    louden(own)
+    own.save(models / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96.h5")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "class_index", lambda: [(str(i), str(i)) for i in range(1000)])
+    monkeypatch.setattr(data, "_transfer", lambda *_: pytest.fail("it was downloaded"))
+    classifier = load_classifier("mobilenet_v2", **options)
+    expected = own(photo(96, 96)[np.newaxis] / 127.5 - 1)[0]
+    np.testing.assert_allclose(classifier.predict(photo(96, 96)), expected, rtol=1e-3, atol=1e-6)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_keras_s_own_download_is_back_in_place_after_a_failure(asked):
     from keras.src.utils import file_utils
 

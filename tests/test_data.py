@@ -134,6 +134,62 @@ def test_a_file_in_the_cache_needs_no_network(cache, no_network):
     assert data.download("models/a.bin", source) == cache / "models" / "a.bin"
 
 
+@pytest.fixture
+def keras_models(tmp_path, monkeypatch) -> Path:
+    """The folder where Keras keeps what it downloads."""
+    folder = tmp_path / "keras" / "models"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("KERAS_HOME", str(folder.parent))
+    return folder
+
+
+@pytest.mark.parametrize("kept", ["nothing", "damaged"])
+def test_what_keras_has_downloaded_is_not_downloaded_again(cache, keras_models, no_network, kept):
+    (keras_models / "a.bin").write_bytes(CONTENT)
+    if kept == "damaged":
+        (cache / "models").mkdir(parents=True)
+        (cache / "models" / "a.bin").write_bytes(CONTENT[:-1])
+    source = Download("https://example.org/a.bin", sha256(CONTENT))
+    assert data.download("models/a.bin", source) == keras_models / "a.bin"
+
+
+def test_what_keras_has_is_looked_at_as_closely_as_what_the_cache_has(cache, keras_models, server):
+    for known in (sha256(CONTENT), f"md5:{hashlib.md5(CONTENT).hexdigest()}"):
+        (keras_models / "a.bin").write_bytes(CONTENT[:-1])
+        path = data.download("models/a.bin", Download(f"{server.url}/a.bin", known))
+        assert path == cache / "models" / "a.bin"
+    # Without a known hash, weights must at least be whole.
+    with h5py.File(keras_models / "b.h5", "w") as file:
+        file["x"] = np.arange(5000)
+    whole = server.content = (keras_models / "b.h5").read_bytes()
+    source = Download(f"{server.url}/b.h5", None)
+    assert data.download("models/b.h5", source) == keras_models / "b.h5"
+    (keras_models / "b.h5").write_bytes(whole[:-100])
+    assert data.download("models/b.h5", source) == cache / "models" / "b.h5"
+
+
+def test_a_folder_of_keras_that_cannot_be_read_is_passed_over(
+    cache, keras_models, server, monkeypatch
+):
+    def closed(path: Path) -> bool:
+        if keras_models in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return os.path.isfile(path)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    path = data.download("models/a.bin", Download(f"{server.url}/a.bin", sha256(CONTENT)))
+    assert path == cache / "models" / "a.bin"
+
+
+def test_keras_s_copy_of_the_class_index_is_taken(cache, keras_models, no_network, monkeypatch):
+    index = b'{"0": ["n01440764", "tench"]}'
+    known = Download("https://example.org/index", f"md5:{hashlib.md5(index).hexdigest()}")
+    monkeypatch.setitem(data.REGISTRY, "imagenet_class_index.json", known)
+    # As keras.applications.imagenet_utils keeps it.
+    (keras_models / "imagenet_class_index.json").write_bytes(index)
+    assert data.class_index() == [("n01440764", "tench")]
+
+
 @pytest.mark.parametrize("digest", ["sha256", "md5"])
 def test_a_download_is_kept_under_its_name_and_asked_for_once(cache, server, digest):
     known = f"{digest}:{hashlib.new(digest, CONTENT).hexdigest()}"
