@@ -1,6 +1,6 @@
 # One command a job, the same on a laptop and in CI. `make help` lists them.
 
-PYTHON ?= python3
+PYTHON ?=
 ARGS ?=
 
 VENV := .venv
@@ -14,7 +14,7 @@ help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
 		do printf '  make %-7s %s\n' "$$name" "$$what"; done
 	@echo '  ARGS="..." passes options on, as in: make run ARGS="03 -p seed 7"'
-	@echo '  PYTHON=... names another Python, 3.11 or newer'
+	@echo '  PYTHON=... names the Python to install with, 3.11 to 3.13'
 
 run: $(STAMP) ## execute the blog's notebooks, 01 to 09; results/index.html
 	$(RUN) -m pdutils run $(ARGS)
@@ -46,14 +46,6 @@ clean: ## remove results and caches
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "error: expected Python 3.11 or newer as $(PYTHON), got" \
-			"$$($(PYTHON) --version 2>&1 || true); name another: make PYTHON=python3.12" >&2; \
-		exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo "error: $(PYTHON) cannot make environments;" \
-			"on Debian and Ubuntu: apt install python3-venv" >&2; \
-		exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@.ci/environment $(VENV) $(PYTHON)
 	$(RUN) -m pip install --disable-pip-version-check --requirement requirements.txt
 	@touch $@
