@@ -35,14 +35,13 @@ lab: $(STAMP) ## open JupyterLab on the notebooks and their table
 		--LabApp.default_url=/lab/tree/README.md $(ARGS)
 
 app: $(STAMP) ## serve the explorer as a page on localhost (ARGS="--port 9000 --no-browser")
-	JUPYTER_PATH=app/jupyter $(RUN) -m voila app/explorer.ipynb \
-		--Voila.config_file_paths=app/jupyter $(ARGS)
+	$(RUN) -m pdutils app $(ARGS)
 
 bench: $(STAMP) ## measure what the defence costs; results/bench.json (ARGS=--quick)
 	$(RUN) -m benchmarks $(ARGS)
 
 clean: ## remove results and caches
-	rm -rf results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build results .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(STAMP): requirements.txt pyproject.toml

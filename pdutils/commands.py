@@ -125,6 +125,13 @@ examples:
   python -m pdutils demo make     draw, attack, write data/ and maps/
 """
 
+_APP_EXAMPLES = """\
+examples:
+  python -m pdutils app
+  python -m pdutils app --port 9000 --no-browser
+  python -m pdutils app -- --Voila.ip=0.0.0.0
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line.
@@ -289,6 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_table(commands)
     _add_demo(commands)
+    _add_app(commands)
     return parser
 
 
@@ -326,7 +334,12 @@ def _add_run(commands: Any) -> None:
         metavar=("NAME", "VALUE"),
         help="a parameter in place of the notebook's own; again for more",
     )
-    add("--output", metavar="DIR", type=Path, help="where to write (results/ of the checkout)")
+    add(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="where to write (results/ of the checkout)",
+    )
     add("--all", action="store_true", help="all notebooks, not only 01 to 09")
     add("--timeout", metavar="S", type=int, default=300, help="seconds a cell may take (300)")
     add("--jobs", metavar="N", type=int, default=_jobs(), help=f"notebooks at once ({_jobs()})")
@@ -338,7 +351,7 @@ def _jobs() -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from pdutils import runner
-    from pdutils.data import demo_root
+    from pdutils.data import results_folder
 
     asked = {} if options.classifier is None else {"classifier": options.classifier}
     asked |= dict(options.parameters)
@@ -347,7 +360,7 @@ def _run(options: argparse.Namespace) -> int:
             "--classifier takes a name; a model of your own goes into notebook 8: "
             "run 08 -p model_file model.keras"
         )
-    output = options.output or demo_root() / "results"
+    output = options.output or results_folder()
     try:
         notebooks = runner.choose_notebooks(options.notebooks, everything=options.all)
         outcomes = runner.run_notebooks(
@@ -722,11 +735,11 @@ def _default_output(options: argparse.Namespace) -> Path:
     """Name a file by what must not be mixed, so that the same command goes on where it ended."""
     import hashlib
 
-    from pdutils.data import demo_root
+    from pdutils.data import results_folder
 
     own = ("images", "images_list", "limit", "classifier", "weights", "runs", "seed", "batch_size")
     settings = repr([str(getattr(options, name)) for name in own]).encode()
-    folder = demo_root() / "results"
+    folder = results_folder()
     folder.mkdir(exist_ok=True)
     return folder / f"evaluation-{hashlib.sha256(settings).hexdigest()[:8]}.sqlite"
 
@@ -868,9 +881,8 @@ def _add_demo(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from pdutils import demo
-    from pdutils.data import demo_root
 
-    output = options.output or demo_root() / "data" / demo.WEIGHTS
+    output = options.output or _own_checkout("--output FILE") / "data" / demo.WEIGHTS
     rate = demo.train(output, seed=options.seed)
     print(f"{output}: {rate} of {rate.n} drawings that it has not seen are right")
     print("`python -m pdutils demo make` makes the adversaries against these weights")
@@ -879,9 +891,47 @@ def _train(options: argparse.Namespace) -> int:
 
 def _make(options: argparse.Namespace) -> int:
     from pdutils import demo
-    from pdutils.data import demo_root
 
-    root = options.root or demo_root()
+    root = options.root or _own_checkout("--root DIR")
     demo.make(root, seed=options.seed)
     print(f"written: {root / 'data'}, {root / 'maps'}")
     return 0
+
+
+def _own_checkout(instead: str) -> Path:
+    """Give the checkout to write into; what was installed from a wheel stays as it is."""
+    from pdutils.data import checkout
+
+    found = checkout()
+    if found is None:
+        raise ValueError(
+            f"the installed package is not written into: say where with {instead}, or run this in "
+            "a clone of its repository"
+        )
+    return found
+
+
+def _add_app(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "app",
+        _app,
+        "serve the explorer as a page on localhost",
+        description="Serve the explorer as a page on localhost, until Ctrl-C.",
+        epilog=_APP_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--port", metavar="N", type=int, help="(8866, or the next that is free)")
+    add("--no-browser", action="store_true", help="do not open it")
+    add("voila", nargs="*", metavar="OPTION", help="of Voila, after --")
+
+
+def _app(options: argparse.Namespace) -> NoReturn:
+    from pdutils.data import demo_root
+
+    app = demo_root() / "app"
+    command = [sys.executable, "-m", "voila", str(app / "explorer.ipynb")]
+    command += [f"--Voila.config_file_paths={app / 'jupyter'}", *options.voila]
+    command += [f"--port={options.port}"] if options.port is not None else []
+    command += ["--no-browser"] if options.no_browser else []
+    os.execve(sys.executable, command, os.environ | {"JUPYTER_PATH": str(app / "jupyter")})

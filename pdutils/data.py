@@ -21,6 +21,9 @@ _AUTHORS_COMMIT = "0997669e94c711521896a01cc9c0e27723df0841"
 _AUTHORS_URL = f"https://raw.githubusercontent.com/iamaaditya/pixel-deflection/{_AUTHORS_COMMIT}/"
 _CLASS_INDEX = "imagenet_class_index.json"
 
+#: Where a wheel has what lies beside the package in a checkout; setup.py puts it there.
+_SHIPPED = "_shipped"
+
 #: Seconds to wait for a connection, and for the next bytes of a download.
 TIMEOUT = (5.0, 30.0)
 
@@ -253,14 +256,39 @@ class DemoImage:
     attack: dict[str, Any]
 
 
+def checkout() -> Path | None:
+    """Give the checkout that the package is part of.
+
+    Returns
+    -------
+    Path or None
+        None if the package was installed from a wheel: nothing is written beside it then.
+    """
+    package = Path(__file__).resolve().parent
+    return None if (package / _SHIPPED).is_dir() else package.parent
+
+
 def demo_root() -> Path:
-    """Give the folder that holds `data/` and `maps/`: the checkout that the package is part of.
+    """Give the folder that holds `data/`, `maps/` and `app/`.
 
     Returns
     -------
     Path
+        The checkout that the package is part of, or in a package that was installed from a wheel
+        the folder that travelled in it.
     """
-    return Path(__file__).resolve().parent.parent
+    return checkout() or Path(__file__).resolve().parent / _SHIPPED
+
+
+def results_folder() -> Path:
+    """Give the folder where results are written by default.
+
+    Returns
+    -------
+    Path
+        `results/` of the checkout; without one, of the working directory.
+    """
+    return (checkout() or Path.cwd()) / "results"
 
 
 def demo_weights() -> Path:
@@ -462,7 +490,7 @@ def _reason(error: Exception) -> str:
 def _manifest() -> dict[str, Any]:
     path = demo_root() / "data" / "manifest.json"
     if not path.is_file():
-        raise DataError(f"{path} is missing; `python -m pdutils demo make` writes it")
+        raise DataError(f"{path} is missing; {_cure()}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -471,6 +499,12 @@ def _manifest() -> dict[str, Any]:
     if version != 1:
         raise DataError(f"{path}: expected version 1, got {version!r}")
     return dict(manifest)
+
+
+def _cure() -> str:
+    if checkout() is None:
+        return "install pdutils again"
+    return "`python -m pdutils demo make` writes it"
 
 
 def _demo_image(entry: dict[str, Any]) -> DemoImage:
@@ -489,7 +523,7 @@ def _demo_image(entry: dict[str, Any]) -> DemoImage:
 
 def _checked(path: Path, sha256: str) -> Path:
     if not path.is_file():
-        raise DataError(f"{path} is missing; `python -m pdutils demo make` writes it")
+        raise DataError(f"{path} is missing; {_cure()}")
     if not _is_whole(path, f"sha256:{sha256}"):
         raise DataError(f"{path} is not the file that the manifest lists (its SHA-256 differs)")
     return path

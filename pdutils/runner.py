@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from pdutils import pages
 from pdutils.checks import is_number
-from pdutils.data import demo_root
+from pdutils.data import checkout, demo_root
 from pdutils.files import displayed
 
 #: Seconds that one cell may take.
@@ -121,9 +121,16 @@ def choose_notebooks(
     Raises
     ------
     UsageError
-        If there is no such notebook; the message lists those that there are.
+        If there is no such notebook; the message lists those that there are. Outside a checkout a
+        path alone finds one.
     """
     known = find_notebooks(folder)
+    by_path = bool(names) and all(Path(name).is_file() for name in names)
+    if not by_path and folder is None and checkout() is None:
+        raise UsageError(
+            "the notebooks are not in the installed package but in its repository: run this in a "
+            "clone of it, or name a notebook by its path"
+        )
     if names:
         chosen = {_choose(name, known) for name in names}
     else:

@@ -752,7 +752,7 @@ def test_evaluate_sends_workers_what_they_find_from_anywhere(
 def test_evaluate_keeps_records_where_the_same_command_finds_them_again(
     capsys, network, folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("pdutils.data.demo_root", lambda: tmp_path)
+    monkeypatch.setattr("pdutils.data.checkout", lambda: tmp_path)
     files = []
     for seed in (1, 1, 2):
         status, out, _ = run(capsys, "evaluate", folder, *network, *ASKED, "--seed", seed)

@@ -1,4 +1,4 @@
-"""Settings of the page that `make app` serves; Voila reads them."""
+"""Settings of the page that `python -m pdutils app` serves; Voila reads them."""
 
 from pathlib import Path
 
