@@ -17,7 +17,7 @@ from pdutils.classifiers import Classifier, Labels
 from pdutils.deflection import Reading, apply_writes, check_knobs, draw_writes
 from pdutils.denoising import Mode, SigmaScale, check_wavelet_knobs
 from pdutils.forks import check_fork
-from pdutils.images import Array, check_some
+from pdutils.images import OVERSHOOT, Array, check_some
 from pdutils.networks import load_tensorflow
 from pdutils.streams import generator
 
@@ -35,6 +35,9 @@ with warnings.catch_warnings(), mock.patch("logging.config.dictConfig"):
 
 Gradient = Literal["identity", "exact"]
 MapMaker = Callable[[Array], Array]
+
+#: The least and the greatest value, as ART takes them: numbers, or arrays for channels or values.
+ClipValues = tuple[float | NDArray[Any], float | NDArray[Any]] | NDArray[Any]
 
 #: The least probability whose logarithm is taken: float32 knows none below.
 _LEAST = float(np.finfo(np.float32).tiny)
@@ -103,7 +106,7 @@ def loss_gradient(
 def art_classifier(
     classifier: Classifier,
     *,
-    clip_values: tuple[float, float] = (0.0, 255.0),
+    clip_values: ClipValues = (0.0, 255.0),
     preprocessing_defences: Sequence[Any] = (),
     batch_size: int = 32,
 ) -> "BridgedClassifier":
@@ -114,8 +117,9 @@ def art_classifier(
     classifier : Classifier
         The network.
     clip_values : (0, 255) or (0, 1)
-        The range of the images that ART sees. Those of ART's attacks whose steps are of a fixed
-        size mean them on images in [0, 1], and its DeepFool multiplies its step by the range.
+        The range of the images that ART sees, in numbers or in arrays as ART takes them. Those of
+        ART's attacks whose steps are of a fixed size mean them on images in [0, 1], and its
+        DeepFool multiplies its step by the range.
     preprocessing_defences : sequence of art.defences.preprocessor.Preprocessor
         ART's or those of this module, applied in this order before the network.
     batch_size : int
@@ -188,11 +192,12 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
         self,
         classifier: Classifier,
         *,
-        clip_values: tuple[float, float] = (0.0, 255.0),
+        clip_values: ClipValues = (0.0, 255.0),
         preprocessing_defences: Sequence[Any] = (),
         batch_size: int = 32,
     ) -> None:
-        self._scale = 255.0 / _checked_range(clip_values)
+        white = _checked_range(clip_values)
+        self._scale = 255.0 / white
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.classifier = classifier
@@ -202,7 +207,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
             nb_classes=len(classifier.class_ids),
             input_shape=(*classifier.input_size, 3),
             loss_object=tf.keras.losses.CategoricalCrossentropy(from_logits=True),
-            clip_values=clip_values,
+            clip_values=(0.0, white),
             preprocessing_defences=list(preprocessing_defences),
             preprocessing=None,
         )
@@ -386,7 +391,7 @@ class CandidateClassifier(BridgedClassifier):
         candidates: Labels,
         *,
         overshoot: float = 0.0,
-        clip_values: tuple[float, float] = (0.0, 255.0),
+        clip_values: ClipValues = (0.0, 255.0),
         batch_size: int = 32,
     ) -> None:
         super().__init__(classifier, clip_values=clip_values, batch_size=batch_size)
@@ -443,7 +448,7 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
 
     def __init__(
         self,
-        clip_values: tuple[float, float],
+        clip_values: ClipValues,
         channels_first: bool,
         apply_fit: bool,
         apply_predict: bool,
@@ -470,9 +475,9 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If the shape is another.
+            If the shape is another, there is no image, or the values are of another range.
         """
-        return self._outward(self._defend(self._inward(x))), y
+        return self._outward(self._defend(self._images(x))), y
 
     def estimate_gradient(self, x: Array, grad: Array) -> Array:
         """Carry a gradient by the defended images back to one by the images as they came.
@@ -491,14 +496,14 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            If a shape is another.
+            If a shape is another, or as a call.
         """
         if grad.ndim == x.ndim + 1:
             by_class = [self.estimate_gradient(x, grad[:, k]) for k in range(grad.shape[1])]
             return np.stack(by_class, axis=1)
         if grad.shape != x.shape:
             raise ValueError(f"grad: expected the shape {x.shape}, got {grad.shape}")
-        return self._outward(self._backward(self._inward(x), self._inward(grad)))
+        return self._outward(self._backward(self._images(x), self._inward(grad)))
 
     def forward(self, x: Any, y: Any = None) -> tuple[Any, Any]:
         """Do as a call, on tensors; a tape finds what `estimate_gradient` gives.
@@ -526,6 +531,23 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
         x = tf.cast(x, tf.float32)
         return tf.ensure_shape(defended(x), x.shape), y
 
+    def _images(self, x: Array) -> Array:
+        """Bring images to (N, H, W, 3), and see that they are in the range that they should be."""
+        images = self._inward(x)
+        if images.size == 0:
+            raise ValueError(f"x: expected at least one image, got the shape {np.shape(x)}")
+        white = _checked_range(self.clip_values)
+        low, high = images.min(), images.max()
+        slack = OVERSHOOT / 255 * white
+        # A batch in [0, 1] fits into [0, 255], but is no picture there.
+        other = white == 255 and high <= 1 and np.mean(images != np.rint(images)) > 0.5
+        if other or low < -slack or high > white + slack:
+            raise ValueError(
+                f"x: expected values in [0, {white:g}], which clip_values says, "
+                f"got [{low:g}, {high:g}]"
+            )
+        return images
+
     def _inward(self, values: Array) -> Array:
         """Bring images, or their gradient, to (N, H, W, 3)."""
         channel = 1 if self.channels_first else 3
@@ -545,7 +567,7 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
         _checked_range(self.clip_values)
 
     def _scale(self) -> np.float32:
-        return np.float32(255 / self.clip_values[1])
+        return np.float32(255 / _checked_range(self.clip_values))
 
     def _defend(self, images: Array) -> Array:
         raise NotImplementedError
@@ -570,7 +592,8 @@ class PixelDeflectionPreprocessor(_Defence):
     rng : int, numpy.random.Generator or None
         Each image of each call draws from a stream of its own.
     clip_values : (0, 255) or (0, 1)
-        The range of the images, the estimator's own.
+        The range of the images, the estimator's own, in numbers or in arrays. Images of another
+        range are refused.
     channels_first : bool
         Whether the images are (N, 3, H, W).
     apply_fit, apply_predict : bool
@@ -592,7 +615,7 @@ class PixelDeflectionPreprocessor(_Defence):
         *,
         map_maker: MapMaker | None = None,
         rng: int | np.random.Generator | None = None,
-        clip_values: tuple[float, float] = (0.0, 255.0),
+        clip_values: ClipValues = (0.0, 255.0),
         channels_first: bool = False,
         apply_fit: bool = False,
         apply_predict: bool = True,
@@ -642,7 +665,8 @@ class WaveletDenoisingPreprocessor(_Defence):
     gradient : {"identity", "exact"}
         How a gradient comes back: as if nothing had been denoised, or exactly.
     clip_values : (0, 255) or (0, 1)
-        The range of the images, the estimator's own. What is denoised may leave it a little.
+        The range of the images, the estimator's own, in numbers or in arrays. Images of another
+        range are refused. What is denoised may leave it a little.
     channels_first : bool
         Whether the images are (N, 3, H, W).
     apply_fit, apply_predict : bool
@@ -663,7 +687,7 @@ class WaveletDenoisingPreprocessor(_Defence):
         sigma_scale: SigmaScale = "channel",
         *,
         gradient: Gradient = "identity",
-        clip_values: tuple[float, float] = (0.0, 255.0),
+        clip_values: ClipValues = (0.0, 255.0),
         channels_first: bool = False,
         apply_fit: bool = False,
         apply_predict: bool = True,
@@ -716,11 +740,18 @@ def _shown(images: Array) -> Array:
     return images
 
 
-def _checked_range(clip_values: tuple[float, float]) -> float:
-    low, high = np.asarray(clip_values, dtype=np.float64).ravel()
-    if low != 0 or high not in (1, 255):
-        raise ValueError(f"clip_values: expected (0, 255) or (0, 1), got {clip_values!r}")
-    return float(high)
+def _checked_range(clip_values: ClipValues) -> float:
+    """Give the greatest value of a range; arrays may say it for each channel or value."""
+    try:
+        low, high = (np.unique(np.asarray(bound, dtype=np.float64)) for bound in clip_values)
+    except (TypeError, ValueError):
+        low = high = np.empty(0)
+    if low.tolist() != [0] or high.tolist() not in ([1], [255]):
+        raise ValueError(
+            f"clip_values: expected (0, 255) or (0, 1), for all channels the same, "
+            f"got {clip_values!r}"
+        )
+    return float(high[0])
 
 
 def _class_numbers(y: Any) -> Labels:

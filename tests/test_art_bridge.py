@@ -384,12 +384,115 @@ def test_they_may_be_left_out_at_prediction(toy):
     assert (off.apply_fit, off.apply_predict) == (False, False)
 
 
+# --- ranges ---
+
+#: Every way in which ART takes the same range.
+ARRAYS = {
+    "scalars of NumPy": lambda high: (np.float32(0), np.float32(high)),
+    "a pair": lambda high: np.array([0, high]),
+    "channels": lambda high: (np.zeros(3), np.full(3, high)),
+    "channels to broadcast": lambda high: (np.zeros((1, 1, 3)), np.full((1, 1, 3), high)),
+    "values": lambda high: (np.zeros((32, 32, 3)), np.full((32, 32, 3), high, np.float32)),
+    "one number and channels": lambda high: (0, np.full(3, high)),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("high", [1, 255])
+def test_arrays_say_what_numbers_say(toy, kind, high):
+    images = photos(2) * np.float32(high / 255)
+    plain, arrays = (0, high), ARRAYS[kind](high)
+    for make in (
+        lambda values: PixelDeflectionPreprocessor(80, 5, rng=1, clip_values=values),
+        lambda values: WaveletDenoisingPreprocessor(clip_values=values),
+    ):
+        np.testing.assert_array_equal(make(arrays)(images)[0], make(plain)(images)[0])
+    bridges = [art_classifier(toy, clip_values=values) for values in (arrays, plain)]
+    np.testing.assert_allclose(*(bridge.predict(images) for bridge in bridges), rtol=1e-5)
+    options = {"eps": 0.1 * high, "eps_step": 0.02 * high, "max_iter": 3}
+    adversaries = [
+        art_attack("ProjectedGradientDescent", bridge, **options).generate(images, one_hot([1, 4]))
+        for bridge in bridges
+    ]
+    np.testing.assert_allclose(*adversaries, atol=1e-5 * high)
+
+
+@pytest.mark.parametrize("reading", ["blog", "repo", "paper"])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_is_deflected_does_not_depend_on_the_range(reading, mapped):
+    def map_maker(shown):
+        return shown.mean(axis=3) / np.float32(256)
+
+    images = photos(2)
+    maker = map_maker if mapped else None
+    options = {"deflections": 300, "window": 6, "reading": reading, "map_maker": maker, "rng": 5}
+    unit = images / np.float32(255)
+    given = PixelDeflectionPreprocessor(**options, clip_values=(0, 1))(unit)[0]
+    expected = PixelDeflectionPreprocessor(**options)(images)[0]
+    assert (expected != images).any()
+    # A map that differs in its last bit may change a draw.
+    assert np.mean(np.abs(given * 255 - expected) > 1e-3) < 0.005
+
+
+@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize("sigma", [0.0, 0.04, 0.3])
+def test_what_is_denoised_does_not_depend_on_the_range(sigma_scale, mode, sigma):
+    images = photos(2)
+    unit = images / np.float32(255)
+    weights = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
+    for gradient in ("identity", "exact"):
+        options = {"sigma": sigma, "mode": mode, "sigma_scale": sigma_scale, "gradient": gradient}
+        ones = WaveletDenoisingPreprocessor(**options, clip_values=(0, 1))
+        grey = WaveletDenoisingPreprocessor(**options)
+        away = [
+            np.abs(ones(unit)[0] * 255 - grey(images)[0]),
+            np.abs(ones.estimate_gradient(unit, weights) - grey.estimate_gradient(images, weights)),
+        ]
+        # A coefficient within rounding of its threshold may go either way.
+        assert all(np.mean(one > 0.01) < 0.005 for one in away)
+
+
+@pytest.mark.parametrize(
+    "make", [PixelDeflectionPreprocessor, WaveletDenoisingPreprocessor], ids=["pixel", "wavelet"]
+)
+def test_images_of_another_range_are_refused(make):
+    images = photos(2)
+    with pytest.raises(ValueError, match=r"x: expected values in \[0, 1\], which clip_values says"):
+        make(clip_values=(0, 1))(images)
+    message = r"x: expected values in \[0, 255\], which clip_values says, got \[0\.\d+, 0\.\d+\]"
+    with pytest.raises(ValueError, match=message):
+        make()(images / np.float32(255))
+    with pytest.raises(ValueError, match=r"x: expected values in \[0, 255\]"):
+        make()(images - 200)
+    with pytest.raises(ValueError, match=message):
+        WaveletDenoisingPreprocessor(sigma_scale="rgb").estimate_gradient(
+            images / np.float32(255), images
+        )
+    with pytest.raises(ValueError, match="x: expected at least one image"):
+        make()(images[:0])
+    # A black picture is one in either range, and a wavelet may ring a little.
+    assert make()(np.zeros_like(images))[0].max() == 0
+    make(clip_values=(0, 1))(images / np.float32(255) * 1.2 - 0.1)
+
+
 # --- wrong input ---
 
 
 def test_wrong_ranges(toy):
-    for wrong in ((0, 2), (-1, 1), (0.1, 1), (0, np.nan)):
-        with pytest.raises(ValueError, match=r"clip_values: expected \(0, 255\) or \(0, 1\), got"):
+    per_channel = (np.zeros(3), np.array([1, 1, 255]))
+    for wrong in (
+        (0, 2),
+        (-1, 1),
+        (0.1, 1),
+        (0, np.nan),
+        per_channel,
+        (0,),
+        (0, 1, 255),
+        None,
+        255,
+    ):
+        with pytest.raises(ValueError, match=r"clip_values: expected \(0, 255\) or \(0, 1\), for"):
             art_classifier(toy, clip_values=wrong)
         with pytest.raises(ValueError, match="clip_values"):
             PixelDeflectionPreprocessor(clip_values=wrong)
