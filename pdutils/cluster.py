@@ -36,10 +36,10 @@ _ADDRESS = re.compile(r"[a-z]+://[^\s/]+:\d+")
 _PACKAGES = ("numpy", "tensorflow", "keras", "distributed", "pdutils")
 
 #: Seconds until a scheduler that does not answer is taken to be absent.
-_CONNECT = 8.0
+_CONNECT = 20.0
 
 #: Seconds to wait for a worker while the cluster has none.
-_PATIENCE = 30.0
+_PATIENCE = 120.0
 
 #: Seconds between two looks at whether the cluster still has workers.
 _LOOK = 1.0

@@ -31,10 +31,10 @@ from pdutils.data import checkout, demo_root
 from pdutils.files import displayed
 
 #: Seconds that one cell may take.
-CELL_TIMEOUT = 300
+CELL_TIMEOUT = 1800
 
 #: Seconds until a kernel must answer; the first one on a cold disk takes its time.
-START_TIMEOUT = 120
+START_TIMEOUT = 600
 
 _NUMBERED = re.compile(r"\d\d_\w+\.ipynb")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

@@ -172,7 +172,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         """
         self._wish_for("", changes, final=True)
 
-    def settle(self, timeout: float = 120.0) -> None:
+    def settle(self, timeout: float = 600.0) -> None:
         """Wait until all that was asked for is shown.
 
         Parameters

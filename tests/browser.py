@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 #: Nothing of its own over the network, and no sandbox, which containers lack.
 QUIET = (
@@ -18,6 +18,9 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+
+#: Milliseconds until a page, or the kernel behind it, must have answered on a busy machine.
+PATIENCE = 300_000
 
 #: Addresses that lead to no other machine.
 OWN = ("file:", "data:", "blob:", "about:")
@@ -32,8 +35,11 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium on the path")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
+        browser = playwright.chromium.launch(
+            executable_path=path, args=list(QUIET), timeout=PATIENCE
+        )
         try:
             yield browser
         finally:
@@ -58,7 +64,7 @@ class Seen:
 
 @contextmanager
 def watched(page: Page, *own: str) -> Iterator[Seen]:
-    """Record the errors and the foreign requests of a page.
+    """Record the errors and the foreign requests of a page, and be patient with it.
 
     Parameters
     ----------
@@ -69,6 +75,7 @@ def watched(page: Page, *own: str) -> Iterator[Seen]:
         server of the test, as in `http://127.0.0.1:8866`.
     """
     seen = Seen()
+    page.set_default_timeout(PATIENCE)
 
     def note_console(message) -> None:
         if message.type == "error":

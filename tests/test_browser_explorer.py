@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import axe_violations, chromium, watched
+from browser import PATIENCE, axe_violations, chromium, watched
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
@@ -27,9 +27,6 @@ from pdutils.images import on_grid
 pytestmark = pytest.mark.slow
 
 browser = pytest.fixture(chromium, scope="module")
-
-#: Milliseconds until a kernel must have answered on a busy machine.
-PATIENCE = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +61,7 @@ def served(command: list[str], address: str, environment: dict[str, str]) -> Ite
 
 
 def _wait_for(address: str, process: subprocess.Popen) -> None:
-    for _ in range(300):
+    for _ in range(PATIENCE // 200):
         if process.poll() is not None:
             pytest.fail(f"the server ended:\n{process.communicate()[0]}")
         # Only asking for the page would start a kernel.
@@ -72,7 +69,7 @@ def _wait_for(address: str, process: subprocess.Popen) -> None:
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
             return
         time.sleep(0.2)
-    pytest.fail(f"no server at {address} after a minute")
+    pytest.fail(f"no server at {address} after {PATIENCE} ms")
 
 
 def free_port() -> int:

@@ -238,7 +238,7 @@ def test_the_colours_that_were_chosen_hold_on_the_next_page(visit):
     assert (is_dark(page), switch.get_attribute("aria-pressed")) == (False, "false")
     switch.click()
     assert (is_dark(page), switch.get_attribute("aria-pressed")) == (True, "true")
-    for _ in range(50):
+    for _ in range(600):
         # What a page stores reaches the process of the next one a moment later.
         page.wait_for_timeout(100)
         if is_dark(visit("02_two")):

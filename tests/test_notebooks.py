@@ -152,7 +152,7 @@ def test_links_inside_the_collection_lead_somewhere(path):
 def executed(tmp_path_factory) -> Path:
     """Run all of them at small settings, with another seed than their own."""
     output = tmp_path_factory.mktemp("notebooks") / "results"
-    runner.run_notebooks(NOTEBOOKS, output, overrides(), jobs=2)
+    runner.run_notebooks(NOTEBOOKS, output, overrides(), timeout=3600, jobs=2)
     return output
 
 
@@ -257,7 +257,8 @@ def test_they_run_on_a_photo_and_an_imagenet_network(real, tmp_path, monkeypatch
         "weights": str(real / "weights" / "mobilenet_v2.weights.h5"),
         "image": str(real / "cache/pixel-deflection/originals/n02447366_00008562.png"),
     }
-    outcomes = runner.run_notebooks(NOTEBOOKS, tmp_path, overrides() | options, jobs=2)
+    asked = overrides() | options
+    outcomes = runner.run_notebooks(NOTEBOOKS, tmp_path, asked, timeout=3600, jobs=2)
     assert [outcome for outcome in outcomes if outcome.failure] == []
     for path in NOTEBOOKS:
         found = json.dumps(results(tmp_path / path.name))

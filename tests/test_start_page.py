@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from browser import chromium, watched
+from browser import PATIENCE, chromium, watched
 
 from pdutils import runner
 from pdutils.data import demo_root
@@ -64,19 +64,19 @@ def lab(tmp_path):
 
 
 def wait_for(port: int, process: subprocess.Popen) -> None:
-    for _ in range(300):
+    for _ in range(PATIENCE // 200):
         assert process.poll() is None, "JupyterLab ended before it answered"
         with socket.socket() as caller:
             if caller.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.2)
-    pytest.fail("JupyterLab did not answer within a minute")
+    pytest.fail(f"JupyterLab did not answer within {PATIENCE} ms")
 
 
 def end(process: subprocess.Popen) -> None:
     """End make and the server, which may hang when its kernels have ended: then by force."""
     os.killpg(process.pid, signal.SIGTERM)
-    process.wait(20)
+    process.wait(PATIENCE / 1000)
     with contextlib.suppress(ProcessLookupError):
         for _ in range(20):
             os.killpg(process.pid, 0)
@@ -90,10 +90,10 @@ def test_make_lab_opens_on_the_table_and_a_click_leads_to_a_notebook(browser, la
     with watched(page, lab) as seen:
         page.goto(lab)
         table = page.locator(".jp-RenderedMarkdown table")
-        table.wait_for(timeout=60_000)
+        table.wait_for()
         assert table.locator("tbody tr").count() == len(runner.find_notebooks())
         table.get_by_role("link", name="where attacks act").click()
-        page.locator(".jp-NotebookPanel").get_by_role("heading", level=1).wait_for(timeout=30_000)
+        page.locator(".jp-NotebookPanel").get_by_role("heading", level=1).wait_for()
         assert page.url.endswith("04_where_attacks_act.ipynb")
     assert seen.foreign == []
     page.close()
