@@ -8,11 +8,11 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-all test check lab app bench clean
+.PHONY: help run run-all test test-numbers check lab app bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
-		do printf '  make %-7s %s\n' "$$name" "$$what"; done
+		do printf '  make %-12s %s\n' "$$name" "$$what"; done
 	@echo '  ARGS="..." passes options on, as in: make run ARGS="03 -p seed 7"'
 	@echo '  PYTHON=... names the Python to install with, 3.11 to 3.13'
 
@@ -24,6 +24,10 @@ run-all: $(STAMP) ## the same with those beyond the blog, 10 and on
 
 test: check ## check and test everything that needs no network
 	$(RUN) -m pytest --numprocesses 2 $(ARGS)
+
+test-numbers: $(STAMP) ## test what computes numbers, as processors without AVX-512 do it
+	ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell \
+		$(RUN) -m pytest --numprocesses 2 -m "numbers and not slow" $(ARGS)
 
 check: $(STAMP) ## style and types
 	$(RUN) -m ruff check

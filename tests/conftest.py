@@ -10,6 +10,19 @@ from pdutils.classifiers import Classifier
 from pdutils.images import Array
 from pdutils.networks import load_tensorflow
 
+#: The files whose numbers go through a network, a BLAS or long sums, where processors differ.
+NUMBERS = (
+    "activation", "adaptive", "art_bridge", "attacks", "cases", "classifiers", "defended",
+    "defenses", "deflection", "demo", "denoising", "estimate", "evaluation", "explorer", "layers",
+    "loading", "minimal_attacks", "networks", "peers", "suite",
+)  # fmt: skip
+
+#: The files that take longest, the longest first: begun last, one of them would be waited for.
+LONG = (
+    "notebooks", "browser_explorer", "commands", "defended", "layers", "evaluation", "classifiers",
+    "adaptive", "cluster", "start_page", "minimal_attacks", "runner",
+)  # fmt: skip
+
 REAL = Path(os.environ.get("PDUTILS_REAL", Path(__file__).parents[2] / "shared" / "real"))
 
 
@@ -26,6 +39,17 @@ def keras_cache(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_HOME", str(folder))
         yield folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> int:
+        topic = item.path.stem.removeprefix("test_")
+        return LONG.index(topic) if topic in LONG else len(LONG)
+
+    items.sort(key=turn)
+    for item in items:
+        if item.path.stem.removeprefix("test_") in NUMBERS:
+            item.add_marker("numbers")
 
 
 @pytest.fixture(scope="session")
