@@ -221,9 +221,9 @@ def test_a_map_does_not_depend_on_its_batch(kind):
     images = photos(4, *SIZE)
     together = called(model, images)
     for i in range(4):
-        np.testing.assert_allclose(called(model, images[i : i + 1])[0], together[i], atol=1e-4)
+        np.testing.assert_allclose(called(model, images[i : i + 1])[0], together[i], atol=1e-3)
     images[:3] = 255 - images[:3]
-    np.testing.assert_allclose(called(model, images)[3], together[3], atol=1e-4)
+    np.testing.assert_allclose(called(model, images)[3], together[3], atol=1e-3)
 
 
 def test_the_map_is_the_same_wherever_the_model_runs(toy_flat):

@@ -36,6 +36,12 @@ def psnr(image, clean):
     return 10 * np.log10(255**2 / np.mean((image.astype(np.float64) - clean) ** 2))
 
 
+def assert_alike(ours, theirs, mode, atol=1e-3):
+    # With hard shrinkage a coefficient within rounding of its threshold may stay or go.
+    apart = np.mean(np.abs(ours - theirs) > atol)
+    assert apart <= (0.005 if mode == "hard" else 0)
+
+
 # --- today's meaning of sigma ---
 
 
@@ -49,7 +55,7 @@ def test_todays_meaning_is_scikit_images(mode, shrinkage):
     theirs = restoration.denoise_wavelet(
         image / 255, sigma=0.04, mode=mode, method=shrinkage, convert2ycbcr=True, channel_axis=-1
     )
-    np.testing.assert_allclose(ours, theirs * 255, atol=1e-3)
+    assert_alike(ours, theirs * 255, mode)
 
 
 @pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
@@ -63,7 +69,7 @@ def test_in_rgb_both_meanings_are_scikit_images(mode, shrinkage, sigma_scale):
     theirs = restoration.denoise_wavelet(
         image / 255, sigma=0.04, mode=mode, method=shrinkage, channel_axis=-1
     )
-    np.testing.assert_allclose(ours, theirs * 255, atol=1e-3)
+    assert_alike(ours, theirs * 255, mode)
 
 
 # --- the meaning of 2018, written out ---
@@ -111,7 +117,7 @@ def test_the_meaning_of_2018_is_that_written_out(sigma, mode, shrinkage):
     image = noisy_photo()
     options = {"sigma": sigma, "mode": mode, "shrinkage": shrinkage}
     ours = denoise_wavelet(image, sigma_scale="channel", **options)
-    np.testing.assert_allclose(ours, written_out(image, **options), atol=2e-3)
+    assert_alike(ours, written_out(image, **options), mode, atol=2e-3)
 
 
 def test_a_level_is_left_out_for_each_power_of_two_above_eight():
