@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from pdutils.checks import check_one_of, check_whole
 from pdutils.classifiers import Classifier, Labels
-from pdutils.images import Array, as_batch, min_max
+from pdutils.images import ROUNDING, Array, as_batch, min_max
 
 Combine = Literal["paper", "geometric", "repo"]
+Upscale = Literal["half_pixel", "tf1"]
 
 #: How many classes the robust map goes over where no number is asked for, as in the paper.
 DEFAULT_RANKS = 5
@@ -26,6 +27,7 @@ def cam(
     images: Array,
     labels: int | Sequence[int] | Labels,
     *,
+    upscale: Upscale = "half_pixel",
     batch_size: int = 32,
 ) -> Array:
     """Show where the network saw a class: the feature maps, weighted as the head weighs them.
@@ -41,27 +43,37 @@ def cam(
         RGB in [0, 255].
     labels : int, or N of them
         The class of each image to look for.
+    upscale : {"half_pixel", "tf1"}
+        How the map is scaled up to the image, bilinearly.
+
+        - ``half_pixel``: the middle of the image lies on the middle of the map, as everywhere
+          today.
+        - ``tf1``: as TensorFlow 1 did, and with it the authors' maps. Place i of the image lies at
+          i * (side of the map) / (side of the image), at most on the last cell: all of the map is
+          moved up and left by half a cell, 16 pixels for 7 x 7 cells over 224 x 224 pixels.
     batch_size : int
         How many images the network sees at once.
 
     Returns
     -------
     ndarray of float32, shape (H, W) or (N, H, W)
-        Scaled up to the image (bilinear) and stretched to [0, 1]; zeros where a map is constant.
+        Stretched to [0, 1]; zeros where a map is constant, if only but for rounding.
 
     Raises
     ------
     ValueError
-        If the images break their contract, a label is no class, or the network has no feature map.
+        If the images break their contract, a label is no class, `upscale` is unknown, or the
+        network has no feature map.
     """
+    check_upscale(upscale)
     weights = classifier.head_weights
     if weights is None:
-        return grad_cam(classifier, images, labels, batch_size=batch_size)
+        return grad_cam(classifier, images, labels, upscale=upscale, batch_size=batch_size)
     batch, single = as_batch(images)
     indices = classifier.check_labels(labels, len(batch))
     features = classifier.features(batch, batch_size=batch_size)
-    maps = np.einsum("nhwc,cn->nhw", features.maps, weights[:, indices])
-    return _finished(maps, batch, single)
+    maps, size = _weighted(features.maps, weights.T[indices, np.newaxis])
+    return _finished(maps[:, 0], size[:, 0], upscale, batch, single)
 
 
 def grad_cam(
@@ -69,6 +81,7 @@ def grad_cam(
     images: Array,
     labels: int | Sequence[int] | Labels,
     *,
+    upscale: Upscale = "half_pixel",
     batch_size: int = 32,
 ) -> Array:
     """Show where the network saw a class, for any head: the feature maps weighted by gradients.
@@ -81,6 +94,8 @@ def grad_cam(
         RGB in [0, 255].
     labels : int, or N of them
         The class of each image to look for.
+    upscale : {"half_pixel", "tf1"}
+        How the map is scaled up to the image, see `cam`.
     batch_size : int
         How many images the network sees at once.
 
@@ -94,9 +109,10 @@ def grad_cam(
     ValueError
         As `cam`.
     """
+    check_upscale(upscale)
     batch, single = as_batch(images)
-    maps = _gradient_maps(classifier, batch, labels, batch_size)
-    return _finished(np.maximum(maps, 0), batch, single)
+    maps, size = _gradient_maps(classifier, batch, labels, batch_size)
+    return _finished(np.maximum(maps, 0), size, upscale, batch, single)
 
 
 def robust_cam(
@@ -105,6 +121,7 @@ def robust_cam(
     *,
     k: int | None = None,
     combine: Combine = "paper",
+    upscale: Upscale = "half_pixel",
     batch_size: int = 32,
 ) -> Array:
     """Combine the maps of the k most probable classes, so that an attack moves the result less.
@@ -120,6 +137,9 @@ def robust_cam(
         network that knows fewer.
     combine : {"paper", "geometric", "repo"}
         How, see `combine_maps`.
+    upscale : {"half_pixel", "tf1"}
+        How each map is scaled up to the image before they are combined, see `cam`. What the
+        authors' `generate_map.py` did is ``repo`` with ``tf1``.
     batch_size : int
         How many images the network sees at once.
 
@@ -132,6 +152,7 @@ def robust_cam(
     ValueError
         As `cam`, or if k is out of its range or `combine` is unknown.
     """
+    check_upscale(upscale)
     batch, single = as_batch(images)
     k = number_of_ranks(k, len(classifier.class_ids))
     check_combine(combine)
@@ -139,7 +160,9 @@ def robust_cam(
         combine_maps(ranked, combine=combine)
         # A batch at a time: the k maps of every image would fill the memory.
         for start in range(0, len(batch), batch_size)
-        for ranked in _ranked_maps(classifier, batch[start : start + batch_size], k, batch_size)
+        for ranked in _ranked_maps(
+            classifier, batch[start : start + batch_size], k, upscale, batch_size
+        )
     ]
     return combined[0] if single else np.stack(combined)
 
@@ -160,7 +183,7 @@ def combine_maps(maps: Array, *, combine: Combine = "paper") -> Array:
     Returns
     -------
     ndarray of float32, shape (H, W)
-        Stretched to [0, 1]; zeros where the combination is constant.
+        Stretched to [0, 1]; zeros where the combination is constant, if only but for rounding.
 
     Raises
     ------
@@ -171,7 +194,9 @@ def combine_maps(maps: Array, *, combine: Combine = "paper") -> Array:
     if maps.ndim != 3 or len(maps) == 0:
         raise ValueError(f"maps: expected shape (k, H, W) with k >= 1, got {maps.shape}")
     if combine == "geometric":
-        return min_max(np.prod(maps.astype(np.float64), axis=0) ** (1 / len(maps)))
+        # The root would make much of a 0 that rounding has lifted.
+        sure = np.where(maps > ROUNDING, maps.astype(np.float64), 0)
+        return min_max(np.prod(sure, axis=0) ** (1 / len(maps)))
     return min_max(np.tensordot(combine_weights(len(maps), combine), maps, axes=1))
 
 
@@ -227,39 +252,76 @@ def number_of_ranks(k: int | None, classes: int) -> int:
     return int(k)
 
 
-def _ranked_maps(classifier: Classifier, batch: Array, k: int, batch_size: int) -> Array:
+def _ranked_maps(
+    classifier: Classifier, batch: Array, k: int, upscale: Upscale, batch_size: int
+) -> Array:
     """Give the maps (N, k, H, W) of each image's k most probable classes, stretched to [0, 1]."""
     features = classifier.features(batch, batch_size=batch_size)
     ranks = np.argsort(-features.probabilities, axis=1, kind="stable")[:, :k]
     weights = classifier.head_weights
     if weights is not None:
-        small = np.einsum("nhwc,cnk->nkhw", features.maps, weights[:, ranks])
+        small, size = _weighted(features.maps, weights.T[ranks])
     else:
         columns = [_gradient_maps(classifier, batch, ranks[:, i], batch_size) for i in range(k)]
-        small = np.maximum(np.stack(columns, axis=1), 0)
-    return _finished(small, batch, single=False)
+        maps, size = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
+        small = np.maximum(maps, 0)
+    return _finished(small, size, upscale, batch, single=False)
 
 
-def _gradient_maps(classifier: Classifier, batch: Array, labels: Any, batch_size: int) -> Array:
+def _weighted(maps: Array, weights: Array, reach: Array | None = None) -> tuple[Array, Array]:
+    """Sum feature maps (N, h, w, C) by k weights (N, k, C) each.
+
+    Returns the sums (N, k, h, w), and the size (N, k, 1, 1) of their terms, whose rounding stays
+    where they cancel. `reach` is the size of what the weights are sums of, if they are.
+    """
+    reach = np.abs(weights) if reach is None else reach
+    sums: Array = np.einsum("nhwc,nkc->nkhw", maps, weights)
+    sizes = np.einsum("nhwc,nkc->nkhw", np.abs(maps), reach)
+    return sums, sizes.max(axis=(-2, -1), keepdims=True)
+
+
+def _gradient_maps(
+    classifier: Classifier, batch: Array, labels: Any, batch_size: int
+) -> tuple[Array, Array]:
     maps, gradient = classifier.feature_gradient(batch, labels, batch_size=batch_size)
-    weighted: Array = np.einsum("nhwc,nc->nhw", maps, gradient.mean(axis=(1, 2)))
-    return weighted
+    weights, reach = (
+        part.mean(axis=(1, 2))[:, np.newaxis] for part in (gradient, np.abs(gradient))
+    )
+    sums, size = _weighted(maps, weights, reach)
+    return sums[:, 0], size[:, 0]
 
 
-def _finished(maps: Array, batch: Array, single: bool) -> Array:
+def _finished(maps: Array, size: Array, upscale: Upscale, batch: Array, single: bool) -> Array:
     """Scale maps (..., h, w) up to the images and stretch them to [0, 1]."""
     height, width = batch.shape[1:3]
-    rows = _interpolation(maps.shape[-2], height)
-    columns = _interpolation(maps.shape[-1], width)
-    stretched = min_max(rows @ maps @ columns.T)
+    rows = _interpolation(maps.shape[-2], height, upscale)
+    columns = _interpolation(maps.shape[-1], width, upscale)
+    stretched = min_max(rows @ maps @ columns.T, size)
     return stretched[0] if single else stretched
 
 
-def _interpolation(small: int, large: int) -> Array:
-    """Give the weights (large, small) of linear interpolation between the middles of pixels."""
-    places = np.clip((np.arange(large) + 0.5) * small / large - 0.5, 0, small - 1)
+def _interpolation(small: int, large: int, upscale: Upscale) -> Array:
+    """Give the weights (large, small) of linear interpolation, as `cam` describes it."""
+    middle = 0.5 if upscale == "half_pixel" else 0.0
+    places = np.clip((np.arange(large) + middle) * small / large - middle, 0, small - 1)
     weights: Array = np.maximum(0, 1 - np.abs(places[:, np.newaxis] - np.arange(small)))
     return weights.astype(np.float32)
+
+
+def check_upscale(upscale: str) -> None:
+    """Check that `upscale` names a way to scale a map up.
+
+    Parameters
+    ----------
+    upscale : str
+        See `cam`.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    check_one_of("upscale", upscale, get_args(Upscale))
 
 
 def check_combine(combine: str) -> None:

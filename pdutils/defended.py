@@ -124,7 +124,11 @@ def _by_head_weights(classifier: Classifier, defense: Defense, logits: bool) -> 
         features=classifier.network.feature_map(),
     )
     layer = RobustCAM(
-        classifier.input_size, classifier.head_weights, _ranks(defense), defense.combine
+        classifier.input_size,
+        classifier.head_weights,
+        _ranks(defense),
+        defense.combine,
+        defense.upscale,
     )
 
     def classify(images: Tensor) -> Tensor:
@@ -141,7 +145,9 @@ def _by_gradients(classifier: Classifier, defense: Defense, logits: bool) -> tup
     network = classifier.network.parts(
         logits=_logits(classifier), features=classifier.network.feature_map()
     )
-    layer = RobustGradCAM(network, classifier.input_size, _ranks(defense), defense.combine)
+    layer = RobustGradCAM(
+        network, classifier.input_size, _ranks(defense), defense.combine, defense.upscale
+    )
 
     return (
         lambda images: layer(classifier.preprocess(images), logits=logits),

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pdutils.activation import Combine, cam, robust_cam
+from pdutils.activation import Combine, Upscale, cam, check_upscale, robust_cam
 from pdutils.checks import check_one_of, check_whole
 from pdutils.classifiers import Classifier
 from pdutils.deflection import Reading, pixel_deflection
@@ -31,6 +31,8 @@ class Defense:
         made of the very image that is defended.
     k, combine
         As in `pdutils.activation.robust_cam`.
+    upscale
+        As in `pdutils.activation.cam`, for either map.
     denoiser : str or None
         As `method` in `pdutils.denoising.denoise`; None leaves it out.
     denoiser_options : mapping
@@ -44,8 +46,8 @@ class Defense:
     Raises
     ------
     ValueError
-        If `activation`, `aggregate` or `runs` is out of its range. The other knobs are checked by
-        the functions that they belong to.
+        If `activation`, `upscale`, `aggregate` or `runs` is out of its range. The other knobs are
+        checked by the functions that they belong to.
     """
 
     deflections: int = 200
@@ -54,6 +56,7 @@ class Defense:
     activation: MapKind = "none"
     k: int | None = None
     combine: Combine = "paper"
+    upscale: Upscale = "half_pixel"
     denoiser: str | None = "wavelet"
     denoiser_options: Mapping[str, Any] = field(default_factory=dict)
     runs: int = 1
@@ -61,6 +64,7 @@ class Defense:
 
     def __post_init__(self) -> None:
         check_one_of("activation", self.activation, get_args(MapKind))
+        check_upscale(self.upscale)
         check_one_of("aggregate", self.aggregate, get_args(Aggregate))
         check_whole("runs", self.runs, 1)
 
@@ -86,9 +90,11 @@ class Defense:
         if self.activation == "none" or self.deflections == 0:
             return None
         if self.activation == "rcam":
-            return robust_cam(classifier, images, k=self.k, combine=self.combine)
+            return robust_cam(
+                classifier, images, k=self.k, combine=self.combine, upscale=self.upscale
+            )
         best = np.atleast_2d(classifier.predict(images)).argmax(axis=1)
-        return cam(classifier, images, best)
+        return cam(classifier, images, best, upscale=self.upscale)
 
     def transform(
         self,

@@ -22,7 +22,7 @@ from skimage import color as colors
 from skimage import restoration
 
 from pdutils.checks import check_odd, check_one_of, check_whole, is_number
-from pdutils.images import Array, as_batch, check_images, on_grid
+from pdutils.images import ROUNDING, Array, as_batch, check_images, on_grid
 
 Shrinkage = Literal["BayesShrink", "VisuShrink"]
 Mode = Literal["soft", "hard"]
@@ -57,7 +57,7 @@ def denoise(images: Array, method: str = "wavelet", **options: Any) -> Array:
     Returns
     -------
     ndarray of float32, the shape of `images`
-        Wavelets and cosines may leave [0, 255] a little.
+        Cosines, and wavelets with `sigma_scale="rgb"`, may leave [0, 255] a little.
 
     Raises
     ------
@@ -93,7 +93,8 @@ def denoise_wavelet(
         RGB in [0, 255].
     sigma : float
         Standard deviation of the noise, at least 0, in units of the range that `sigma_scale`
-        names; 0 gives the images back. The paper and the blog take 0.04.
+        names; 0 gives the images back, clipped or not as any other. The paper and the blog take
+        0.04.
     wavelet : str
         Any discrete wavelet of PyWavelets. The thresholds are made for orthogonal ones, which all
         but the biorthogonal are.
@@ -104,15 +105,25 @@ def denoise_wavelet(
     color : {"ycbcr", "rgb"}
         The colour space whose channels are denoised.
     sigma_scale : {"channel", "rgb"}
-        What sigma is measured in, with `color="ycbcr"`. ``channel``: each channel is stretched to
-        [0, 1] first, as scikit-image did until 0.15, which the paper and the blog used. ``rgb``:
-        sigma is noise in RGB in [0, 1] and converted, as scikit-image has done since 0.16; a photo
-        is then denoised less in Y. With `color="rgb"` the two are the same.
+        What sigma is measured in with `color="ycbcr"`, and what is clipped.
+
+        - ``channel``: as scikit-image did until 0.15, which the paper and the blog used. Each
+          channel of YCbCr is stretched to [0, 1] first and clipped to that afterwards, that is, to
+          its own least and greatest value; RGB is clipped to [0, 255] at the end.
+        - ``rgb``: as scikit-image has done since 0.16. Sigma is noise in RGB in [0, 1] and
+          converted, so that a photo is denoised less in Y; nothing is clipped.
+
+        With `color="rgb"` the two differ by the clip to [0, 255] alone.
 
     Returns
     -------
     ndarray of float32, the shape of `images`
-        It may leave [0, 255] a little: nothing is clipped.
+        With `sigma_scale="rgb"` it may leave [0, 255] a little.
+
+    Notes
+    -----
+    The library of 2018 gave NaN for a channel that is constant, as Cb and Cr of a grey image are:
+    it cannot be stretched. Here such a channel stays as it is.
 
     Raises
     ------
@@ -126,7 +137,7 @@ def denoise_wavelet(
     check_images(images)
     if sigma < np.finfo(np.float32).eps or images.shape[-3:-1] == (1, 1):
         # Nothing is small enough to be shrunk, and the copy is exact.
-        return images.copy()
+        return np.clip(images, 0, 255) if sigma_scale == "channel" else images.copy()
     batch, single = as_batch(images)
     shrink = partial(
         _wavelet_shrunk,
@@ -389,21 +400,29 @@ def _wavelet_shrunk(
     channels = batch if color == "rgb" else batch @ TO_YCBCR.astype(np.float32)
     # A plane a channel lies together in memory, which the transform reads row by row.
     planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
-    shares = _sigma_range(planes, color, sigma_scale)
-    shrunk = np.moveaxis(_shrink(planes, sigma, shares, wavelet, mode, shrinkage), 1, -1)
-    result: Array = shrunk if color == "rgb" else shrunk @ FROM_YCBCR.astype(np.float32)
-    return result
-
-
-def _sigma_range(planes: Array, color: Color, sigma_scale: SigmaScale) -> Array:
-    """Give the range of each plane that sigma is a share of, of shape (N or 1, 3 or 1, 1, 1)."""
     if color == "rgb":
-        return np.full((1, 1, 1, 1), 255, dtype=np.float32)
-    if sigma_scale == "channel":
-        ranges: Array = np.ptp(planes, axis=(2, 3), keepdims=True)
-        return ranges
-    spread: Array = np.sqrt(np.square(TO_YCBCR).sum(axis=0)).astype(np.float32)
-    return 255 * spread[np.newaxis, :, np.newaxis, np.newaxis]
+        shrunk = _shrink(planes, sigma, _whole_range(1), wavelet, mode, shrinkage)
+    elif sigma_scale == "rgb":
+        spread = np.sqrt(np.square(TO_YCBCR).sum(axis=0))
+        shrunk = _shrink(planes, sigma, _whole_range(spread), wavelet, mode, shrinkage)
+    else:
+        low, high = (end(planes, axis=(2, 3), keepdims=True) for end in (np.min, np.max))
+        ranges = _true_range(high - low, batch)
+        shrunk = _shrink(planes, sigma, ranges, wavelet, mode, shrinkage).clip(low, high)
+    pixels = np.moveaxis(shrunk, 1, -1)
+    result: Array = pixels if color == "rgb" else pixels @ FROM_YCBCR.astype(np.float32)
+    return result.clip(0, 255) if sigma_scale == "channel" else result
+
+
+def _whole_range(share: Any) -> Array:
+    """Give shares of 255 as what sigma is measured in, of shape (1, 3 or 1, 1, 1)."""
+    return np.asarray(255 * share, dtype=np.float32).reshape(1, -1, 1, 1)
+
+
+def _true_range(spans: Array, batch: Array) -> Array:
+    """Take the span (N, 3, 1, 1) of a channel that is constant but for rounding for 0."""
+    size = np.abs(batch).max(axis=(1, 2, 3)).reshape(-1, 1, 1, 1)
+    return np.where(spans > ROUNDING * size, spans, np.float32(0))
 
 
 def _shrink(

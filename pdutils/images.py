@@ -21,6 +21,10 @@ Array = NDArray[np.float32]
 
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
+#: How far apart values may lie, as a share of the size of what they were made of, and differ by
+#: rounding alone: sums of many float32 terms, on any processor.
+ROUNDING = float(64 * np.finfo(np.float32).eps)
+
 #: How far a denoised image may leave [0, 255]: thresholded wavelets ring a little.
 OVERSHOOT = 128.0
 
@@ -245,22 +249,29 @@ def load_map(path: str | os.PathLike[str]) -> Array:
     return min_max(np.asarray(picture, dtype=np.float64))
 
 
-def min_max(values: NDArray[Any]) -> Array:
+def min_max(values: NDArray[Any], size: NDArray[Any] | None = None) -> Array:
     """Stretch each map linearly so that its least value is 0 and its greatest 1.
 
     Parameters
     ----------
     values : ndarray, shape (..., H, W)
-        Each trailing (H, W) is stretched by itself; a constant one becomes zeros.
+        Each trailing (H, W) is stretched by itself; one that is constant, if only but for
+        rounding, becomes zeros.
+    size : ndarray, shape (..., 1, 1), optional
+        The size of what the values were made of, which their rounding goes with: of a sum, that of
+        its terms. By default the greatest magnitude in each map.
 
     Returns
     -------
     ndarray of float32, the same shape
     """
     low = values.min(axis=(-2, -1), keepdims=True)
-    span = values.max(axis=(-2, -1), keepdims=True) - low
+    high = values.max(axis=(-2, -1), keepdims=True)
+    if size is None:
+        size = np.maximum(np.abs(low), np.abs(high))
+    span = high - low
     stretched = np.zeros(values.shape, dtype=np.float64)
-    np.divide(values - low, span, out=stretched, where=span > 0)
+    np.divide(values - low, span, out=stretched, where=span > ROUNDING * size)
     return stretched.astype(np.float32)
 
 

@@ -17,9 +17,17 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from pdutils.activation import Combine, check_combine, combine_weights, number_of_ranks
+from pdutils.activation import (
+    Combine,
+    Upscale,
+    check_combine,
+    check_upscale,
+    combine_weights,
+    number_of_ranks,
+)
 from pdutils.deflection import Reading, check_knobs
 from pdutils.denoising import FROM_YCBCR, TO_YCBCR, Mode, SigmaScale, check_wavelet_knobs
+from pdutils.images import ROUNDING
 
 Tensor = Any
 
@@ -28,6 +36,9 @@ _EPS = float(np.finfo(np.float32).eps)
 #: Whatever precision Keras is set to: in half precision grey levels are rounded, maps move, and the
 #: gradients of a saturated network are 0.
 FULL_PRECISION = {"dtype": "float32"}
+
+#: What rounding may add to a grey level.
+_LEVEL_ROUNDING = 255 * ROUNDING
 
 
 @keras.saving.register_keras_serializable("pdutils")
@@ -226,7 +237,7 @@ class RobustCAM(keras.layers.Layer):
         Height and width of the maps.
     head_weights : ndarray of float32, shape (C, K)
         Weights from the pooled feature maps to the logits.
-    k, combine
+    k, combine, upscale
         As in `pdutils.activation.robust_cam`.
     **kwargs
         For `keras.layers.Layer`.
@@ -234,7 +245,7 @@ class RobustCAM(keras.layers.Layer):
     Raises
     ------
     ValueError
-        If k is not in [1, K], or `combine` is unknown.
+        If k is not in [1, K], or `combine` or `upscale` is unknown.
     """
 
     def __init__(
@@ -243,14 +254,17 @@ class RobustCAM(keras.layers.Layer):
         head_weights: Any,
         k: int | None = None,
         combine: Combine = "paper",
+        upscale: Upscale = "half_pixel",
         **kwargs: Any,
     ) -> None:
         super().__init__(**FULL_PRECISION | kwargs)
         self.size = (int(size[0]), int(size[1]))
         self.head_shape = tuple(np.shape(head_weights))
         check_combine(combine)
+        check_upscale(upscale)
         self.k = number_of_ranks(k, self.head_shape[1])
         self.combine = combine
+        self.upscale = upscale
         self.head_weights = self.add_weight(
             shape=self.head_shape, trainable=False, initializer="zeros", name="head_weights"
         )
@@ -261,8 +275,8 @@ class RobustCAM(keras.layers.Layer):
         _, ranks = ops.top_k(logits, self.k)
         # One product for all classes would cost K / k times as much.
         weights = ops.take(ops.transpose(self.head_weights), ranks, axis=0)
-        small = ops.einsum("nhwc,nkc->nhwk", features, weights)
-        return _combined(small, self.size, self.combine)
+        sums, sizes = _weighted(features, weights)
+        return _combined(sums, sizes, self.size, self.combine, self.upscale)
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().get_config()
@@ -272,6 +286,7 @@ class RobustCAM(keras.layers.Layer):
             "head_weights": {"shape": self.head_shape},
             "k": self.k,
             "combine": self.combine,
+            "upscale": self.upscale,
         }
 
     @classmethod
@@ -336,7 +351,7 @@ class RobustGradCAM(keras.layers.Layer):
         (N, K), which follow from it.
     size : (int, int)
         Height and width of the maps.
-    k, combine
+    k, combine, upscale
         As in `pdutils.activation.robust_cam`.
     **kwargs
         For `keras.layers.Layer`.
@@ -344,8 +359,8 @@ class RobustGradCAM(keras.layers.Layer):
     Raises
     ------
     ValueError
-        If the network gives anything else, k is not in [1, K], or `combine` is unknown; at a call
-        for maps, if no gradient leads from the logits to the features.
+        If the network gives anything else, k is not in [1, K], or `combine` or `upscale` is
+        unknown; at a call for maps, if no gradient leads from the logits to the features.
     """
 
     def __init__(
@@ -354,6 +369,7 @@ class RobustGradCAM(keras.layers.Layer):
         size: tuple[int, int],
         k: int | None = None,
         combine: Combine = "paper",
+        upscale: Upscale = "half_pixel",
         **kwargs: Any,
     ) -> None:
         super().__init__(**FULL_PRECISION | kwargs)
@@ -361,8 +377,10 @@ class RobustGradCAM(keras.layers.Layer):
         self.classes = _check_outputs(network)
         self.size = (int(size[0]), int(size[1]))
         check_combine(combine)
+        check_upscale(upscale)
         self.k = number_of_ranks(k, self.classes)
         self.combine = combine
+        self.upscale = upscale
         # `tf.gradients` needs a graph, in eager calls too.
         self._maps_in_graph = tf.function(self._maps, reduce_retracing=True, autograph=False)
 
@@ -395,6 +413,7 @@ class RobustGradCAM(keras.layers.Layer):
             "size": self.size,
             "k": self.k,
             "combine": self.combine,
+            "upscale": self.upscale,
         }
 
     @classmethod
@@ -404,9 +423,12 @@ class RobustGradCAM(keras.layers.Layer):
 
     def _maps(self, images: Tensor, training: bool | None) -> Tensor:
         features, gradients = self._gradients(images, training)
-        weights = ops.stack([ops.mean(gradient, axis=(1, 2)) for gradient in gradients], axis=1)
-        small = ops.relu(ops.einsum("nhwc,nkc->nhwk", features, weights))
-        return _combined(small, self.size, self.combine)
+        weights, reach = (
+            ops.stack([ops.mean(gradient, axis=(1, 2)) for gradient in part], axis=1)
+            for part in (gradients, [ops.abs(gradient) for gradient in gradients])
+        )
+        sums, sizes = _weighted(features, weights, reach)
+        return _combined(ops.relu(sums), sizes, self.size, self.combine, self.upscale)
 
     def _gradients(self, images: Tensor, training: bool | None) -> tuple[Tensor, list[Tensor]]:
         """Give the feature map, and the gradients of the k largest logits by it."""
@@ -441,15 +463,36 @@ def _check_outputs(network: keras.Model) -> int:
     return int(shapes["logits"][1])
 
 
-def _combined(small: Tensor, size: tuple[int, int], combine: Combine) -> Tensor:
+def _weighted(features: Tensor, weights: Tensor, reach: Tensor | None = None) -> Any:
+    """Sum feature maps (N, h, w, C) by k weights (N, k, C) each.
+
+    Returns the sums (N, h, w, k) and the sizes (N, 1, 1, k) of their terms, as the NumPy path does.
+    """
+    reach = ops.abs(weights) if reach is None else reach
+    sums = ops.einsum("nhwc,nkc->nhwk", features, weights)
+    sizes = ops.einsum("nhwc,nkc->nhwk", ops.abs(features), reach)
+    return sums, ops.max(sizes, axis=(1, 2), keepdims=True)
+
+
+def _combined(
+    small: Tensor, sizes: Tensor, size: tuple[int, int], combine: Combine, upscale: Upscale
+) -> Tensor:
     """Combine the maps (N, h, w, k) of the k most probable classes into maps (N, *size)."""
     k = small.shape[-1]
-    maps = _min_max(ops.image.resize(small, size, interpolation="bilinear"))
+    maps = _min_max(_scaled_up(small, size, upscale), sizes)
     if combine == "geometric":
+        # The root would make much of a 0 that rounding has lifted.
+        sure = ops.where(maps > ROUNDING, maps, 0.0)
         # The product of many maps would underflow before its root is taken.
-        return _min_max(ops.prod(maps ** (1 / k), axis=-1, keepdims=True))[..., 0]
+        return _min_max(ops.prod(sure ** (1 / k), axis=-1, keepdims=True))[..., 0]
     share = ops.cast(combine_weights(k, combine), "float32")
     return _min_max(ops.sum(maps * share, axis=-1, keepdims=True))[..., 0]
+
+
+def _scaled_up(maps: Tensor, size: tuple[int, int], upscale: Upscale) -> Tensor:
+    if upscale == "half_pixel":
+        return ops.image.resize(maps, size, interpolation="bilinear")
+    return tf.raw_ops.ResizeBilinear(images=maps, size=size)
 
 
 def _check_shapes(images: Tensor, maps: Tensor | None = None) -> None:
@@ -525,34 +568,52 @@ def _inverse(heights: Tensor, uniform: Tensor) -> Tensor:
     return ops.minimum(index, heights.shape[-1] - 1)
 
 
-def _min_max(maps: Tensor) -> Tensor:
+def _min_max(maps: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """Stretch as `pdutils.images.min_max`, each (H, W) of (N, H, W, k)."""
     low = ops.min(maps, axis=(1, 2), keepdims=True)
-    span = ops.max(maps, axis=(1, 2), keepdims=True) - low
-    return ops.where(span > 0, (maps - low) / ops.where(span > 0, span, 1.0), 0.0)
+    high = ops.max(maps, axis=(1, 2), keepdims=True)
+    if sizes is None:
+        sizes = ops.maximum(ops.abs(low), ops.abs(high))
+    span = high - low
+    varies = span > ROUNDING * sizes
+    return ops.where(varies, (maps - low) / ops.where(varies, span, 1.0), 0.0)
 
 
 def _denoise(images: Tensor, sigma: Tensor, mode: Mode, sigma_scale: SigmaScale) -> Tensor:
     # The offset of YCbCr only moves the mean, which denoising leaves alone.
     channels = _mixed(images, TO_YCBCR)
-    scale = _scale(channels, sigma_scale)
     levels = max(int(np.log2(min(images.shape[1:3]))) - 3, 1)
+    if sigma_scale == "rgb":
+        spread = 255 * np.sqrt(np.square(TO_YCBCR).sum(axis=0))
+        scale = ops.cast(spread[None, None, None], channels.dtype)
+        return _mixed(_shrink(channels, levels, sigma * scale, scale, mode), FROM_YCBCR)
+    low = ops.min(channels, (1, 2), keepdims=True)
+    high = ops.max(channels, (1, 2), keepdims=True)
+    scale = _true_range(high - low, images)
     shrunk = _shrink(channels, levels, sigma * scale, scale, mode)
-    return _mixed(shrunk, FROM_YCBCR)
+    inside = ops.minimum(ops.maximum(shrunk, low), high)
+    return _clipped_to_8_bits(_mixed(inside, FROM_YCBCR))
+
+
+def _true_range(spans: Tensor, images: Tensor) -> Tensor:
+    """Take the span (N, 1, 1, 3) of a channel that is constant but for rounding for 0."""
+    size = ops.max(ops.abs(images), (1, 2, 3), keepdims=True)
+    return ops.where(spans > ROUNDING * size, spans, ops.zeros_like(spans))
+
+
+def _clipped_to_8_bits(rgb: Tensor) -> Tensor:
+    """Clip to [0, 255], and let the gradient through at the ends themselves."""
+    inside = ops.clip(rgb, 0.0, 255.0)
+    beyond = rgb - inside
+    # Rounding puts a white or black pixel on either side of the end, on each processor another.
+    at_the_end = ops.abs(beyond) < _LEVEL_ROUNDING
+    return ops.where(at_the_end, rgb - ops.stop_gradient(beyond), inside)
 
 
 def _mixed(channels: Tensor, matrix: Any) -> Tensor:
     """Multiply pixels by a 3 x 3 matrix, in full precision on a GPU too, unlike `matmul`."""
     columns = [sum(channels[..., i] * float(matrix[i, j]) for i in range(3)) for j in range(3)]
     return ops.stack(columns, axis=-1)
-
-
-def _scale(channels: Tensor, sigma_scale: SigmaScale) -> Tensor:
-    """Give the range (1 or N, 1, 1, 3) of which sigma is a share, for each channel."""
-    if sigma_scale == "channel":
-        low = ops.min(channels, (1, 2), keepdims=True)
-        return ops.max(channels, (1, 2), keepdims=True) - low
-    spread = 255 * np.sqrt(np.square(TO_YCBCR).sum(axis=0))
-    return ops.cast(spread[None, None, None], channels.dtype)
 
 
 def _shrink(x: Tensor, levels: int, sigma: Tensor, scale: Tensor, mode: Mode) -> Tensor:

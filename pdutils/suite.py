@@ -239,7 +239,13 @@ class NamedDefense(_Named):
         pipeline = self.defense
         if not isinstance(pipeline, _Guided) or pipeline.deflections == 0:
             return None
-        return pipeline.activation, pipeline.k, pipeline.combine, pipeline.bias
+        return (
+            pipeline.activation,
+            pipeline.k,
+            pipeline.combine,
+            pipeline.upscale,
+            pipeline.bias,
+        )
 
     def check_network(self, classifier: Classifier) -> None:
         """Check that a network has the map which this defence uses, before hours of work.
@@ -579,7 +585,7 @@ def _defense_knobs(name: str) -> dict[str, Any]:
     pipeline = _PIPELINES[name]
     names = ["deflections", "window", "reading"] if pipeline.deflections else []
     names += ["k", "combine"] if pipeline.activation == "rcam" else []
-    names += ["bias"] if isinstance(pipeline, _Guided) else []
+    names += ["upscale", "bias"] if isinstance(pipeline, _Guided) else []
     denoiser = _knobs(DENOISERS[pipeline.denoiser]) if pipeline.denoiser else {}
     knobs = {name: getattr(pipeline, name) for name in names}
     if "k" in knobs:

@@ -301,15 +301,17 @@ def by_scikit_image(image, sigma_scale):
         low, span = plane.min(), np.ptp(plane)
         stretched = (plane - low) / span
         shrunk = restoration.denoise_wavelet(stretched, sigma=0.04, rescale_sigma=False)
-        ycbcr[..., channel] = low + span * shrunk
-    return 255 * color.ycbcr2rgb(ycbcr)
+        ycbcr[..., channel] = low + span * np.clip(shrunk, 0, 1)
+    return 255 * np.clip(color.ycbcr2rgb(ycbcr), 0, 1)
 
 
 @pytest.mark.parametrize("backward", ["wavelet", "exact"])
 @pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
 def test_wavelets_have_the_derivative_that_finite_differences_give(sigma_scale, backward):
     rng = np.random.default_rng(0)
-    image = photo()
+    # So strong a contrast that both clips act, and no two extremes tie.
+    image = np.clip(128 + 2 * (photo() - 128), 0, 255) + rng.uniform(-0.3, 0.3, (32, 32, 3))
+    image = image.astype(np.float32)
     slope = rng.normal(size=image.shape)
     defense = replace(WAVELETS, denoiser_options={"sigma_scale": sigma_scale})
     np.testing.assert_allclose(
@@ -327,6 +329,11 @@ def test_wavelets_have_the_derivative_that_finite_differences_give(sigma_scale, 
     # Where the brightness is greatest or least, a pixel moves the range that sigma is a share of.
     ends = [np.unravel_index(at, (32, 32)) for at in (brightness.argmin(), brightness.argmax())]
     places = [(*end, 1) for end in ends] + [tuple(rng.integers(0, (32, 32, 3))) for _ in range(60)]
+    # Where the result is clipped, and nearly so.
+    given = denoise_wavelet(image, sigma_scale=sigma_scale)
+    clipped = np.argwhere((given <= 0.5) | (given >= 254.5))
+    assert sigma_scale == "rgb" or len(clipped) > 60
+    places += [tuple(place) for place in clipped[rng.permutation(len(clipped))[:60]]]
     for place in places:
         direction = np.zeros(image.shape)
         direction[place] = 1

@@ -83,6 +83,37 @@ def test_denoising_agrees_with_numpy_at_any_batch_size(n, mode, sigma_scale):
     assert_as_numpy(photos(n, 21, 34), mode=mode, sigma_scale=sigma_scale)
 
 
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_denoising_clips_where_the_numpy_path_does(mode):
+    strong = np.clip(128 + 3 * (photos(2) - 128), 0, 255)
+    strong[0, :8, :8] = -20, 290, 100
+    for sigma_scale in ("channel", "rgb"):
+        options = {"sigma": 0.1, "mode": mode, "sigma_scale": sigma_scale}
+        result = denoised(strong, **options)
+        np.testing.assert_allclose(result, denoise_wavelet(strong, **options), atol=1e-3)
+        inside = result.min() >= 0 and result.max() <= 255
+        assert inside == (sigma_scale == "channel")
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_a_channel_that_is_constant_but_for_rounding_stays(mode):
+    grey = np.clip(photos(2)[..., :1], 1, 254) + np.float32(1 / 3)
+    rounding = np.random.default_rng(0).uniform(-1e-5, 1e-5, (2, 32, 32, 3)).astype(np.float32)
+    images = tf.constant(grey + rounding)
+    layer = WaveletDenoising(mode=mode)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        result = layer(images)
+    np.testing.assert_allclose(result, denoise_wavelet(images.numpy(), mode=mode), atol=1e-3)
+    # What only moves the colour, in a place that nothing else depends on, comes through whole.
+    weights = np.zeros(images.shape, np.float32)
+    weights[:, 9, 9] = layers.FROM_YCBCR[1]
+    gradient = tape.gradient(result, images, output_gradients=tf.constant(weights)).numpy()
+    np.testing.assert_allclose(
+        gradient @ layers.FROM_YCBCR[1], weights @ layers.FROM_YCBCR[1], atol=1e-3
+    )
+
+
 def test_the_defaults_are_those_of_the_numpy_path():
     np.testing.assert_allclose(denoised(photos(2)), denoise_wavelet(photos(2)), atol=1e-3)
 
@@ -142,8 +173,9 @@ def weighted_sum(layer, images, weights):
 @pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
 def test_the_gradient_of_denoising_is_right(mode, sigma_scale, size):
     rng = np.random.default_rng(1)
-    # Off the 8-bit grid no two extremes tie.
-    images = tf.constant(photos(2, *size) + rng.uniform(-0.3, 0.3, (2, *size, 3)))
+    # So strong a contrast that what is clipped is clipped; off the 8-bit grid no extremes tie.
+    strong = np.clip(128 + 2 * (photos(2, *size).astype(np.float64) - 128), 0, 255)
+    images = tf.constant(strong + rng.uniform(-0.3, 0.3, (2, *size, 3)))
     weights = rng.normal(size=images.shape)
     options = {"sigma": 0.06, "mode": mode, "sigma_scale": sigma_scale}
     layer = WaveletDenoising(dtype="float64", **options)
@@ -170,6 +202,19 @@ def test_the_gradient_in_single_precision_is_that_in_double():
         gradients[dtype] = tape.gradient(value, images).numpy()
     assert np.abs(gradients["float64"]).max() > 0.01
     np.testing.assert_allclose(gradients["float32"], gradients["float64"], atol=1e-5)
+
+
+def test_the_gradient_comes_through_pixels_at_the_ends_of_the_range():
+    # Rounding must not decide whether a white pixel has a gradient.
+    images = np.full((1, 32, 32, 3), 255, np.float32)
+    images[:, :16] = photo()[:16]
+    images[:, 28:] = 0
+    images = tf.constant(images)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        value = tf.reduce_sum(WaveletDenoising()(images)[:, 18:])
+    gradient = tape.gradient(value, images).numpy()
+    assert gradient[:, 20:].min() > 0.1
 
 
 @pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
