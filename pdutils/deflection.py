@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils.checks import check_one_of, check_whole
+from pdutils.checks import LARGEST, check_one_of, check_whole, is_whole
 from pdutils.images import Array, as_batch, as_map_batch
 from pdutils.streams import Rng, streams
 
@@ -290,5 +290,6 @@ def check_knobs(deflections: int, window: int, reading: str) -> None:
         If one of them is out of its range.
     """
     check_whole("deflections", deflections, 0)
-    check_whole("window", window, 1)
+    # However far a window reaches, it is cut to the image.
+    check_whole("window", min(window, LARGEST) if is_whole(window) else window, 1)
     check_one_of("reading", reading, get_args(Reading))

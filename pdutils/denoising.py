@@ -21,7 +21,7 @@ from scipy import fft, ndimage
 from skimage import color as colors
 from skimage import restoration
 
-from pdutils.checks import check_odd, check_one_of, check_whole, is_number
+from pdutils.checks import check_odd, check_one_of, check_whole, is_finite
 from pdutils.images import ROUNDING, Array, as_batch, check_images, on_grid
 
 Shrinkage = Literal["BayesShrink", "VisuShrink"]
@@ -34,6 +34,9 @@ Unit = NDArray[np.float32]
 #: wavelet denoising leaves alone.
 TO_YCBCR = (colors.rgb2ycbcr(np.eye(3)) - colors.rgb2ycbcr(np.zeros(3))) / 255
 FROM_YCBCR = np.linalg.inv(TO_YCBCR)
+
+#: A sigma that leaves no detail, while its square in grey levels is still a float32.
+BOUNDLESS = 1e15
 
 #: The side of a block whose cosine coefficients are thresholded, as in JPEG.
 _BLOCK = 8
@@ -120,22 +123,22 @@ def denoise_wavelet(
     ndarray of float32, the shape of `images`
         With `sigma_scale="rgb"` it may leave [0, 255] a little.
 
-    Notes
-    -----
-    The library of 2018 gave NaN for a channel that is constant, as Cb and Cr of a grey image are:
-    it cannot be stretched. Here such a channel stays as it is.
-
     Raises
     ------
     ValueError
         If an argument is none of the above, or the images break their contract.
+
+    Notes
+    -----
+    The library of 2018 gave NaN for a channel that is constant, as Cb and Cr of a grey image are:
+    it cannot be stretched. Here such a channel stays as it is.
     """
     check_one_of("wavelet", wavelet, tuple(pywt.wavelist(kind="discrete")))
     check_one_of("shrinkage", shrinkage, get_args(Shrinkage))
     check_one_of("color", color, get_args(Color))
     check_wavelet_knobs(sigma, mode, sigma_scale)
     check_images(images)
-    if sigma < np.finfo(np.float32).eps or images.shape[-3:-1] == (1, 1):
+    if sigma < float(np.finfo(np.float32).eps) or images.shape[-3:-1] == (1, 1):
         # Nothing is small enough to be shrunk, and the copy is exact.
         return np.clip(images, 0, 255) if sigma_scale == "channel" else images.copy()
     batch, single = as_batch(images)
@@ -180,7 +183,7 @@ def denoise_tv(images: Array, *, weight: float = 0.1) -> Array:
 
 
 def denoise_bilateral(
-    images: Array, *, sigma_color: float = 0.05, sigma_spatial: float = 1.0
+    images: Array, *, sigma_color: float | Literal["std"] = 0.05, sigma_spatial: float = 1.0
 ) -> Array:
     """Average neighbours that look alike (Tomasi, Manduchi 1998, DOI 10.1109/ICCV.1998.710815).
 
@@ -188,10 +191,12 @@ def denoise_bilateral(
     ----------
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
         RGB in [0, 255].
-    sigma_color : float
-        Above 0, on images in [0, 1]: how unlike a neighbour may be.
+    sigma_color : float or "std"
+        Above 0, on images in [0, 1]: how unlike a neighbour may be. ``std``: the standard deviation
+        of each image's own values, which scikit-image takes by default, as the authors' code did.
     sigma_spatial : float
-        Above 0, in pixels: how far away it may be; beyond three times this, none counts.
+        Above 0, in pixels: how far away it may be; beyond three times this, none counts, nor
+        beyond the side of the image. At its border the image is mirrored.
 
     Returns
     -------
@@ -202,24 +207,36 @@ def denoise_bilateral(
     ValueError
         If a sigma is not above 0, or the images break their contract.
     """
-    _check_at_least("sigma_color", sigma_color, np.nextafter(0, 1))
+    if sigma_color != "std":
+        _check_at_least("sigma_color", sigma_color, np.nextafter(0, 1))
     _check_at_least("sigma_spatial", sigma_spatial, np.nextafter(0, 1))
     return _each(images, lambda rgb: _bilateral(rgb, sigma_color, sigma_spatial))
 
 
 def denoise_nl_means(
-    images: Array, *, sigma: float = 0.04, patch_size: int = 5, patch_distance: int = 6
+    images: Array,
+    *,
+    sigma: float = 0.04,
+    patch_size: int = 5,
+    patch_distance: int = 6,
+    h: float | None = None,
 ) -> Array:
     """Average patches that look alike (Buades, Coll, Morel 2005, DOI 10.1109/CVPR.2005.38).
+
+    The authors of pixel deflection took `sigma=0, h=0.1, patch_size=7, patch_distance=11`.
 
     Parameters
     ----------
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
         RGB in [0, 255].
     sigma : float
-        Standard deviation of the noise, above 0, on images in [0, 1].
+        Standard deviation of the noise, on images in [0, 1], whose share in the difference of two
+        patches is left out of account. Above 0; with an `h`, at least 0.
     patch_size, patch_distance : int
-        The side of a patch, and how far away another may be, in pixels, at least 1.
+        The side of a patch, and how far away another may be, in pixels, at least 1; neither
+        reaches further than the image is long.
+    h : float or None
+        Above 0, on images in [0, 1]: how unlike a patch may be. None: 0.8 times sigma.
 
     Returns
     -------
@@ -231,13 +248,22 @@ def denoise_nl_means(
         If an argument is out of its range, the images break their contract, or they have a single
         row or column.
     """
-    _check_at_least("sigma", sigma, np.nextafter(0, 1))
+    _check_at_least("sigma", sigma, np.nextafter(0, 1) if h is None else 0)
     check_whole("patch_size", patch_size, 1)
     check_whole("patch_distance", patch_distance, 1)
-    options = {"patch_size": patch_size, "patch_distance": patch_distance, "h": 0.8 * sigma}
+    if h is not None:
+        _check_at_least("h", h, np.nextafter(0, 1))
     _check_two_sided("nl_means", images)
-    run = restoration.denoise_nl_means
-    return _each(images, lambda rgb: run(rgb, sigma=sigma, channel_axis=-1, **options))
+    side = max(images.shape[-3:-1])
+    run = partial(
+        restoration.denoise_nl_means,
+        patch_size=min(patch_size, 2 * side - 1),
+        patch_distance=min(patch_distance, side - 1),
+        h=0.8 * sigma if h is None else h,
+        sigma=sigma,
+        channel_axis=-1,
+    )
+    return _each(images, run)
 
 
 def denoise_wiener(images: Array, *, size: int = 3) -> Array:
@@ -251,7 +277,8 @@ def denoise_wiener(images: Array, *, size: int = 3) -> Array:
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
         RGB in [0, 255].
     size : int
-        The side of the neighbourhood, an odd number of pixels.
+        The side of the neighbourhood, an odd number of pixels. It reaches no further than the
+        image is long.
 
     Returns
     -------
@@ -274,7 +301,8 @@ def denoise_median(images: Array, *, size: int = 3) -> Array:
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
         RGB in [0, 255].
     size : int
-        The side of the neighbourhood, at least 1 pixel.
+        The side of the neighbourhood, at least 1 pixel. It reaches no further than the image is
+        long; at its border the image is mirrored.
 
     Returns
     -------
@@ -286,7 +314,7 @@ def denoise_median(images: Array, *, size: int = 3) -> Array:
         If the size is below 1, or the images break their contract.
     """
     check_whole("size", size, 1)
-    return _each(images, lambda rgb: ndimage.median_filter(rgb, size=(size, size, 1)))
+    return _each(images, lambda rgb: ndimage.median_filter(rgb, size=_area(rgb, size)))
 
 
 def denoise_jpeg(images: Array, *, quality: int = 75) -> Array:
@@ -349,7 +377,7 @@ def denoise_dct(images: Array, *, sigma: float = 0.04, step: int = 2) -> Array:
     if sigma == 0:
         return images.copy()
     spread = np.sqrt(np.square(TO_YCBCR).sum(axis=0))
-    thresholds = (3 * 255 * sigma * spread).astype(np.float32)
+    thresholds = (3 * 255 * min(sigma, BOUNDLESS) * spread).astype(np.float32)
     channels = np.moveaxis(batch @ TO_YCBCR.astype(np.float32), -1, 1)
     planes = np.stack([_dct_thresholded(image, thresholds, step) for image in channels])
     result = np.moveaxis(planes, 1, -1) @ FROM_YCBCR.astype(np.float32)
@@ -429,7 +457,7 @@ def _shrink(
     planes: Array, share: float, ranges: Array, wavelet: str, mode: Mode, shrinkage: Shrinkage
 ) -> Array:
     """Transform a whole batch (N, 3, H, W), shrink its details, and transform it back."""
-    sigma = np.float32(share) * ranges
+    sigma = np.float32(min(share, BOUNDLESS)) * ranges
     height, width = planes.shape[2:]
     # As scikit-image: the three coarsest levels are left alone, but one is always taken.
     level = max(pywt.dwtn_max_level((height, width), wavelet) - 3, 1)
@@ -461,17 +489,30 @@ def _thresholded(band: Array, threshold: Array, mode: Mode) -> Array:
     return np.copysign(np.maximum(size - threshold, 0), band)
 
 
-def _bilateral(rgb: Unit, sigma_color: float, sigma_spatial: float) -> NDArray[Any]:
-    # scikit-image 0.26 reads its table of spatial weights askew, which smears the picture.
-    values, reach = rgb.astype(np.float64), math.ceil(3 * sigma_spatial)
+def _area(rgb: Unit, size: int) -> tuple[int, int, int]:
+    """Give the sides of a square window that is cut where it reaches beyond all of the image."""
     height, width, _ = rgb.shape
-    mirrored = np.pad(values, ((reach, reach), (reach, reach), (0, 0)), mode="symmetric")
+    return min(size, 2 * height - 1), min(size, 2 * width - 1), 1
+
+
+def _bilateral(
+    rgb: Unit, sigma_color: float | Literal["std"], sigma_spatial: float
+) -> NDArray[Any]:
+    # scikit-image 0.26 reads its table of spatial weights askew, which smears the picture.
+    values = rgb.astype(np.float64)
+    height, width, _ = rgb.shape
+    # An image of one value is its own average, by whatever measure.
+    spread = (values.std() or 1.0) if sigma_color == "std" else sigma_color
+    reach = [math.ceil(min(3 * sigma_spatial, side - 1)) for side in (height, width)]
+    mirrored = np.pad(values, ([reach[0]] * 2, [reach[1]] * 2, (0, 0)), mode="symmetric")
     total, weights = np.zeros_like(values), np.zeros((height, width, 1))
-    for down, right in np.ndindex(2 * reach + 1, 2 * reach + 1):
+    for down, right in np.ndindex(2 * reach[0] + 1, 2 * reach[1] + 1):
         neighbour = mirrored[down : down + height, right : right + width]
-        far = math.hypot(down - reach, right - reach) / sigma_spatial
-        unlike = np.linalg.norm(neighbour - values, axis=-1, keepdims=True) / sigma_color
-        weight = np.exp(-(far**2 + unlike**2) / 2)
+        far = math.hypot(down - reach[0], right - reach[1]) / sigma_spatial
+        # Measured by a tiny sigma all is infinitely unlike.
+        with np.errstate(over="ignore"):
+            unlike = np.linalg.norm(neighbour - values, axis=-1, keepdims=True) / spread
+            weight = np.exp(-(far * far + unlike * unlike) / 2)
         total += weight * neighbour
         weights += weight
     smoothed: NDArray[Any] = total / weights
@@ -479,7 +520,7 @@ def _bilateral(rgb: Unit, sigma_color: float, sigma_spatial: float) -> NDArray[A
 
 
 def _wiener(rgb: Unit, size: int) -> NDArray[Any]:
-    values, area = rgb.astype(np.float64), (size, size, 1)
+    values, area = rgb.astype(np.float64), _area(rgb, size)
     mean = ndimage.uniform_filter(values, area)
     variance = np.maximum(ndimage.uniform_filter(values**2, area) - mean**2, 0)
     signal = np.maximum(variance - variance.mean(axis=(0, 1)), 0)
@@ -538,7 +579,7 @@ def check_wavelet_knobs(sigma: float, mode: str, sigma_scale: str) -> None:
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:
-    if not is_number(value) or not np.isfinite(value) or value < least:
+    if not is_finite(value) or value < least:
         wanted = f"at least {least}" if least in (0, 1) else "a number above 0"
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
 

@@ -26,7 +26,14 @@ from pdutils.activation import (
     number_of_ranks,
 )
 from pdutils.deflection import Reading, check_knobs
-from pdutils.denoising import FROM_YCBCR, TO_YCBCR, Mode, SigmaScale, check_wavelet_knobs
+from pdutils.denoising import (
+    BOUNDLESS,
+    FROM_YCBCR,
+    TO_YCBCR,
+    Mode,
+    SigmaScale,
+    check_wavelet_knobs,
+)
 from pdutils.images import ROUNDING
 
 Tensor = Any
@@ -217,7 +224,7 @@ class WaveletDenoising(keras.layers.Layer):
         # The squares of coefficients overflow half precision.
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
         # As a tensor: another sigma is not compiled anew.
-        sigma = ops.convert_to_tensor(self.sigma, dtype)
+        sigma = ops.convert_to_tensor(min(self.sigma, BOUNDLESS), dtype)
         return _fused_denoise(ops.cast(images, dtype), sigma, self.mode, self.sigma_scale)
 
     def get_config(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils.attacks import LabelsLike
-from pdutils.checks import check_whole, is_number
+from pdutils.checks import check_whole, is_finite
 from pdutils.classifiers import Classifier, Labels
 from pdutils.images import Array, as_batch, on_grid
 
@@ -481,7 +481,7 @@ def _as_grey(images: Array) -> Array:
 
 
 def _check_number(name: str, value: object, low: float, high: float = np.inf) -> None:
-    if not is_number(value) or not low <= value <= high or value == np.inf:
+    if not is_finite(value) or not low <= value <= high:
         above = "above 0" if low == _ABOVE_0 else f"of at least {low:g}"
         span = above if high == np.inf else f"{above} and at most {high:g}"
         raise ValueError(f"{name}: expected a number {span}, got {value!r}")

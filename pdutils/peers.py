@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from pdutils.checks import check_odd, check_whole, is_number
+from pdutils.checks import check_odd, check_whole, is_finite, is_number
 from pdutils.denoising import (
     denoise_bilateral,
     denoise_dct,
@@ -74,9 +74,10 @@ def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
         RGB in [0, 255].
     search : int
-        The side of the window of neighbours, an odd number of pixels.
+        The side of the window of neighbours, an odd number of pixels. It reaches no further than
+        the image is long; at its border the image is mirrored.
     patch : int
-        The side of a patch, an odd number of pixels.
+        The side of a patch, an odd number of pixels, which reaches no further either.
     strength : float
         In grey levels, above 0: how unlike a patch may be.
 
@@ -91,7 +92,7 @@ def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float
     """
     check_odd("search", search)
     check_odd("patch", patch)
-    if not is_number(strength) or not 0 < strength < math.inf:
+    if not is_finite(strength) or strength <= 0:
         raise ValueError(f"strength: expected grey levels above 0, got {strength!r}")
     batch, single = as_batch(images)
     result = np.stack([_nl_means(image, search, patch, strength) for image in batch])
@@ -289,30 +290,33 @@ PEERS: dict[str, Callable[..., Array]] = {
 def _nl_means(image: Array, search: int, patch: int, strength: float) -> Array:
     # scikit-image 0.26 compares patches one pixel narrower than it is asked to, but divides by
     # the pixels of the whole patch: of 3 x 3 it takes less than half of the difference.
-    reach, rim = search // 2, patch // 2
     height, width, _ = image.shape
-    rows, columns = height + 2 * rim, width + 2 * rim
+    reach, rim = (
+        [min(side // 2, length - 1) for length in (height, width)] for side in (search, patch)
+    )
+    rows, columns = height + 2 * rim[0], width + 2 * rim[1]
     # A plane a channel: NumPy is slow on an axis of three.
     planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
-    around = (reach + rim, reach + rim)
-    mirrored = np.pad(planes, ((0, 0), around, around), mode="reflect")
-    centre = mirrored[:, reach : reach + rows, reach : reach + columns]
+    around = [(r + m, r + m) for r, m in zip(reach, rim, strict=True)]
+    mirrored = np.pad(planes, [(0, 0), *around], mode="reflect")
+    centre = mirrored[:, reach[0] : reach[0] + rows, reach[1] : reach[1] + columns]
     total, weights = np.zeros_like(planes), np.zeros((height, width), dtype=np.float32)
-    scale = np.float32(-1 / (len(planes) * patch**2 * strength**2))
-    for down, right in np.ndindex(search, search):
+    sides = 2 * rim[0] + 1, 2 * rim[1] + 1
+    scale = np.float32(-1 / (len(planes) * math.prod(sides) * strength**2))
+    for down, right in np.ndindex(2 * reach[0] + 1, 2 * reach[1] + 1):
         other = mirrored[:, down : down + rows, right : right + columns]
         difference = other - centre
-        unlike = _box_sum(np.einsum("chw,chw->hw", difference, difference), patch)
+        unlike = _box_sum(np.einsum("chw,chw->hw", difference, difference), sides)
         weight = np.exp(scale * unlike)
-        total += weight * other[:, rim : rim + height, rim : rim + width]
+        total += weight * other[:, rim[0] : rim[0] + height, rim[1] : rim[1] + width]
         weights += weight
     averaged: Array = np.moveaxis(total / weights, 0, -1)
     return np.ascontiguousarray(averaged)
 
 
-def _box_sum(values: Array, side: int) -> Array:
-    """Sum the values of each side x side box that lies inside."""
-    for axis in (0, 1):
+def _box_sum(values: Array, sides: tuple[int, int]) -> Array:
+    """Sum the values of each box of these sides that lies inside."""
+    for axis, side in enumerate(sides):
         length = values.shape[axis] - side + 1
         parts = [values.take(range(i, i + length), axis=axis) for i in range(side)]
         values = np.sum(parts, axis=0)

@@ -16,7 +16,7 @@ from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from pdutils.classifiers import Classifier
-from pdutils.images import Array, check_some
+from pdutils.images import ROUNDING, Array, check_some
 from pdutils.statistics import PairedDifference, Rate, correlation
 
 TRUE_COLOR = "#009E73"
@@ -162,7 +162,8 @@ def perturbation(clean: Array, other: Array, *, magnify: float | None = None) ->
     clean, other : ndarray of float32, shape (H, W, 3)
         RGB in [0, 255].
     magnify : float, optional
-        By default such that the greatest difference fills the range.
+        By default such that the greatest difference fills the range; one that is rounding alone
+        is not magnified.
 
     Returns
     -------
@@ -170,7 +171,8 @@ def perturbation(clean: Array, other: Array, *, magnify: float | None = None) ->
     """
     difference = other - clean
     greatest = float(np.abs(difference).max())
-    factor = magnify or (127 / greatest if greatest else 1.0)
+    # What is rounding alone is not made a picture of.
+    factor = magnify or (127 / greatest if greatest > 255 * ROUNDING else 1.0)
     changed = float(np.mean(difference != 0))
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
     _picture(axes[0], clean, "clean")

@@ -14,7 +14,7 @@ BLOG: dict[str, tuple[float | None, float | None]] = {
     "clean, PD 200": (1.00, None),
     "clean, PD 600": (1.00, None),
     "adversary": (0.15, 0.59),
-    "PD 200": (0.52, None),
+    "PD 200": (0.52, 0.25),
     "PD 600": (0.75, 0.16),
     "PD 200 + WD": (0.92, 0.07),
     "PD 1500 + R-CAM": (0.82, 0.12),

@@ -18,6 +18,7 @@ import numpy as np
 
 from pdutils import data
 from pdutils.cases import Collection
+from pdutils.checks import LARGEST, is_whole
 from pdutils.classifiers import Classifier
 from pdutils.drawing import CLASS_NAMES, draw_animal
 from pdutils.files import displayed, read_text
@@ -184,7 +185,7 @@ class DrawingSource:
     """
 
     def __init__(self, n: int, seed: int = 0) -> None:
-        if not isinstance(n, (int, np.integer)) or n < 1:
+        if not is_whole(n) or not 1 <= n <= LARGEST:
             raise ValueError(f"n: expected at least 1 drawing, got {n!r}")
         generator(seed)
         self._seed = int(seed)

@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from pdutils.checks import LARGEST
+from pdutils.images import ROUNDING
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -28,7 +31,7 @@ class Rate:
     n: int
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not 0 <= self.successes <= self.n:
+        if not 1 <= self.n <= LARGEST or not 0 <= self.successes <= self.n:
             raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {self!r}")
 
     @classmethod
@@ -87,7 +90,7 @@ class PairedDifference:
 
     def __post_init__(self) -> None:
         counts = (self.both, self.first_only, self.second_only, self.neither)
-        if min(counts) < 0 or sum(counts) < 1:
+        if min(counts) < 0 or not 1 <= sum(counts) <= LARGEST:
             raise ValueError(f"expected counts of at least 0, not all of them 0, got {self!r}")
 
     @classmethod
@@ -259,7 +262,8 @@ def correlation(field: NDArray[Any], other: NDArray[Any]) -> float:
     Returns
     -------
     float
-        From -1 to 1; 0 if one of them is constant, since nothing varies with it.
+        From -1 to 1; 0 if one of them is constant, if only but for rounding, since nothing varies
+        with it.
 
     Raises
     ------
@@ -269,6 +273,6 @@ def correlation(field: NDArray[Any], other: NDArray[Any]) -> float:
     if field.shape != other.shape:
         raise ValueError(f"expected two fields of one shape, got {field.shape} and {other.shape}")
     pair = np.stack([field.ravel(), other.ravel()]).astype(np.float64)
-    if (np.ptp(pair, axis=1) == 0).any():
+    if (np.ptp(pair, axis=1) <= ROUNDING * np.abs(pair).max(axis=1)).any():
         return 0.0
     return float(np.asarray(np.corrcoef(pair))[0, 1])

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pdutils.checks import check_whole
+
 Rng = int | np.random.Generator | Sequence[np.random.Generator] | None
 
 
@@ -29,8 +31,10 @@ def streams(rng: Rng, n: int) -> list[np.random.Generator]:
     Raises
     ------
     ValueError
-        If `rng` is none of the above, a negative seed, or a sequence of another length.
+        If `rng` is none of the above, a negative seed, or a sequence of another length, or `n` is
+        no number of streams.
     """
+    check_whole("n", n, 0)
     if isinstance(rng, Sequence) and not isinstance(rng, (str, bytes)):
         if len(rng) != n or not all(isinstance(g, np.random.Generator) for g in rng):
             raise ValueError(f"rng: expected a sequence of {n} generators, got {rng!r}")

@@ -11,6 +11,7 @@ from pdutils.networks import load_tensorflow
 TWO_TO_FOUR = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
 
 COMBINES = ["paper", "geometric", "repo"]
+UPSCALES = ["half_pixel", "tf1"]
 
 
 def stretched(values):
@@ -21,6 +22,22 @@ def stretched(values):
 
 def scaled_up(small, size):
     return resize(small.astype(np.float64), size, order=1, mode="edge", anti_aliasing=False)
+
+
+def as_tensorflow_1(small, size):
+    """Scale one map up, a place at a time: no half pixels, and at most the last cell."""
+    height, width = small.shape
+    large = np.empty(size)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            y, x = row * height / size[0], column * width / size[1]
+            top, left = int(y), int(x)
+            bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
+            down, across = y - top, x - left
+            upper = small[top, left] * (1 - across) + small[top, right] * across
+            lower = small[bottom, left] * (1 - across) + small[bottom, right] * across
+            large[row, column] = upper * (1 - down) + lower * down
+    return large
 
 
 def corners_classifier(kernel, height=4, width=4, head="gap", bias=None):
@@ -123,6 +140,104 @@ def test_a_constant_feature_map_gives_zeros(toy, toy_flat, value):
             robust_cam(classifier, image),
         ):
             np.testing.assert_array_equal(heat, np.zeros((32, 32)))
+
+
+@pytest.mark.parametrize("upscale", UPSCALES)
+def test_what_rounding_leaves_of_terms_that_cancel_gives_zeros(upscale):
+    # 1.3 - 1.3 everywhere, but for the last digits; and 1.3 twice.
+    image = image_of_features(np.full((2, 2, 3), 1.3))
+    image[0, 2, 0] = image[2, 2, 1] = 130.0001
+    classifier = corners_classifier([[1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]])
+    assert np.ptp(classifier.features(image).maps) > 0
+    for label in (0, 1):
+        for function in (cam, grad_cam):
+            heat = function(classifier, image, label, upscale=upscale)
+            np.testing.assert_array_equal(heat, np.zeros((4, 4)))
+    for combine in COMBINES:
+        heat = robust_cam(classifier, image, k=2, combine=combine, upscale=upscale)
+        np.testing.assert_array_equal(heat, np.zeros((4, 4)))
+
+
+def test_a_weight_that_is_the_rounding_of_a_mean_of_gradients_gives_zeros():
+    # The gradient of class 0 by each feature cancels over the four places, but for rounding.
+    kernel = np.zeros((12, 2), np.float32)
+    kernel[:, 0] = np.repeat([7.3, -7.3, 7.3, -7.300001], 3)
+    classifier = corners_classifier(kernel, head="flat")
+    heat = grad_cam(classifier, image_of_features(FEATURES), 0)
+    np.testing.assert_array_equal(heat, np.zeros((4, 4)))
+    kernel[0, 0] = 7.4
+    heat = grad_cam(corners_classifier(kernel, head="flat"), image_of_features(FEATURES), 0)
+    assert heat.max() == 1
+
+
+def test_a_small_difference_that_is_no_rounding_is_shown():
+    features = np.full((2, 2, 3), 1.0)
+    features[1, 0, 0] = 1.001
+    heat = cam(corners_classifier(KERNEL), image_of_features(features), 0)
+    assert heat[3, 0] == 1
+    assert heat[0, 3] == 0
+
+
+# --- scaling up ---
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 31), (3, 3)], ids=str)
+def test_maps_can_be_scaled_up_as_tensorflow_1_did(size):
+    height, width = size
+    kernel = np.random.default_rng(0).normal(size=(3, 4))
+    classifier = corners_classifier(kernel, *size)
+    image = photo(height, width)
+    features = classifier.features(image).maps[0].astype(np.float64)
+    for label in range(4):
+        small = features @ kernel[:, label]
+        expected = stretched(as_tensorflow_1(small, size))
+        result = cam(classifier, image, label, upscale="tf1")
+        np.testing.assert_allclose(result, expected, atol=1e-4)
+        expected = stretched(as_tensorflow_1(np.maximum(small, 0), size))
+        result = grad_cam(classifier, image, label, upscale="tf1")
+        np.testing.assert_allclose(result, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
+def test_robust_cam_combines_maps_of_either_scaling(request, kind, combine):
+    classifier = request.getfixturevalue(kind)
+    batch = photos(2)
+    found = {u: robust_cam(classifier, batch, combine=combine, upscale=u) for u in UPSCALES}
+    np.testing.assert_array_equal(
+        found["half_pixel"], robust_cam(classifier, batch, combine=combine)
+    )
+    for i, image in enumerate(batch):
+        best = np.argsort(classifier.predict(image))[::-1][:5]
+        cams = [cam(classifier, image, int(label), upscale="tf1") for label in best]
+        expected = combine_maps(np.stack(cams), combine=combine)
+        np.testing.assert_allclose(found["tf1"][i], expected, atol=1e-4)
+    assert np.abs(found["tf1"] - found["half_pixel"]).max() > 0.1
+
+
+def test_tensorflow_1_moves_a_map_up_and_left_by_half_a_cell():
+    # One hot cell of 4 x 4 over 32 x 32 pixels.
+    features = np.zeros((4, 4, 3))
+    features[2, 1, 0] = 2
+    small = features[..., 0]
+    today, then = scaled_up(small, (32, 32)), as_tensorflow_1(small, (32, 32))
+    centres = [
+        np.array(np.unravel_index(np.arange(1024), (32, 32))) @ heat.ravel() / heat.sum()
+        for heat in (today, then)
+    ]
+    np.testing.assert_allclose(centres[0] - centres[1], [3.5, 3.5])
+
+
+def test_an_unknown_scaling_lists_the_known(toy, toy_flat):
+    message = r"upscale: expected one of \('half_pixel', 'tf1'\), got 'nearest'"
+    for classifier in (toy, toy_flat):
+        for call in (
+            lambda c=classifier: cam(c, photo(), 0, upscale="nearest"),
+            lambda c=classifier: grad_cam(c, photo(), 0, upscale="nearest"),
+            lambda c=classifier: robust_cam(c, photo(), upscale="nearest"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
 
 
 def test_cam_without_a_pooling_head_is_grad_cam(toy_flat):
@@ -295,6 +410,19 @@ def test_a_constant_combination_is_zeros(combine):
     np.testing.assert_array_equal(
         combine_maps(np.zeros((5, 3, 4), np.float32), combine=combine), np.zeros((3, 4))
     )
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("level", [0.3, 1.0])
+def test_a_combination_that_is_constant_but_for_rounding_is_zeros(combine, level):
+    noise = np.random.default_rng(0).uniform(0, 2e-7, (5, 3, 4))
+    maps = (level * (1 - noise)).astype(np.float32)
+    np.testing.assert_array_equal(combine_maps(maps, combine=combine), np.zeros((3, 4)))
+
+
+def test_rounding_makes_no_geometric_mean_of_maps_that_do_not_overlap():
+    maps = np.array([[[1, 2e-7, 1e-8]], [[1e-7, 1, 0]]], np.float32)
+    np.testing.assert_array_equal(combine_maps(maps, combine="geometric"), [[0, 0, 0]])
 
 
 def test_maps_that_do_not_overlap_have_no_geometric_mean():

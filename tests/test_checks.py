@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pdutils.checks import check_odd, check_one_of, check_whole, is_number, is_whole
+from pdutils.checks import check_odd, check_one_of, check_whole, is_finite, is_number, is_whole
 
 
 @pytest.mark.parametrize("value", [0, -3, np.int64(7), 2**70])
@@ -33,6 +33,28 @@ def test_a_whole_number_out_of_its_range_is_named(value):
         check_whole("k", value, 1, 9)
     with pytest.raises(ValueError, match=r"^k: expected a whole number of at least 11, got"):
         check_whole("k", value, 11)
+
+
+@pytest.mark.parametrize("value", [2**63, 2**70, 10**400])
+def test_a_whole_number_of_more_than_64_bits_is_refused(value):
+    check_whole("k", 2**63 - 1, 1)
+    check_odd("k", 2**63 - 1)
+    with pytest.raises(
+        ValueError, match=rf"^k: expected a whole number of at least 1, got {value}"
+    ):
+        check_whole("k", value, 1)
+    with pytest.raises(ValueError, match=rf"^k: expected an odd number of pixels, got {value + 1}"):
+        check_odd("k", value + 1)
+
+
+@pytest.mark.parametrize("value", [0, -1.5, 2**63 - 1, np.float32(2), np.int8(3), 1e300])
+def test_numbers_that_can_be_taken_are_finite(value):
+    assert is_finite(value)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**70), 10**400, np.inf, -np.inf, np.nan, "1", True])
+def test_what_cannot_be_taken_is_not_finite(value):
+    assert not is_finite(value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2, 3.0, True])

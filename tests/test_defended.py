@@ -205,6 +205,12 @@ def test_the_map_is_that_of_the_defence_for_any_k_and_combination(toy_flat, k, c
     check_maps(toy_flat, photos(4), activation="rcam", k=k, combine=combine)
 
 
+@pytest.mark.parametrize("activation", ["cam", "rcam"])
+def test_the_map_is_scaled_up_as_that_of_the_defence(toy, toy_flat, activation):
+    for classifier in (toy, toy_flat):
+        check_maps(classifier, photos(4), activation=activation, upscale="tf1")
+
+
 def test_the_map_by_head_weights_is_that_of_the_defence_too(toy):
     check_maps(toy, photos(4), activation="rcam", k=3, combine="repo")
 

@@ -61,6 +61,17 @@ def test_the_map_is_made_of_the_image_and_its_most_probable_class(toy):
     np.testing.assert_allclose(single, by_cam[1], atol=1e-4)
 
 
+def test_maps_are_scaled_up_as_asked(toy):
+    batch = photos(3)
+    by_rcam = Defense(activation="rcam", upscale="tf1").activation_map(toy, batch)
+    np.testing.assert_array_equal(by_rcam, robust_cam(toy, batch, upscale="tf1"))
+    by_cam = Defense(activation="cam", upscale="tf1").activation_map(toy, batch)
+    best = toy.predict(batch).argmax(axis=1)
+    np.testing.assert_array_equal(by_cam, cam(toy, batch, best, upscale="tf1"))
+    with pytest.raises(ValueError, match=r"upscale: expected one of .* got 'nearest'"):
+        Defense(upscale="nearest")
+
+
 def test_no_map_is_made_that_nothing_would_use(toy, monkeypatch):
     monkeypatch.setattr(toy, "predict", lambda *_: pytest.fail("the network was asked"))
     monkeypatch.setattr(toy, "features", lambda *_, **__: pytest.fail("the network was asked"))
@@ -94,6 +105,7 @@ def test_the_defaults_are_the_blogs():
         activation="none",
         k=5,
         combine="paper",
+        upscale="half_pixel",
         denoiser="wavelet",
         denoiser_options={},
         runs=1,

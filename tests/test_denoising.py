@@ -1,3 +1,4 @@
+import inspect
 import io
 from pathlib import Path
 
@@ -374,6 +375,120 @@ def test_bilateral_of_any_colour_is_a_gaussian():
     np.testing.assert_allclose(result, gaussian, atol=1e-3)
 
 
+def test_bilateral_takes_the_spread_of_each_image_for_its_own():
+    # The standard deviation of all values in [0, 1], which scikit-image takes by default.
+    batch = np.stack([noisy_photo(height=9, width=7, seed=s) / (s + 1) for s in range(2)])
+    result = denoise(batch, "bilateral", sigma_color="std")
+    for image, found in zip(batch, result, strict=True):
+        spread = float(np.std(image.astype(np.float64) / 255))
+        np.testing.assert_allclose(
+            found, denoise(image, "bilateral", sigma_color=spread), atol=1e-3
+        )
+    flat = np.full((9, 7, 3), 90, np.float32)
+    np.testing.assert_allclose(denoise(flat, "bilateral", sigma_color="std"), flat, atol=1e-3)
+
+
+def test_the_authors_settings_of_nl_means():
+    image = noisy_photo(height=40, width=36)
+    theirs = restoration.denoise_nl_means(
+        image / np.float32(255), patch_size=7, patch_distance=11, h=0.1, sigma=0, channel_axis=-1
+    )
+    ours = denoise(image, "nl_means", patch_size=7, patch_distance=11, h=0.1, sigma=0)
+    np.testing.assert_allclose(ours, 255 * theirs, atol=1e-3)
+    assert np.abs(ours - denoise(image, "nl_means")).max() > 1
+
+
+def test_nl_means_takes_h_for_itself():
+    image = noisy_photo(height=20, width=24)
+    np.testing.assert_array_equal(
+        denoise(image, "nl_means", sigma=0.05, h=0.8 * 0.05), denoise(image, "nl_means", sigma=0.05)
+    )
+    with pytest.raises(ValueError, match=r"sigma: expected a number above 0, got 0"):
+        denoise(image, "nl_means", sigma=0)
+    with pytest.raises(ValueError, match=r"sigma: expected at least 0, got -1"):
+        denoise(image, "nl_means", sigma=-1, h=0.1)
+    for h in (0, -1, np.nan, "much"):
+        with pytest.raises(ValueError, match=rf"h: expected a number above 0, got {h!r}"):
+            denoise(image, "nl_means", h=h)
+
+
+# --- windows larger than the image ---
+
+#: The option that says how far a method looks, and a value that reaches from end to end of 9 x 6.
+REACHES = {
+    "bilateral": ("sigma_spatial", 6.0),
+    "nl_means": ("patch_distance", 8),
+    "wiener": ("size", 17),
+    "median": ("size", 17),
+}
+
+
+@pytest.mark.parametrize("method", REACHES)
+def test_a_window_reaches_no_further_than_the_image_is_long(method):
+    image = noisy_photo(height=9, width=6)
+    option, whole = REACHES[method]
+    if method == "bilateral":
+        # Any nearer and the weights would be others.
+        results = [denoise(image, method, sigma_spatial=s) for s in (1e6, 1e9, 2**62)]
+        assert np.isfinite(results[0]).all()
+    else:
+        results = [denoise(image, method, **{option: v}) for v in (whole, 999, 2**62 + 1)]
+    for result in results[1:]:
+        np.testing.assert_allclose(result, results[0], atol=1e-3)
+
+
+def test_a_patch_reaches_no_further_than_the_image_is_long():
+    image = noisy_photo(height=9, width=6)
+    whole, larger, huge = (denoise(image, "nl_means", patch_size=v) for v in (17, 19, 2**62))
+    np.testing.assert_array_equal(larger, whole)
+    np.testing.assert_array_equal(huge, whole)
+
+
+@pytest.mark.parametrize("size", [5, 8, 11])
+def test_a_median_that_fits_between_the_ends_is_what_it_was(size):
+    image = noisy_photo(height=6, width=9)
+    before, after = size // 2, size - 1 - size // 2
+    mirrored = np.pad(image, ((before, after), (before, after), (0, 0)), mode="symmetric")
+    windows = np.lib.stride_tricks.sliding_window_view(mirrored, (size, size), axis=(0, 1))
+    ordered = np.sort(windows.reshape(6, 9, 3, -1), axis=-1)
+    np.testing.assert_allclose(
+        denoise(image, "median", size=size), ordered[..., size * size // 2], atol=1e-4
+    )
+
+
+def test_bilateral_is_its_formula_over_the_mirrored_image():
+    image = noisy_photo(height=4, width=7)
+    scaled = image / 255.0
+    # As far as the image is long and no further: 3 rows and 6 columns to either side.
+    mirrored = np.pad(scaled, ((3, 3), (6, 6), (0, 0)), mode="symmetric")
+    expected = np.empty_like(scaled)
+    for row in range(4):
+        for column in range(7):
+            window = mirrored[row : row + 7, column : column + 13]
+            down, right = np.mgrid[-3:4, -6:7]
+            unlike = np.sum((window - scaled[row, column]) ** 2, axis=-1) / 0.1**2
+            weights = np.exp(-(down**2 + right**2) / (2 * 5.0**2) - unlike / 2)
+            expected[row, column] = np.einsum("rc,rck->k", weights, window) / weights.sum()
+    result = denoise(image, "bilateral", sigma_color=0.1, sigma_spatial=5)
+    np.testing.assert_allclose(result, 255 * expected, atol=1e-3)
+
+
+def test_large_windows_on_a_small_image_are_finite_for_any_size():
+    for size in ODD_SIZES:
+        image = photo(*size)
+        for method, option, value in (
+            ("bilateral", "sigma_spatial", 75),
+            ("median", "size", 75),
+            ("wiener", "size", 75),
+            ("nl_means", "patch_distance", 75),
+            ("nl_means", "patch_size", 75),
+        ):
+            if min(size) > 1 or method != "nl_means":
+                result = denoise(image, method, **{option: value})
+                assert result.shape == image.shape
+                assert np.isfinite(result).all()
+
+
 def test_bilateral_keeps_an_edge_that_a_gaussian_blurs():
     edge = np.zeros((16, 16, 3), np.float32)
     edge[:, 8:] = 200
@@ -563,7 +678,41 @@ def test_a_grey_photo_stays_grey():
     assert psnr(result, grey) < 45
 
 
+@pytest.mark.parametrize("sigma", [1e30, 1e300, 2**62])
+@pytest.mark.parametrize("options", [{}, {"sigma_scale": "rgb"}, {"shrinkage": "VisuShrink"}])
+def test_a_huge_sigma_leaves_no_detail(sigma, options):
+    image = noisy_photo(height=8, width=8)
+    result = denoise(image, sigma=sigma, **options)
+    np.testing.assert_allclose(result, denoise(image, sigma=1e6, **options), atol=1e-3)
+    flat = np.full((8, 8, 3), 9, np.float32)
+    np.testing.assert_allclose(denoise(flat, sigma=sigma, **options), flat, atol=1e-3)
+    assert np.isfinite(denoise(image, "dct", sigma=sigma)).all()
+
+
+@pytest.mark.parametrize("sigma", [5e-324, 1e-300, 1e300])
+def test_bilateral_sigmas_of_any_size(sigma):
+    image = noisy_photo(height=6, width=7)
+    nothing_alike = denoise(image, "bilateral", sigma_color=min(sigma, 1e-9))
+    np.testing.assert_allclose(nothing_alike, image, atol=1e-3)
+    assert np.isfinite(denoise(image, "bilateral", sigma_spatial=sigma)).all()
+
+
 # --- wrong input ---
+
+#: Every option that is a number.
+NUMBERS = [
+    (method, name)
+    for method, denoiser in DENOISERS.items()
+    for name, option in inspect.signature(denoiser).parameters.items()
+    if isinstance(option.default, (int, float)) or name == "h"
+]
+
+
+@pytest.mark.parametrize("value", [2**63, 2**70, -(2**70), 10**400])
+@pytest.mark.parametrize(("method", "option"), NUMBERS)
+def test_numbers_that_no_library_can_take(method, option, value):
+    with pytest.raises(ValueError, match=rf"{option}: expected .* got -?\d+"):
+        denoise(photo(), method, **{option: value})
 
 
 @pytest.mark.parametrize("sigma", [-0.04, np.nan, np.inf, "0.04", None, [0.04]])

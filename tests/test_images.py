@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import photo, photos
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pdutils import images
@@ -674,6 +676,38 @@ def test_min_max_stretches_each_map_by_itself():
 def test_min_max_of_whole_numbers_does_not_wrap_round():
     stretched = min_max(np.array([[0, 200], [50, 100]], np.uint8))
     np.testing.assert_array_equal(stretched, [[0, 1], [0.25, 0.5]])
+
+
+@given(
+    value=st.floats(-1e6, 1e6).filter(lambda value: abs(value) > 1e-3),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([np.float32, np.float64]),
+)
+def test_min_max_of_a_map_that_is_constant_but_for_rounding_is_zeros(value, seed, dtype):
+    noise = np.random.default_rng(seed).uniform(-1e-7, 1e-7, (2, 5, 4))
+    np.testing.assert_array_equal(min_max((value * (1 + noise)).astype(dtype)), np.zeros((2, 5, 4)))
+
+
+@given(scale=st.floats(1e-12, 1e12), shift=st.floats(-100, 100), seed=st.integers(0, 99))
+def test_min_max_stretches_every_map_that_varies(scale, shift, seed):
+    # By a thousandth of its size or more.
+    rest = np.random.default_rng(seed).uniform(0, 1, (5, 4))
+    rest.flat[:2] = 0, 1
+    stretched = min_max(scale * (shift + rest))
+    np.testing.assert_allclose(stretched, rest, atol=1e-6)
+
+
+def test_min_max_stretches_the_least_step_of_a_16_bit_map():
+    np.testing.assert_array_equal(min_max(np.array([[65534, 65535]], np.float64)), [[0, 1]])
+
+
+def test_min_max_measures_rounding_by_the_size_that_it_is_told():
+    # The difference of two sums of about 1000, and a sum of small terms.
+    left_over = np.array([[0, 1e-4], [2e-4, 0]], np.float32)
+    np.testing.assert_array_equal(min_max(left_over, np.full((1, 1), 1000.0)), np.zeros((2, 2)))
+    np.testing.assert_allclose(min_max(left_over, np.full((1, 1), 1.0)), [[0, 0.5], [1, 0]])
+    both = min_max(np.stack([left_over] * 2), np.reshape([1000.0, 1.0], (2, 1, 1)))
+    assert [found.max() for found in both] == [0, 1]
 
 
 # Labels

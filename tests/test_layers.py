@@ -118,7 +118,7 @@ def test_the_defaults_are_those_of_the_numpy_path():
     np.testing.assert_allclose(denoised(photos(2)), denoise_wavelet(photos(2)), atol=1e-3)
 
 
-@pytest.mark.parametrize("sigma", [1e-9, 0.004, 0.4, 10.0])
+@pytest.mark.parametrize("sigma", [1e-9, 0.004, 0.4, 10.0, 1e300])
 @pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
 @pytest.mark.parametrize("mode", ["soft", "hard"])
 def test_denoising_agrees_with_numpy_at_any_sigma(mode, sigma_scale, sigma):
@@ -725,6 +725,46 @@ def test_the_robust_map_agrees_with_numpy(toy, combine, k, n):
     assert expected.std() > 0.05
 
 
+@pytest.mark.parametrize("combine", ["paper", "repo"])
+def test_the_robust_maps_scale_up_as_tensorflow_1_did_too(toy, toy_flat, combine):
+    images = photos(2)
+    for classifier, maps in (
+        (toy, by_layer(toy, images, 5, combine, upscale="tf1")),
+        (toy_flat, by_gradients(toy_flat, images, 5, combine, upscale="tf1")),
+    ):
+        expected = robust_cam(classifier, images, combine=combine, upscale="tf1")
+        np.testing.assert_allclose(maps, expected, atol=1e-3)
+        assert np.abs(expected - robust_cam(classifier, images, combine=combine)).max() > 0.1
+
+
+@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
+def test_what_rounding_leaves_of_terms_that_cancel_gives_zeros(combine):
+    low, high = np.float32(7.3), np.nextafter(np.float32(7.3), np.float32(8))
+    features = np.full((2, 3, 3, 2), low)
+    features[0, 1, 1, 0] = features[0, 2, 0, 1] = high
+    # Of the second image the same is left, but it is all there is.
+    features[1] = features[0] - low
+    weights = np.array([[1, 1], [-1, 1]], np.float32)
+    layer = RobustCAM((8, 8), weights, 2, combine)
+    maps = as_array(layer([features, np.array([[0.6, 0.4]] * 2, np.float32)]))
+    np.testing.assert_array_equal(maps[0], np.zeros((8, 8)))
+    assert combine == "geometric" or maps[1].max() == 1
+
+
+@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
+def test_features_that_are_constant_but_for_rounding_have_no_map_by_gradients(combine):
+    # Through a layer of its own the network gives what it is given as features.
+    inputs = keras.Input((4, 4, 3))
+    features = keras.layers.Identity()(inputs)
+    start = keras.initializers.GlorotUniform(0)
+    logits = keras.layers.Dense(5, kernel_initializer=start)(keras.layers.Flatten()(features))
+    network = keras.Model(inputs, {"features": features, "logits": logits})
+    noise = np.random.default_rng(0).uniform(-1e-7, 1e-7, (3, 4, 4, 3))
+    images = (np.array([1.0, 40, 3e-3]).reshape(3, 1, 1, 1) * (1 + noise)).astype(np.float32)
+    maps = as_array(RobustGradCAM(network, (8, 8), 3, combine)(images, maps=True))
+    np.testing.assert_array_equal(maps, np.zeros((3, 8, 8)))
+
+
 def test_the_three_combinations_differ(toy):
     maps = [by_layer(toy, photos(2), 5, combine) for combine in ("paper", "geometric", "repo")]
     assert all(np.abs(maps[i] - maps[i - 1]).max() > 0.01 for i in range(3))
@@ -765,19 +805,20 @@ def test_the_geometric_mean_of_many_maps_does_not_die():
 
 
 def test_the_robust_map_keeps_its_knobs_and_through_a_file_its_weights(toy, tmp_path):
-    layer = RobustCAM((32, 32), toy.head_weights, 4, "repo", name="mine")
+    layer = RobustCAM((32, 32), toy.head_weights, 4, "repo", "tf1", name="mine")
     config = layer.get_config()
     for _ in range(2):
         again = RobustCAM.from_config(config)
         assert again.get_config() == config
         assert (again.size, again.k, again.combine, again.name) == ((32, 32), 4, "repo", "mine")
+        assert again.upscale == "tf1"
     features = toy.features(photos(3))
     inputs = [features.maps, features.probabilities]
     symbolic = [keras.Input(x.shape[1:]) for x in inputs]
     model = keras.Model(symbolic, layer(symbolic))
     predicted = model.predict(inputs, verbose=0)
     np.testing.assert_allclose(
-        predicted, robust_cam(toy, photos(3), k=4, combine="repo"), atol=1e-3
+        predicted, robust_cam(toy, photos(3), k=4, combine="repo", upscale="tf1"), atol=1e-3
     )
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -804,8 +845,8 @@ def in_parts(toy_flat):
     return keras.Model(model.inputs[0], outputs, name="parts")
 
 
-def by_gradients(toy_flat, images, k, combine, size=(32, 32)):
-    layer = RobustGradCAM(in_parts(toy_flat), size, k, combine)
+def by_gradients(toy_flat, images, k, combine, size=(32, 32), **options):
+    layer = RobustGradCAM(in_parts(toy_flat), size, k, combine, **options)
     return as_array(layer(images / 127.5 - 1, maps=True))
 
 
@@ -853,9 +894,10 @@ def test_a_robust_map_by_gradients_keeps_its_knobs_and_through_a_file_its_networ
     last = network.layers[-1]
     outputs = {"features": network.layers[-2].input, "logits": Logits(last)(last.input)}
     parts = keras.Model(network.inputs[0], outputs)
-    layer = RobustGradCAM(parts, (20, 24), np.int64(4), "repo", name="mine")
+    layer = RobustGradCAM(parts, (20, 24), np.int64(4), "repo", "tf1", name="mine")
     again = RobustGradCAM.from_config(layer.get_config())
     assert (again.size, again.k, again.combine, again.name) == ((20, 24), 4, "repo", "mine")
+    assert again.upscale == "tf1"
     inputs = keras.Input((32, 32, 3))
     model = keras.Model(inputs, [layer(inputs, maps=True), layer(inputs)])
     assert [tuple(output.shape) for output in model.outputs] == [(None, 20, 24), (None, 6)]
@@ -910,6 +952,7 @@ def test_logits_are_those_of_the_dense_layer_without_its_activation(bias):
         ({"k": 0}, r"k: expected 1 to 6 classes, got 0"),
         ({"k": 7}, r"k: expected 1 to 6 classes, got 7"),
         ({"combine": "sum"}, r"combine: expected one of .*got 'sum'"),
+        ({"upscale": "up"}, r"upscale: expected one of .*got 'up'"),
     ],
 )
 def test_wrong_knobs_of_the_robust_map_by_gradients(toy_flat, knobs, message):

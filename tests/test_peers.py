@@ -91,6 +91,47 @@ def test_nl_means_is_its_formula(search, patch, strength):
     assert np.abs(result - image).max() > 0.1
 
 
+@pytest.mark.parametrize("size", [(9, 6), (5, 5), (1, 4), (3, 1), (1, 1)], ids=str)
+def test_the_windows_of_nl_means_reach_no_further_than_the_image_is_long(size):
+    image = faint(*size)
+    whole = 2 * max(size) - 1
+    for knob in ("search", "patch"):
+        expected = nl_means(image, **{knob: whole})
+        assert np.isfinite(expected).all()
+        for value in (whole + 2, 75, 2**62 + 1):
+            np.testing.assert_array_equal(nl_means(image, **{knob: value}), expected)
+
+
+def test_nl_means_of_a_low_and_wide_image_is_cut_in_each_direction():
+    # Two rows: one above or below. Five columns.
+    image = faint(2, 5)
+    mirrored = np.pad(image.astype(np.float64), ((1, 1), (4, 4), (0, 0)), mode="reflect")
+    expected = np.empty_like(image)
+    for row in range(2):
+        for column in range(5):
+            window = mirrored[row : row + 3, column : column + 9]
+            unlike = np.mean((window - image[row, column]) ** 2, axis=-1)
+            weights = np.exp(-unlike / 4**2)
+            expected[row, column] = np.einsum("rc,rck->k", weights, window) / weights.sum()
+    np.testing.assert_allclose(nl_means(image, search=75, patch=1), expected, atol=1e-3)
+
+
+#: Every knob that is a number.
+NUMBERS = [
+    (name, knob)
+    for name, peer in PEERS.items()
+    for knob, option in inspect.signature(peer).parameters.items()
+    if isinstance(option.default, (int, float))
+]
+
+
+@pytest.mark.parametrize("value", [2**63, 2**70, -(2**70), 10**400])
+@pytest.mark.parametrize(("name", "knob"), NUMBERS)
+def test_numbers_that_no_library_can_take(name, knob, value):
+    with pytest.raises(ValueError, match=rf"{knob}: expected .* got -?\d+"):
+        PEERS[name](photo(), **{knob: value})
+
+
 def test_a_search_of_one_pixel_finds_the_pixel():
     image = photo()
     np.testing.assert_array_equal(nl_means(image, search=1), image)

@@ -61,6 +61,13 @@ def test_perturbation_of_equal_images_does_not_divide_by_zero():
     assert "at most 0 of 255" in texts(plots.perturbation(photo(), photo()))[1]
 
 
+def test_perturbation_by_rounding_alone_is_not_magnified():
+    clean = photo()
+    figure = plots.perturbation(clean, np.nextafter(clean, np.float32(300)))
+    shown = figure.axes[2].get_images()[0].get_array()
+    assert set(np.unique(shown)) <= {127, 128}
+
+
 @pytest.mark.parametrize("with_map", [False, True])
 def test_changed_pixels_counts_pixels_not_channels_and_dots_them(with_map):
     before = photo()

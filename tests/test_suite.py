@@ -75,6 +75,7 @@ UNUSUAL = {
     "reading": "paper",
     "k": 3,
     "combine": "geometric",
+    "upscale": "tf1",
 }
 WAVELETS = {
     "sigma": 0.1,
@@ -512,6 +513,8 @@ def test_the_pd_family_is_the_pipeline(toy, activation, denoiser):
     ends = {None: "", "wavelet": "+wd", "dct": "+dct"}
     name = "pd" + ("" if activation == "none" else f"+{activation}") + ends[denoiser]
     own = {key: UNUSUAL[key] for key in ("deflections", "window", "reading")}
+    if activation == "cam":
+        own |= {"upscale": "tf1"}
     if activation == "rcam":
         own = UNUSUAL
     options = {None: {}, "wavelet": WAVELETS, "dct": {"sigma": 0.1, "step": 4}}[denoiser]
@@ -594,7 +597,10 @@ def test_equal_keys_are_equal_maps_and_other_keys_are_others(toy):
             "pd+rcam:k=5,combine=paper,bias=0",
             "pd+rcam:k=4",
             "pd+rcam:combine=repo",
+            "pd+rcam:upscale=tf1",
+            "pd+rcam:upscale=half_pixel",
             "pd+rcam:bias=0.1",
+            "pd+cam:upscale=tf1",
             "pd+cam",
             "pd+cam+wd",
             "pd",
