@@ -14,13 +14,16 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils import data
+from pdutils import data, efficientnet
 from pdutils.forks import check_fork
 from pdutils.images import Array, as_batch
 from pdutils.networks import Network, are_probabilities, load_tensorflow
 
 Labels = NDArray[np.int64]
 Scaling = Literal["-1..1", "0..1", "0..255", "caffe", "torch", "tf"]
+
+#: From a name in the cache and where it comes from to the file.
+Find = Callable[[str, data.Download], Path]
 
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=V\d|Small|Large|XLarge|Tiny|Base|Mobile|ResNetV)")
 
@@ -366,13 +369,16 @@ def load_classifier(
     Parameters
     ----------
     name : str
-        `demo`: the shipped network, ten drawn animals, 224 x 224, no network needed. Any ImageNet
-        model of `keras.applications` by its lower-case name (`resnet50`, `vgg19`,
-        `inception_v3`, `mobilenet_v2`, ...), at its own input size. `auto`: `resnet50` if its
-        weights are cached or can be downloaded, else `demo`; one line on stderr says which.
+        `efficientnet_lite0`: ImageNet's 1000 classes, 224 x 224, with weights from a package that
+        `requirements.txt` installs. `demo`: the shipped network, ten drawn animals, 224 x 224. Any
+        ImageNet model of `keras.applications` by its lower-case name (`resnet50`, `vgg19`,
+        `inception_v3`, `mobilenet_v2`, ...), at its own input size. `auto`: the first of
+        `resnet50`, `efficientnet_lite0` and `demo` whose weights are on this computer, without a
+        download; one line on stderr says which.
     weights : path, or "random", optional
         A local file of weights for this very model (`.weights.h5` or `.h5`). By default they come
-        from the cache, downloaded once; "random" takes none, for trying and timing.
+        with the package or from the cache, downloaded once; "random" takes none, for trying and
+        timing. With `auto`, the weights of `resnet50`.
     **options
         For the Keras constructor, such as `alpha=0.75, input_shape=(192, 192, 3)`.
 
@@ -388,6 +394,8 @@ def load_classifier(
         If `weights` names no file.
     pdutils.data.DownloadError
         If the weights are neither cached nor to be had.
+    pdutils.data.DataError
+        If the weights of `efficientnet_lite0` are not installed, or a file is not the expected one.
     """
     load_tensorflow()
     plain = _plain(name)
@@ -395,6 +403,8 @@ def load_classifier(
         return _auto(weights, options)
     if plain == "demo":
         return _demo(weights, options)
+    if plain == "efficientnetlite0":
+        return _efficientnet_lite0(weights, options)
     constructors = _constructors()
     if plain not in constructors:
         raise ValueError(f"no classifier {name!r}; known: auto, {', '.join(classifier_names())}")
@@ -458,24 +468,48 @@ def classifier_from_file(
 
 
 def classifier_names() -> list[str]:
-    """List the names that `load_classifier` knows, `demo` first.
+    """List the names that `load_classifier` knows: first those that need no download.
 
     Returns
     -------
     list of str
     """
-    return ["demo", *(_snake(c.__name__) for c in _constructors().values())]
+    return ["efficientnet_lite0", "demo", *(_snake(c.__name__) for c in _constructors().values())]
 
 
 def _auto(weights: Any, options: dict[str, Any]) -> Classifier:
     try:
-        classifier = load_classifier("resnet50", weights, **options)
+        # Whoever names no network gets an answer at once: no download, and no wait for one.
+        constructor = _constructors()["resnet50"]
+        classifier = _imagenet(constructor, weights, options, find=data.find_cached)
         why = "its weights are at hand"
     except data.DownloadError:
-        classifier = load_classifier("demo")
-        why = "the weights of resnet50 are neither cached nor to be had from the network"
+        name = "efficientnet_lite0" if efficientnet.is_installed() else "demo"
+        classifier = load_classifier(name)
+        why = "the weights of resnet50 are not cached"
     print(f"classifier: {classifier.name} ({why})", file=sys.stderr)
     return classifier
+
+
+def _efficientnet_lite0(weights: Any, options: dict[str, Any]) -> Classifier:
+    if options:
+        raise ValueError(
+            f"the classifier 'efficientnet_lite0' takes no options, got {', '.join(options)}"
+        )
+    model = efficientnet.efficientnet_lite0()
+    if weights is None:
+        efficientnet.load_published_weights(model)
+    elif weights != "random":
+        _load_weights(model, model.name, weights)
+    ids, names = _imagenet_classes(1000)
+    return Classifier(
+        model,
+        preprocess=efficientnet.preprocess_input,
+        class_ids=ids,
+        class_names=names,
+        name=model.name,
+        published=weights is None,
+    )
 
 
 def _demo(weights: Any, options: dict[str, Any]) -> Classifier:
@@ -496,7 +530,9 @@ def _demo(weights: Any, options: dict[str, Any]) -> Classifier:
     )
 
 
-def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classifier:
+def _imagenet(
+    constructor: Any, weights: Any, options: dict[str, Any], *, find: Find | None = None
+) -> Classifier:
     name = _snake(constructor.__name__)
     if name.startswith("mobilenet_v3"):
         # The only models that Keras makes without a fixed input size.
@@ -506,7 +542,7 @@ def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classi
         raise ValueError(f"{name}: the option {', '.join(sorted(reserved))} is not free here")
     source = "imagenet" if weights is None else None
     try:
-        with _downloads_through_the_cache():
+        with _downloads_through_the_cache(find or data.download):
             model = constructor(weights=source, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot be made with {options}: {error}") from error
@@ -527,12 +563,8 @@ def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classi
 def _imagenet_classes(classes: int) -> tuple[list[str] | None, list[str] | None]:
     if classes != 1000:
         return None, None
-    try:
-        index = data.class_index()
-    except data.DownloadError as error:
-        print(f"classes are shown as numbers: {error}", file=sys.stderr)
-        return None, None
-    return [class_id for class_id, _ in index], [name for _, name in index]
+    ids, names = zip(*data.class_index(), strict=True)
+    return list(ids), list(names)
 
 
 def _load_weights(model: Any, name: str, weights: str | os.PathLike[str]) -> None:
@@ -561,7 +593,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _downloads_through_the_cache() -> Iterator[None]:
+def _downloads_through_the_cache(find: Find) -> Iterator[None]:
     # Keras names the file, its address and (for most models) its hash; the download itself goes
     # through our cache, since Keras's own has no time-out.
     def get_file(
@@ -573,7 +605,7 @@ def _downloads_through_the_cache() -> Iterator[None]:
     ) -> str:
         algorithm = "sha256" if file_hash and len(file_hash) == 64 else "md5"
         known_hash = f"{algorithm}:{file_hash}" if file_hash else None
-        return str(data.download(f"{cache_subdir}/{fname}", data.Download(origin, known_hash)))
+        return str(find(f"{cache_subdir}/{fname}", data.Download(origin, known_hash)))
 
     with mock.patch("keras.src.utils.file_utils.get_file", get_file):
         yield

@@ -420,7 +420,11 @@ def _add_defend(commands: Any) -> None:
 
 def _add_classifier(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--classifier", metavar="NAME", help="demo, resnet50, ... or model.keras (auto)")
+    add(
+        "--classifier",
+        metavar="NAME",
+        help="efficientnet_lite0, demo, resnet50, ... or model.keras (auto)",
+    )
     add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
     add(
         "--preprocess",

@@ -19,7 +19,6 @@ from pdutils.progress import progress_bar
 
 _AUTHORS_COMMIT = "0997669e94c711521896a01cc9c0e27723df0841"
 _AUTHORS_URL = f"https://raw.githubusercontent.com/iamaaditya/pixel-deflection/{_AUTHORS_COMMIT}/"
-_CLASS_INDEX = "imagenet_class_index.json"
 
 #: Where a wheel has what lies beside the package in a checkout; setup.py puts it there.
 _SHIPPED = "_shipped"
@@ -45,42 +44,36 @@ class Download:
 
 #: What can be downloaded by name, apart from Keras's weights: those, Keras itself names.
 REGISTRY: dict[str, Download] = {
-    _CLASS_INDEX: Download(
-        "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json",
-        "md5:c2c37ea517e94d9795004a39431a14cb",
-    ),
-    **{
-        f"pixel-deflection/{file}": Download(_AUTHORS_URL + file, f"sha256:{digest}")
-        for file, digest in {
-            "images/n02443114_00000055.png": (
-                "b9bd3a51c0492eea407ba0ff0ca4b006e5792135c2ab68b20e49184e3470b2cb"
-            ),
-            "images/n02443114_00032317.png": (
-                "2173e208303c78fd54ead3de003c6acfc2e45b5d55e5bce60614d34f820cc2ee"
-            ),
-            "images/n02447366_00008562.png": (
-                "b7bd952f63e32cbefcbc98622b1cc5e6e350cc47ff8ec92c2c85d87a55019475"
-            ),
-            "maps/n02443114_00000055.png": (
-                "bb4ef51e3ff52e51b2410357f4d4d0f4f6a49a4d29620731f24a06f696cb99db"
-            ),
-            "maps/n02443114_00032317.png": (
-                "c9355ade1eddcb9696dfb55b54145a57c2a098db0fc6d552ba548d5201677b45"
-            ),
-            "maps/n02447366_00008562.png": (
-                "d342039f81e985eabea88178932e867530424d8a84fe8845e9ee70ccaacdc70d"
-            ),
-            "originals/n02443114_00000055.png": (
-                "8969e82f5e014141f4a3562fc32c76860b601cb7f8769cb7de67d3c73e477ff8"
-            ),
-            "originals/n02443114_00032317.png": (
-                "4b965a27afd89c590fd5d00b715ecccc215277378346f52544c916775d864d3a"
-            ),
-            "originals/n02447366_00008562.png": (
-                "943b7b55e579948e5f1f9c870e7aed10fea3eb861b5f8325e26aab1da86d8a26"
-            ),
-        }.items()
-    },
+    f"pixel-deflection/{file}": Download(_AUTHORS_URL + file, f"sha256:{digest}")
+    for file, digest in {
+        "images/n02443114_00000055.png": (
+            "b9bd3a51c0492eea407ba0ff0ca4b006e5792135c2ab68b20e49184e3470b2cb"
+        ),
+        "images/n02443114_00032317.png": (
+            "2173e208303c78fd54ead3de003c6acfc2e45b5d55e5bce60614d34f820cc2ee"
+        ),
+        "images/n02447366_00008562.png": (
+            "b7bd952f63e32cbefcbc98622b1cc5e6e350cc47ff8ec92c2c85d87a55019475"
+        ),
+        "maps/n02443114_00000055.png": (
+            "bb4ef51e3ff52e51b2410357f4d4d0f4f6a49a4d29620731f24a06f696cb99db"
+        ),
+        "maps/n02443114_00032317.png": (
+            "c9355ade1eddcb9696dfb55b54145a57c2a098db0fc6d552ba548d5201677b45"
+        ),
+        "maps/n02447366_00008562.png": (
+            "d342039f81e985eabea88178932e867530424d8a84fe8845e9ee70ccaacdc70d"
+        ),
+        "originals/n02443114_00000055.png": (
+            "8969e82f5e014141f4a3562fc32c76860b601cb7f8769cb7de67d3c73e477ff8"
+        ),
+        "originals/n02443114_00032317.png": (
+            "4b965a27afd89c590fd5d00b715ecccc215277378346f52544c916775d864d3a"
+        ),
+        "originals/n02447366_00008562.png": (
+            "943b7b55e579948e5f1f9c870e7aed10fea3eb861b5f8325e26aab1da86d8a26"
+        ),
+    }.items()
 }
 
 
@@ -89,7 +82,7 @@ class DownloadError(RuntimeError):
 
 
 class DataError(ValueError):
-    """A shipped file is missing or is not the one that the manifest lists."""
+    """A file that is shipped or installed is missing, or is not the expected one."""
 
 
 def cache_dir() -> Path:
@@ -128,7 +121,7 @@ def fetch(name: str) -> Path:
     Parameters
     ----------
     name : str
-        A key of `REGISTRY`, such as `imagenet_class_index.json`.
+        A key of `REGISTRY`, such as `pixel-deflection/maps/n02447366_00008562.png`.
 
     Returns
     -------
@@ -187,26 +180,46 @@ def download(name: str, source: Download) -> Path:
         raise DownloadError(
             f"{name} is not in the cache ({cache_dir()}) and could not be downloaded, since "
             f"{_reason(error)}: put the file there from {source.url}, or use the classifier "
-            "'demo', which needs no download."
+            "'efficientnet_lite0' or 'demo', which need no download."
         ) from error
     return target
 
 
+def find_cached(name: str, source: Download) -> Path:
+    """Give the path of a file in the cache, without a download.
+
+    Parameters
+    ----------
+    name : str
+        Its path inside the cache.
+    source : Download
+        As in `download`.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    DownloadError
+        If it is not there, or not whole.
+    """
+    path = cache_dir() / name
+    if not _is_whole(path, source.known_hash):
+        raise DownloadError(f"{name} is not in the cache ({cache_dir()})")
+    return path
+
+
 def class_index() -> list[tuple[str, str]]:
-    """Give ImageNet's 1000 classes, from Keras's own class index.
+    """Give ImageNet's 1000 classes in their order, named as Keras names them.
 
     Returns
     -------
     list of (str, str)
         WordNet id and name, such as `("n02447366", "badger")`.
-
-    Raises
-    ------
-    DownloadError
-        As `fetch`.
     """
-    index = json.loads(fetch(_CLASS_INDEX).read_text())
-    return [(index[str(i)][0], index[str(i)][1]) for i in range(len(index))]
+    lines = Path(__file__).with_name("imagenet_classes.txt").read_text("utf-8").splitlines()
+    return [(line.split()[0], line.split()[1]) for line in lines]
 
 
 def authors_file(kind: str, name: str) -> Path | None:

@@ -8,7 +8,7 @@ import pytest
 from conftest import photo, photos
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pdutils import data
+from pdutils import data, efficientnet
 from pdutils.classifiers import (
     Classifier,
     classifier_from_file,
@@ -355,14 +355,17 @@ def test_the_head_weights_turn_the_mean_feature_into_the_logits(toy):
 
 @pytest.mark.parametrize("name", ["resnet", "", "keras", "include_top", "mobilenet v9"])
 def test_an_unknown_name_lists_the_known(name):
-    with pytest.raises(ValueError, match=r"known: auto, demo, .*mobilenet_v2, .*resnet50, .*vgg19"):
+    with pytest.raises(
+        ValueError,
+        match=r"known: auto, efficientnet_lite0, demo, .*mobilenet_v2, .*resnet50, .*vgg19",
+    ):
         load_classifier(name)
 
 
 def test_the_names_are_keras_s_own_in_small_letters():
-    assert classifier_names()[0] == "demo"
+    assert classifier_names()[:2] == ["efficientnet_lite0", "demo"]
     constructors = [n for n, item in vars(keras.applications).items() if callable(item)]
-    plain = [name.replace("_", "") for name in classifier_names()[1:]]
+    plain = [name.replace("_", "") for name in classifier_names()[2:]]
     assert sorted(plain) == sorted(name.lower() for name in constructors)
     modules = set(dir(keras.applications))
     for name in ("resnet50", "vgg19", "xception", "inception_v3", "mobilenet_v2"):
@@ -427,27 +430,18 @@ def test_the_demo_takes_no_options():
 
 
 @pytest.mark.usefixtures("offline")
-def test_without_a_class_index_classes_are_numbers_and_one_line_says_so(capsys):
-    classifier = load_classifier("mobilenet_v2", "random", alpha=0.35, input_shape=(96, 96, 3))
-    assert classifier.class_names[999] == "class 999"
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith("classes are shown as numbers: imagenet_class_index.json")
+def test_another_number_of_classes_bears_numbers():
+    assert load_classifier("mobilenet_v2", "random", **SMALL).class_names[6] == "class 6"
 
 
 @pytest.mark.usefixtures("offline")
-def test_another_number_of_classes_needs_no_class_index(capsys):
-    assert load_classifier("mobilenet_v2", "random", **SMALL).class_names[6] == "class 6"
-    assert capsys.readouterr().err == ""
-
-
-def test_classes_bear_imagenet_s_names(monkeypatch):
-    monkeypatch.setattr(data, "class_index", lambda: [(f"n{i}", f"name {i}") for i in range(1000)])
+def test_classes_bear_imagenet_s_names_without_a_network(capsys):
     classifier = load_classifier("mobilenet_v2", "random", alpha=0.35, input_shape=(96, 96, 3))
-    assert classifier.class_ids[362] == "n362"
-    assert classifier.class_names[362] == "name 362"
-    (best,) = classifier.top(np.eye(1000, dtype=np.float32)[7], 1)
-    assert (best.class_id, best.class_name) == ("n7", "name 7")
+    assert classifier.class_ids[BADGER] == "n02447366"
+    assert classifier.class_names[BADGER] == "badger"
+    (best,) = classifier.top(np.eye(1000, dtype=np.float32)[SKUNK], 1)
+    assert (best.class_id, best.class_name) == ("n02445715", "skunk")
+    assert capsys.readouterr().err == ""
 
 
 # The demo and the choice of a classifier
@@ -480,11 +474,23 @@ def test_the_demo_is_ten_animals_of_224_pixels(demo_weights):
 
 
 @pytest.mark.usefixtures("offline", "demo_weights")
-def test_auto_is_the_demo_where_nothing_else_is_to_be_had_and_says_so(capsys):
+def test_auto_is_the_demo_where_nothing_else_is_at_hand_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(efficientnet, "is_installed", lambda: False)
     assert load_classifier().name == "demo"
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith("classifier: demo (the weights of resnet50 are neither cached nor")
+    assert capsys.readouterr().err == (
+        "classifier: demo (the weights of resnet50 are not cached)\n"
+    )
+
+
+@pytest.mark.usefixtures("offline")
+def test_auto_is_the_network_that_pip_brings_where_resnet50_is_not_cached(monkeypatch, capsys):
+    monkeypatch.setattr(efficientnet, "is_installed", lambda: True)
+    monkeypatch.setattr(efficientnet, "load_published_weights", lambda model: None)
+    classifier = load_classifier()
+    assert (classifier.name, classifier.published) == ("efficientnet_lite0", True)
+    assert capsys.readouterr().err == (
+        "classifier: efficientnet_lite0 (the weights of resnet50 are not cached)\n"
+    )
 
 
 @pytest.mark.usefixtures("offline")
@@ -637,7 +643,6 @@ def test_convnext_s_longer_hash_is_a_sha256(asked):
 
 def test_the_weights_in_the_cache_are_the_ones_that_are_used(tmp_path, monkeypatch):
     options = {"alpha": 0.35, "input_shape": (96, 96, 3)}
-    monkeypatch.setattr(data, "class_index", lambda: [(str(i), str(i)) for i in range(1000)])
     own = keras.applications.MobileNetV2(weights=None, **options)
     louden(own)
     own.save(tmp_path / "own.h5")
@@ -827,9 +832,7 @@ def resnet50() -> Classifier:
     weights = data.cache_dir() / RESNET50
     if not weights.is_file():
         pytest.skip(f"the ImageNet weights of ResNet-50 are not at {weights}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "class_index", lambda: [(str(i), str(i)) for i in range(1000)])
-        return load_classifier("resnet50", weights)
+    return load_classifier("resnet50", weights)
 
 
 @pytest.mark.resnet50

@@ -20,6 +20,7 @@ from pdutils import data, images
 from pdutils.data import DataError, Download, DownloadError
 from pdutils.images import save_image
 
+MAP = f"pixel-deflection/maps/{data.AUTHORS_IMAGES[0]}"
 CONTENT = bytes(range(256)) * 1000
 
 
@@ -293,9 +294,8 @@ def test_a_refused_connection_is_one_clear_sentence(cache):
 
 def test_no_network_is_one_clear_sentence(cache, no_network):
     with pytest.raises(DownloadError) as caught:
-        data.fetch("imagenet_class_index.json")
-    url = data.REGISTRY["imagenet_class_index.json"].url
-    check_refusal(caught.value, "imagenet_class_index.json", url, "no network connection")
+        data.fetch(MAP)
+    check_refusal(caught.value, MAP, data.REGISTRY[MAP].url, "no network connection")
     assert str(cache) in str(caught.value)
 
 
@@ -359,7 +359,7 @@ def test_a_full_cache_is_one_clear_sentence_and_leaves_nothing(cache, monkeypatc
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(KeyError, match=r"nothing\.h5.*imagenet_class_index\.json"):
+    with pytest.raises(KeyError, match=rf"nothing\.h5.*{MAP}"):
         data.fetch("nothing.h5")
 
 
@@ -370,14 +370,26 @@ def test_every_entry_has_a_safe_address_and_a_hash():
         assert len(digest) == 2 * hashlib.new(algorithm).digest_size, name
 
 
-def test_the_classes_come_in_the_order_of_their_numbers(cache, monkeypatch):
-    index = {str(i): [f"n{i:08d}", f"name {i}"] for i in (10, 2, 0, 1, *range(3, 10))}
-    content = json.dumps(index).encode()
+def test_the_classes_are_imagenet_s_in_their_order(no_network):
+    classes = data.class_index()
+    assert len(classes) == 1000
+    ids = [class_id for class_id, _ in classes]
+    assert ids == sorted(set(ids))
+    assert classes[0] == ("n01440764", "tench")
+    assert classes[361:363] == [("n02445715", "skunk"), ("n02447366", "badger")]
+    assert classes[999] == ("n15075141", "toilet_tissue")
+
+
+def test_what_is_cached_is_found_without_a_network_and_only_whole(cache, no_network):
+    source = Download("https://example.org/a.bin", sha256(CONTENT))
+    with pytest.raises(DownloadError, match=r"a\.bin is not in the cache"):
+        data.find_cached("a.bin", source)
     cache.mkdir()
-    (cache / "imagenet_class_index.json").write_bytes(content)
-    name = "imagenet_class_index.json"
-    monkeypatch.setitem(data.REGISTRY, name, Download("https://example.org", sha256(content)))
-    assert data.class_index() == [(f"n{i:08d}", f"name {i}") for i in range(11)]
+    (cache / "a.bin").write_bytes(CONTENT)
+    assert data.find_cached("a.bin", source) == cache / "a.bin"
+    (cache / "a.bin").write_bytes(CONTENT[:-1])
+    with pytest.raises(DownloadError, match=r"a\.bin is not in the cache"):
+        data.find_cached("a.bin", source)
 
 
 def test_an_authors_file_is_found_only_if_it_is_the_right_one(cache, monkeypatch, no_network):
@@ -404,10 +416,12 @@ def test_the_real_cache_is_found_by_name_and_hash_without_a_network(real, monkey
         for name in data.AUTHORS_IMAGES:
             path = real / "cache" / "pixel-deflection" / kind / name
             assert data.authors_file(kind, name) == path
-    classes = data.class_index()
-    assert len(classes) == 1000
-    assert classes[362] == ("n02447366", "badger")
-    assert classes[361] == ("n02445715", "skunk")
+
+
+@pytest.mark.real
+def test_the_names_of_the_classes_are_keras_s(real):
+    index = json.loads((real / "cache" / "imagenet_class_index.json").read_text())
+    assert data.class_index() == [tuple(index[str(i)]) for i in range(1000)]
 
 
 @pytest.mark.real

