@@ -11,15 +11,19 @@ from pdutils import data
 from pdutils.attacks import igsm, linf, relative_l2
 from pdutils.checks import check_whole
 from pdutils.classifiers import Classifier, Labels
-from pdutils.drawing import draw_animal
+from pdutils.drawing import CLASS_NAMES, draw_animal
 from pdutils.images import Array, label_from_name, load_image
 from pdutils.streams import generator
 
-#: scikit-image's own photos that ImageNet has a class for.
-PHOTOS = {"chelsea": "Egyptian_cat", "coffee": "espresso", "rocket": "missile"}
+#: scikit-image's own photos that ImageNet has a class for; the first is shown by default.
+PHOTOS = {"coffee": "espresso", "chelsea": "Egyptian_cat", "rocket": "missile"}
 
-#: How an adversary is made where none is at hand: IGSM in steps of 1 until the network is fooled.
-EPS, STEP, ITERATIONS = 16.0, 1.0, 50
+#: The name that the authors' clean badger goes by, where it is cached.
+BADGER = "badger"
+
+#: How an adversary is made where none is at hand: IGSM in steps of half a grey level, until the
+#: network is fooled by what they round to. Steps of 1 overshoot the border of a class.
+EPS, STEP, ITERATIONS = 16.0, 0.5, 100
 
 
 @dataclass(frozen=True)
@@ -89,21 +93,21 @@ def load_case(
     """Load an image with an adversary against this very classifier.
 
     The demo's adversary is taken for the demo's own weights, the authors' for ResNet-50's
-    published weights. For any other pair, IGSM makes one: steps of 1 grey level until the network
-    is fooled, 50 at most, within 16 grey levels. Where the network is wrong about the clean image,
-    it is led away from what it saw there.
+    published weights. For any other pair, IGSM makes one: steps of half a grey level until the
+    network is fooled, 100 at most, within 16 grey levels. Where the network is wrong about the
+    clean image, it is led away from what it saw there.
 
     Parameters
     ----------
     classifier : Classifier
         The network to fool.
     image : str or path
-        A picture file; a shipped drawing such as `badger_000`; `chelsea`, `coffee` or `rocket`
-        from scikit-image. Empty: the first shipped badger for the demo, the authors' badger for
-        ImageNet if it is cached, else `chelsea`.
+        A picture file, or a name: of a shipped drawing, such as `badger_000`; `coffee`, `chelsea`
+        or `rocket`, scikit-image's photos; `badger`, the authors' photo, where it is cached.
+        Empty: the first of `image_names`.
     label : str
-        The true class. Empty: what the file name says before its first underscore; failing that,
-        what the network sees in the clean image.
+        The true class. Empty: that of the drawing or the photo, or what the file name says before
+        its first underscore; failing that, what the network sees in the clean image.
 
     Returns
     -------
@@ -112,16 +116,16 @@ def load_case(
     Raises
     ------
     FileNotFoundError
-        If the image is none of the above.
+        If the image is none of the above; the message lists the names.
     ValueError
         If the picture cannot be read, or the classifier has no class `label`.
     """
-    name = str(image) or _default_image(classifier)
+    name = str(image) or image_names(classifier)[0]
     drawing = data.demo_image(name)
     clean, known = load_clean(classifier, name, label=label)
     seen = int(classifier.predict(clean).argmax())
     true = seen if known is None else known
-    adversary, origin = _at_hand(classifier, name, drawing)
+    adversary, origin = _at_hand(classifier, _picture(classifier, name), drawing)
     if adversary is None:
         adversary = igsm(
             classifier, clean, seen, eps=EPS, step=STEP, iterations=ITERATIONS, stop_at="success"
@@ -156,16 +160,8 @@ def load_clean(
         As `load_case`.
     """
     name = str(image)
-    drawing = data.demo_image(name)
-    path = drawing.image if drawing else photo_path(name) if name in PHOTOS else Path(name)
-    known = label or (drawing.label if drawing else PHOTOS.get(name, ""))
-    clean = load_image(path, classifier.input_size)
-    if known:
-        return clean, classifier.index(known)
-    try:
-        return clean, classifier.index(label_from_name(name))
-    except ValueError:
-        return clean, None
+    clean = load_image(_picture(classifier, name), classifier.input_size)
+    return clean, classifier.index(label) if label else _known_label(classifier, name)
 
 
 def load_collection(
@@ -199,16 +195,26 @@ def load_collection(
         If there is no such folder.
     """
     check_whole("n", n, 1)
-    if folder or classifier.name != "demo":
+    if folder or not _knows_drawings(classifier):
         return _photos(classifier, n, folder, seed)
     return _drawings(classifier, n, seed)
 
 
-def _default_image(classifier: Classifier) -> str:
-    if classifier.name == "demo":
-        return "badger_000"
-    badger = data.authors_file("originals", data.AUTHORS_IMAGES[0])
-    return "chelsea" if badger is None else str(badger)
+def image_names(classifier: Classifier) -> list[str]:
+    """List the images that go by a name and suit a classifier, its first look first.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        One that knows the classes of the demo is shown the drawings, any other photos.
+
+    Returns
+    -------
+    list of str
+    """
+    if _knows_drawings(classifier):
+        return [Path(drawing.name).stem for drawing in data.demo_images()]
+    return [*PHOTOS, *([] if _authors_badger() is None else [BADGER])]
 
 
 def photo_path(name: str) -> Path:
@@ -237,13 +243,48 @@ def photo_path(name: str) -> Path:
     return found[0]
 
 
+def _knows_drawings(classifier: Classifier) -> bool:
+    return classifier.class_names == CLASS_NAMES
+
+
+def _authors_badger() -> Path | None:
+    return data.authors_file("originals", data.AUTHORS_IMAGES[0])
+
+
+def _picture(classifier: Classifier, name: str) -> Path:
+    """Find the file of an image that is given by name or by path."""
+    drawing, badger = data.demo_image(name), _authors_badger()
+    if drawing is not None:
+        return drawing.image
+    if name in PHOTOS:
+        return photo_path(name)
+    if name == BADGER and badger is not None:
+        return badger
+    if not Path(name).exists():
+        raise FileNotFoundError(
+            f"{name}: no such file; images with a name: {', '.join(image_names(classifier))}"
+        )
+    return Path(name)
+
+
+def _known_label(classifier: Classifier, name: str) -> int | None:
+    """Give the class that an image's name stands for; None if the classifier has none such."""
+    drawing = data.demo_image(name)
+    try:
+        by_name = {**PHOTOS, BADGER: "badger"}
+        known = drawing.label if drawing else by_name.get(name) or label_from_name(name)
+        return classifier.index(known)
+    except ValueError:
+        return None
+
+
 def _at_hand(
-    classifier: Classifier, name: str, drawing: data.DemoImage | None
+    classifier: Classifier, path: Path, drawing: data.DemoImage | None
 ) -> tuple[Array | None, str]:
     """Find an adversary that was made against this classifier, and say where it comes from."""
     if drawing is not None and classifier.name == "demo" and classifier.published:
         return load_image(drawing.adversary), "shipped with the demo, made by IGSM against it"
-    authors = data.authors_file("images", Path(name).name)
+    authors = data.authors_file("images", path.name)
     if authors is not None and classifier.name == "resnet50" and classifier.published:
         return load_image(authors), "published by the paper's authors, made against ResNet-50"
     return None, f"made now, by IGSM against {classifier.name}"

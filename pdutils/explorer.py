@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils import data
+from pdutils import data, efficientnet
 from pdutils.activation import Combine
 from pdutils.attacks import fgsm, igsm, linf, relative_l2
 from pdutils.cases import ITERATIONS, PHOTOS, load_case, load_clean, photo_path
@@ -33,8 +33,16 @@ Attack = Literal["shipped", "igsm", "fgsm", "none"]
 #: Told what is being done, how much of it is done, and how much there is (0: nobody knows).
 Progress = Callable[[str, int, int], None]
 
-#: The networks that the blog's notebook can be run with, after the demo's.
-CLASSIFIERS = ("demo", "resnet50", "mobilenet_v2", "inception_v3", "xception", "vgg19")
+#: The two networks that need no download, and those that the blog's notebook can be run with.
+CLASSIFIERS = (
+    "efficientnet_lite0",
+    "demo",
+    "resnet50",
+    "mobilenet_v2",
+    "inception_v3",
+    "xception",
+    "vgg19",
+)
 
 #: The least and the greatest whole number that a setting takes; a page that anybody may open must
 #: not be asked for an hour's work.
@@ -435,13 +443,13 @@ def choices(network: str) -> list[Choice]:
     Returns
     -------
     list of Choice
-        For ImageNet, the authors' images if they are cached, and scikit-image's photos.
+        For ImageNet, scikit-image's photos, and the authors' images if they are cached.
     """
     if network == "demo":
         return [Choice(Path(d.name).stem, d.label, d.image) for d in data.demo_images()]
     cached = [data.authors_file("originals", name) for name in data.AUTHORS_IMAGES]
     authors = [Choice(str(path), f"the authors' {path.stem}", path) for path in cached if path]
-    return authors + [Choice(name, name, photo_path(name)) for name in PHOTOS]
+    return [Choice(name, name, photo_path(name)) for name in PHOTOS] + authors
 
 
 def is_at_hand(classifier: str) -> bool:
@@ -457,6 +465,8 @@ def is_at_hand(classifier: str) -> bool:
     bool
         For what Keras publishes, whether a file of that name is in the cache.
     """
+    if classifier == "efficientnet_lite0":
+        return efficientnet.is_installed()
     files = (data.cache_dir() / "models").glob(f"{classifier}_weights*")
     return classifier == "demo" or any("notop" not in path.name for path in files)
 

@@ -90,7 +90,8 @@ def explorer(
     """
     start = settings or Settings()
     if network is None and start.classifier == "auto":
-        start = replace(start, classifier="resnet50" if is_at_hand("resnet50") else "demo")
+        named = ("resnet50", "efficientnet_lite0", "demo")
+        start = replace(start, classifier=next(name for name in named if is_at_hand(name)))
     return ExplorerWidget(start, network)
 
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from conftest import photo
 
-from pdutils import attacks, cases, data
+from pdutils import attacks, cases, data, efficientnet
 from pdutils.classifiers import load_classifier
+from pdutils.defenses import Defense
 from pdutils.images import load_image, save_image
 
 
@@ -15,6 +16,17 @@ def demo():
 @pytest.fixture(scope="module")
 def untrained():
     return load_classifier("demo", "random")
+
+
+@pytest.fixture(scope="module")
+def imagenet():
+    """A network that knows ImageNet's classes by name."""
+    return load_classifier("efficientnet_lite0", "random")
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "cache"))
 
 
 def test_the_demo_gets_the_adversary_that_was_made_against_it(demo):
@@ -39,6 +51,72 @@ def test_by_default_the_demo_shows_a_badger_that_is_taken_for_a_skunk(demo):
     case = cases.load_case(demo)
     assert demo.class_names[case.label] == "badger"
     assert demo.class_names[case.attacked_label] == "skunk"
+
+
+@pytest.mark.parametrize("image", cases.PHOTOS)
+def test_a_photo_by_name_has_its_class_where_the_network_knows_it(imagenet, toy, image):
+    clean, label = cases.load_clean(imagenet, image)
+    np.testing.assert_array_equal(clean, load_image(cases.photo_path(image), 224))
+    assert imagenet.class_names[label] == cases.PHOTOS[image]
+    assert cases.load_clean(toy, image)[1] is None
+    assert cases.load_case(toy, image).name == image
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_by_default_a_photo_is_shown_to_whoever_does_not_know_the_drawings(imagenet, toy, demo):
+    assert cases.image_names(imagenet) == cases.image_names(toy) == ["coffee", "chelsea", "rocket"]
+    assert cases.load_case(toy).name == "coffee"
+    assert cases.image_names(demo)[:2] == ["badger_000", "badger_001"]
+    assert len(cases.image_names(demo)) == 20
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_an_unknown_name_lists_those_that_suit_the_network(demo, toy):
+    with pytest.raises(FileNotFoundError, match=r"^fox: no such file; .*: badger_000, .*fox_001"):
+        cases.load_case(demo, "fox")
+    for name in ("fox", "badger"):
+        with pytest.raises(FileNotFoundError, match=f"^{name}: .*: coffee, chelsea, rocket$"):
+            cases.load_case(toy, name)
+
+
+@pytest.mark.real
+def test_the_authors_badger_is_a_name_where_it_is_cached(real, monkeypatch, imagenet):
+    monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
+    assert cases.image_names(imagenet)[-1] == "badger"
+    clean, label = cases.load_clean(imagenet, "badger")
+    path = real / "cache" / "pixel-deflection" / "originals" / data.AUTHORS_IMAGES[0]
+    np.testing.assert_array_equal(clean, load_image(path, 224))
+    assert imagenet.class_ids[label] == "n02447366"
+
+
+def test_an_adversary_that_is_made_now_stops_at_the_first_half_step_that_succeeds(toy, tmp_path):
+    save_image(tmp_path / "x.png", photo())
+    case = cases.load_case(toy, tmp_path / "x.png")
+    seen = int(toy.predict(case.clean).argmax())
+    assert case.attacked_label != seen
+
+    def after(steps):
+        return attacks.igsm(toy, case.clean, seen, eps=16, step=0.5, iterations=steps)
+
+    needed = next(n for n in range(1, 101) if toy.predict(after(n)).argmax() != seen)
+    np.testing.assert_array_equal(case.adversary, after(needed))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not efficientnet.is_installed(), reason="the weights are not installed")
+def test_the_coffee_of_a_real_network_becomes_a_soup_and_denoising_brings_it_back():
+    network = load_classifier("efficientnet_lite0")
+    case = cases.load_case(network)
+    espresso = network.index("espresso")
+    assert (case.name, case.label) == ("coffee", espresso)
+    assert network.class_names[case.attacked_label] == "consomme"
+    assert attacks.linf(case.clean, case.adversary) == 1
+    assert abs(network.predict(case.clean)[espresso] - 0.96) < 0.02
+    fooled = network.predict(case.adversary)
+    assert abs(fooled[case.attacked_label] - 0.57) < 0.1
+    assert fooled[espresso] < 0.1
+    defense = Defense(deflections=200, runs=10)
+    assert defense.predict(network, case.adversary, rng=0)[espresso] > 0.5
 
 
 def test_an_image_file_is_attacked_live_and_its_name_tells_its_class(toy, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pdutils import data
+from pdutils import data, efficientnet
 from pdutils.activation import robust_cam
 from pdutils.attacks import fgsm, igsm
 from pdutils.cases import load_case
@@ -363,14 +363,14 @@ def test_the_demo_offers_its_drawings():
 
 def test_imagenet_is_offered_photos_and_the_authors_where_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path))
-    assert [choice.name for choice in choices("vgg19")] == ["chelsea", "coffee", "rocket"]
+    assert [choice.name for choice in choices("vgg19")] == ["coffee", "chelsea", "rocket"]
 
 
 @pytest.mark.real
-def test_the_authors_pictures_come_first(real, monkeypatch):
+def test_the_authors_pictures_come_last(real, monkeypatch):
     monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
     offered = choices("resnet50")
-    assert [choice.path.name for choice in offered[:3]] == list(data.AUTHORS_IMAGES)
+    assert [choice.path.name for choice in offered[3:]] == list(data.AUTHORS_IMAGES)
 
 
 def test_weights_at_hand_are_told_from_those_to_be_fetched(monkeypatch, tmp_path):
@@ -378,6 +378,10 @@ def test_weights_at_hand_are_told_from_those_to_be_fetched(monkeypatch, tmp_path
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels.h5").touch()
     (tmp_path / "models" / "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5").touch()
+    monkeypatch.setattr(efficientnet, "is_installed", lambda: False)
+    assert not is_at_hand("efficientnet_lite0")
+    monkeypatch.setattr(efficientnet, "is_installed", lambda: True)
+    assert is_at_hand("efficientnet_lite0")
     found = {name: is_at_hand(name) for name in ("demo", "resnet50", "vgg19", "xception")}
     assert found == {"demo": True, "resnet50": True, "vgg19": False, "xception": False}
 
@@ -404,9 +408,8 @@ def test_a_network_is_loaded_once(monkeypatch, demo):
 def test_it_explores_an_imagenet_network(real, monkeypatch):
     monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
     weights = str(real / "weights" / "mobilenet_v2.weights.h5")
-    wanted = Settings(
-        classifier="mobilenet_v2", weights=weights, activation="rcam", denoiser="wavelet"
-    )
+    network = {"classifier": "mobilenet_v2", "weights": weights}
+    wanted = Settings(**network, image="badger", activation="rcam", denoiser="wavelet")
     result = Explorer().result(wanted)
     assert result.network.class_names[result.label] == "badger"
     assert result.attacked_label is not None
