@@ -300,7 +300,7 @@ class Result:
 
     @property
     def sentence(self) -> str:
-        """What happened, such as `skunk 0.76 -> badger 0.53, in 48 ms`."""
+        """What happened, such as `skunk 0.51 -> badger 0.70, in 48 ms`."""
         before, after = self._best(self.steps[1].probabilities), self._best(self.probabilities)
         return (
             f"{before.class_name} {before.probability:.2f} -> "
