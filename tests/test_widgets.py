@@ -295,7 +295,7 @@ def test_whatever_goes_wrong_becomes_a_sentence(widget, monkeypatch, error, word
 
 def test_a_beginning_that_fails_is_a_sentence_too(demo):
     widget = explorer(Settings(image="nowhere.png"), network=demo)
-    assert widget.error["text"] == "nowhere.png: no such file"
+    assert widget.error["text"].startswith("nowhere.png: no such file; images with a name: badger_0")
     assert moved(widget, image="badger_000").shown["name"] == "badger_000"
 
 
@@ -416,8 +416,8 @@ def test_another_network_is_shown_pictures_that_it_knows(
     )
     moved(widget, classifier="vgg19")
     assert asked == [("vgg19", None)]
-    assert (widget.settings["image"], widget.shown["true"]) == ("chelsea", "Egyptian cat")
-    assert [image["name"] for image in widget.images] == ["chelsea", "coffee", "rocket"]
+    assert (widget.settings["image"], widget.shown["true"]) == ("coffee", "espresso")
+    assert [image["name"] for image in widget.images] == ["coffee", "chelsea", "rocket"]
     moved(widget, classifier="demo")
     assert widget.settings["image"] == "badger_000"
     assert len(widget.images) == 20
@@ -451,7 +451,7 @@ def test_where_no_widget_can_be_shown_there_is_a_picture_with_words(widget):
     assert len(bundle["image/png"]) < 600_000
     words = metadata["image/png"]["alt"]
     assert widget.shown["sentence"] in words
-    assert "The network still sees skunk." in words
+    assert widget.shown["verdict"].lower() in words.lower()
 
 
 def test_what_can_be_chosen_is_what_the_settings_take(widget):
