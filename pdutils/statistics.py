@@ -207,24 +207,33 @@ class Mean:
     ----------
     value : float
         The mean.
-    half_width : float
-        Half of the interval: Student's t times the standard error. NaN for n = 1.
+    low, high : float
+        The interval; NaN for n = 1.
     n : int
         The number of values.
     """
 
     value: float
-    half_width: float
+    low: float
+    high: float
     n: int
 
     @classmethod
-    def of(cls, values: NDArray[np.floating]) -> "Mean":
+    def of(cls, values: NDArray[np.floating], *, signed: bool = False) -> "Mean":
         """Take the mean of some values.
+
+        The interval of what is never below 0 (a norm, a share, a ratio) is Student's for the
+        logarithm of the mean, whose standard error is that of the mean divided by it (delta
+        method): m exp(-t s / m) to m exp(t s / m). It does not reach below 0 and assumes no more
+        than Student's own, m - t s to m + t s, which is taken with `signed`, and where a value is
+        below 0.
 
         Parameters
         ----------
         values : ndarray, shape (n,)
             One an image.
+        signed : bool
+            Whether the values could be below 0, such as differences.
 
         Returns
         -------
@@ -237,14 +246,19 @@ class Mean:
         """
         if np.ndim(values) != 1 or len(values) == 0:
             raise ValueError(f"expected a row of values, got shape {np.shape(values)}")
-        n = len(values)
-        error = float(np.std(values, ddof=1)) / np.sqrt(n) if n > 1 else np.nan
-        return cls(float(np.mean(values)), float(stats.t.ppf(0.975, max(n - 1, 1)) * error), n)
+        n, mean = len(values), float(np.mean(values))
+        if n == 1:
+            return cls(mean, math.nan, math.nan, n)
+        error = float(np.std(values, ddof=1)) / math.sqrt(n)
+        reach = float(stats.t.ppf(0.975, n - 1)) * error
+        if signed or mean == 0 or np.min(values) < 0:
+            return cls(mean, mean - reach, mean + reach, n)
+        return cls(mean, mean * math.exp(-reach / mean), mean * math.exp(reach / mean), n)
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% interval."""
-        return self.value - self.half_width, self.value + self.half_width
+        return self.low, self.high
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -176,20 +176,61 @@ def test_hits_that_do_not_pair_are_refused(second):
 # Means
 
 
-def test_a_mean_s_interval_is_student_s():
-    # 2.262 is the 97.5% point of Student's t for 9 degrees of freedom, in any table.
-    values = np.array([2, 4, 4, 5, 5, 6, 7, 8, 9, 10], np.float64)
-    spread = math.sqrt(sum((v - 6) ** 2 for v in values) / 9)
-    mean = Mean.of(values)
+# 2.262 is the 97.5% point of Student's t for 9 degrees of freedom, in any table.
+TEN = np.array([2, 4, 4, 5, 5, 6, 7, 8, 9, 10], np.float64)
+REACH = 2.262 * math.sqrt(sum((v - 6) ** 2 for v in TEN) / 9) / math.sqrt(10)
+
+
+def test_the_interval_of_a_mean_of_differences_is_student_s():
+    for shift in (0, 7):
+        mean = Mean.of(TEN - shift, signed=True)
+        assert (mean.value, mean.n) == (6 - shift, 10)
+        expected = (6 - shift - REACH, 6 - shift + REACH)
+        np.testing.assert_allclose(mean.interval, expected, atol=2e-3)
+    assert str(Mean.of(TEN, signed=True)) == "6.00 [4.22, 7.78]"
+
+
+def test_the_interval_of_a_mean_of_sizes_is_student_s_for_its_logarithm():
+    mean = Mean.of(TEN)
     assert (mean.value, mean.n) == (6, 10)
-    assert math.isclose(mean.half_width, 2.262 * spread / math.sqrt(10), rel_tol=1e-3)
-    np.testing.assert_allclose(mean.interval, (6 - mean.half_width, 6 + mean.half_width))
-    assert str(mean) == "6.00 [4.22, 7.78]"
+    np.testing.assert_allclose(
+        np.log(mean.interval), [math.log(6) - REACH / 6, math.log(6) + REACH / 6], atol=1e-3
+    )
+    assert str(mean) == "6.00 [4.46, 8.08]"
+
+
+def test_a_mean_of_sizes_has_an_interval_above_0_however_uneven_they_are():
+    norms = np.array([0.0014, 0.0013, 0.0016, 0.0012, 0.0015, 0.0013, 0.0014, 0.27])
+    assert Mean.of(norms, signed=True).low < 0 < Mean.of(norms).low < norms.mean()
+    assert Mean.of(np.eye(1, 20)[0]).low > 0
+    # In another unit it is the same interval.
+    np.testing.assert_allclose(
+        Mean.of(255 * norms).interval, 255 * np.array(Mean.of(norms).interval)
+    )
+
+
+@pytest.mark.parametrize("n", [8, 30])
+def test_the_interval_of_a_mean_of_sizes_holds_it_about_as_often_as_it_says(n):
+    # Exponential sizes have the mean 1. Student's own interval holds it less often.
+    samples = np.random.default_rng(0).exponential(size=(2000, n))
+
+    def held(signed):
+        return np.mean([(m := Mean.of(x, signed=signed)).low <= 1 <= m.high for x in samples])
+
+    assert 0.91 < held(False) < 0.97
+    assert held(True) < held(False)
 
 
 def test_equal_values_have_no_spread_and_one_value_no_interval():
-    assert Mean.of(np.full(5, 0.25, np.float32)) == Mean(0.25, 0.0, 5)
-    assert math.isnan(Mean.of(np.array([0.5])).half_width)
+    assert Mean.of(np.full(5, 0.25, np.float32)) == Mean(0.25, 0.25, 0.25, 5)
+    assert Mean.of(np.zeros(5)) == Mean(0.0, 0.0, 0.0, 5)
+    assert all(math.isnan(bound) for bound in Mean.of(np.array([0.5])).interval)
+
+
+def test_a_value_below_0_shows_that_the_values_are_signed():
+    values = np.array([1.0, 2.0, -0.5])
+    assert Mean.of(values) == Mean.of(values, signed=True)
+    assert Mean.of(values).low < 0
 
 
 @pytest.mark.parametrize("shape", [(0,), (), (2, 2)])
