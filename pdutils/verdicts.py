@@ -1,0 +1,326 @@
+"""Verdicts in words, chosen from the numbers of a run and their intervals.
+
+The prose of a notebook says what is done and how to read a figure; what came out is said by these
+functions, and what the blog or the paper claims stands beside it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from numpy.typing import NDArray
+
+from pdutils.published import Claim
+from pdutils.statistics import Mean, PairedDifference, Rate
+
+#: What an interval says of a value: beside another, all of it lies above or below, or all of it so
+#: near that the two count as equal, or none of these.
+Direction = Literal["more", "fewer", "as many", "not told apart"]
+
+#: What a run says of a claim.
+Stance = Literal["agrees", "disagrees", "not told apart"]
+
+STANCES: tuple[Stance, ...] = ("agrees", "disagrees", "not told apart")
+
+#: Bounds that differ by less are equal but for their rounding.
+_TINY = 1e-12
+
+
+def direction(
+    found: Rate | Mean | PairedDifference, reference: float = 0.0, *, margin: float = 0.0
+) -> Direction:
+    """Say on which side of a value an interval lies.
+
+    Parameters
+    ----------
+    found : Rate, Mean or PairedDifference
+        What was measured.
+    reference : float
+        What it is held against: 0 for a difference, 1 for a ratio, a published figure for a rate.
+    margin : float
+        How far from the reference counts as equal. Without one no interval can show equality.
+
+    Returns
+    -------
+    {"more", "fewer", "as many", "not told apart"}
+        Whether the 95% interval lies beyond the margin, above or below, or inside it. Anything
+        else, and a mean of one value, is not told apart.
+    """
+    low, high = found.interval
+    if low > reference + margin + _TINY:
+        return "more"
+    if high < reference - margin - _TINY:
+        return "fewer"
+    inside = low >= reference - margin and high <= reference + margin
+    return "as many" if margin > 0 and inside else "not told apart"
+
+
+def stance(found: Direction, claimed: str) -> Stance:
+    """Say what a finding says of a claim.
+
+    Parameters
+    ----------
+    found : {"more", "fewer", "as many", "not told apart"}
+        As `direction` gives it.
+    claimed : {"more", "fewer", "as many", "no more"}
+        The claim.
+
+    Returns
+    -------
+    {"agrees", "disagrees", "not told apart"}
+
+    Raises
+    ------
+    ValueError
+        If the claim is none of those.
+    """
+    if claimed not in ("more", "fewer", "as many", "no more"):
+        raise ValueError(f"claimed: expected more, fewer, as many or no more, got {claimed!r}")
+    if found == "not told apart":
+        return "not told apart"
+    fitting = ("fewer", "as many") if claimed == "no more" else (claimed,)
+    return "agrees" if found in fitting else "disagrees"
+
+
+def compared(
+    title: str, difference: PairedDifference, claim: Claim | None = None, *, what: str = "right"
+) -> str:
+    """Say which of two rates on the same images is greater.
+
+    Parameters
+    ----------
+    title : str
+        What is held against what, such as "PD + WD against WD".
+    difference : PairedDifference
+        The first minus the second.
+    claim : Claim, optional
+        What was claimed of it.
+    what : str
+        What is counted.
+
+    Returns
+    -------
+    str
+        Markdown: "**title**: more are right, 0.78 against 0.65 (difference ...)."
+    """
+    first, second = difference.first.value, difference.second.value
+    seen = direction(difference)
+    if difference.first_only == difference.second_only == 0:
+        finding = f"the same on each of {difference.n} images, {first:.2f} {what}"
+    else:
+        opening = seen if seen == "not told apart" else f"{seen} are {what}"
+        finding = (
+            f"{opening}, {first:.2f} against {second:.2f} "
+            f"(difference {difference}, n = {difference.n})"
+        )
+    return _sentence(title, finding, seen, claim)
+
+
+def moved(
+    title: str,
+    before: NDArray[Any] | float,
+    after: NDArray[Any] | float,
+    claim: Claim | None = None,
+) -> str:
+    """Say whether a number, such as the probability of one image's true class, rises or falls.
+
+    Parameters
+    ----------
+    title : str
+        What moves, and with what.
+    before, after : float or ndarray, shape (draws,)
+        The number, or one for each draw of the random numbers; the i-th of both are of the same
+        draw. A single one stands beside every draw.
+    claim : Claim, optional
+        What was claimed of it: "more" for a rise.
+
+    Returns
+    -------
+    str
+        Markdown. Numbers without draws have no interval: they rise or fall by what their two
+        decimals show. With draws it is the 95% interval of the mean difference that says so.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of draws differ.
+    """
+    first, second = np.atleast_1d(before), np.atleast_1d(after)
+    if len(first) != len(second) and 1 not in (len(first), len(second)):
+        raise ValueError(f"expected as many draws of both, got {len(first)} and {len(second)}")
+    gains = second.astype(np.float64) - first.astype(np.float64)
+    seen, note = _move(gains)
+    ends = f"{first.mean():.2f}", f"{second.mean():.2f}"
+    if len(gains) == 1 and ends[0] == ends[1]:
+        return _sentence(title, f"stays at {ends[0]}", "not told apart", claim)
+    verb = {"more": "rises", "fewer": "falls"}.get(seen, "not told apart,")
+    return _sentence(title, f"{verb} from {ends[0]} to {ends[1]}{note}", seen, claim)
+
+
+def _move(gains: NDArray[np.float64]) -> tuple[Direction, str]:
+    if len(gains) == 1:
+        return ("more" if gains[0] > 0 else "fewer"), ""
+    mean = Mean.of(gains, signed=True)
+    low, high = mean.interval
+    return direction(mean), f" (by {mean.value:+.2f} [{low:+.2f}, {high:+.2f}], {mean.n} draws)"
+
+
+def seen_as(title: str, probabilities: NDArray[Any], label: int, names: Sequence[str]) -> str:
+    """Say what a network sees in an image, in one draw or in several.
+
+    Parameters
+    ----------
+    title : str
+        Which version of the image.
+    probabilities : ndarray, shape (K,) or (draws, K)
+        The class probabilities.
+    label : int
+        The true class.
+    names : sequence of str
+        The K class names.
+
+    Returns
+    -------
+    str
+        Markdown: the top answer, in how many of the draws, and the mean probability of it and of
+        the true class.
+    """
+    draws = np.atleast_2d(probabilities)
+    tops = np.bincount(draws.argmax(axis=1), minlength=draws.shape[1])
+    top = int(tops.argmax())
+    often = f" in {tops[top]} of {len(draws)} draws" if len(draws) > 1 else ""
+    mean = draws.mean(axis=0)
+    true = "" if top == label else f"; {names[label]} has {mean[label]:.2f}"
+    return f"**{title}**: seen as {names[top]}{often}, {mean[top]:.2f}{true}."
+
+
+def sized(title: str, found: Mean, reference: Mean, *, what: str = "relative L2") -> str:
+    """Say how many times as large one mean is as another.
+
+    Parameters
+    ----------
+    title : str
+        What is held against what.
+    found, reference : Mean
+        Such as the sizes of two perturbations.
+    what : str
+        What is measured.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    both = f"{what} {found.value:.3g} against {reference.value:.3g}"
+    if reference.value == 0:
+        return f"**{title}**: {both}."
+    return f"**{title}**: {found.value / reference.value:.2g} times as large, {both}."
+
+
+def extremes(title: str, rates: Mapping[str, Rate]) -> str:
+    """Name the least and the greatest of some rates.
+
+    Parameters
+    ----------
+    title : str
+        What the rates are of.
+    rates : mapping of str to Rate
+        By name; those that tie are named together.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    bounds = [choose(rate.value for rate in rates.values()) for choose in (min, max)]
+    ends = [_named(rates, bound) for bound in bounds]
+    if bounds[0] == bounds[1]:
+        return f"**{title}**: the same for all, {next(iter(rates.values()))}."
+    return f"**{title}**: least for {ends[0]}, most for {ends[1]}."
+
+
+def _named(rates: Mapping[str, Rate], value: float) -> str:
+    names = [name for name, rate in rates.items() if rate.value == value]
+    return f"{', '.join(names)} ({rates[names[0]]})"
+
+
+def beside(
+    rates: Mapping[str, Rate], figures: Mapping[str, float | None], source: str
+) -> pd.DataFrame:
+    """Set measured rates beside published figures, and say where they differ.
+
+    Parameters
+    ----------
+    rates : mapping of str to Rate
+        What was measured, by row.
+    figures : mapping of str to (float or None)
+        What was published, without an interval; a row may be missing.
+    source : str
+        Who published it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each rate: it, the figure, and whether the figure lies outside its interval
+        ("more here", "fewer here") or not ("not told apart"); dashes where there is no figure.
+    """
+    rows = {}
+    for name, rate in rates.items():
+        figure = figures.get(name)
+        verdict = "-" if figure is None else _side(rate, figure)
+        shown = "-" if figure is None else f"{figure:.2f}"
+        rows[name] = {"here": f"{rate}, n = {rate.n}", source: shown, "verdict": verdict}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _side(rate: Rate, figure: float) -> str:
+    side = direction(rate, figure)
+    return side if side == "not told apart" else f"disagrees, {side} here"
+
+
+def listed(title: str, words: Mapping[str, str], order: Sequence[str] = ()) -> str:
+    """Gather names by the word that was found for each.
+
+    Parameters
+    ----------
+    title : str
+        What was asked.
+    words : mapping of str to str
+        The word for each name.
+    order : sequence of str
+        Words that are listed first, also where nothing has them; by default as they come.
+
+    Returns
+    -------
+    str
+        Markdown: "**title**: more: a, b; fewer: none."
+    """
+    groups: dict[str, list[str]] = {word: [] for word in order}
+    for name, word in words.items():
+        groups.setdefault(word, []).append(name)
+    said = [f"{word}: {', '.join(names) or 'none'}" for word, names in groups.items()]
+    return f"**{title}**: {'; '.join(said)}."
+
+
+def bullets(*sentences: str) -> Markdown:
+    """Show sentences as a list.
+
+    Parameters
+    ----------
+    *sentences : str
+        Markdown.
+
+    Returns
+    -------
+    IPython.display.Markdown
+        What a notebook shows as the last value of a cell.
+    """
+    listing = "\n".join(f"- {sentence}" for sentence in sentences)
+    return Markdown(listing)  # type: ignore[no-untyped-call]
+
+
+def _sentence(title: str, finding: str, found: Direction, claim: Claim | None) -> str:
+    claimed = "" if claim is None else f" {claim.text}: {stance(found, claim.direction)}."
+    return f"**{title}**: {finding}.{claimed}"

@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+
+from pdutils import verdicts
+from pdutils.published import CLAIMS, Claim
+from pdutils.statistics import Mean, PairedDifference, Rate
+
+HELPS = Claim("The blog says that it helps", "more")
+
+MORE = PairedDifference(40, 20, 2, 38)
+FEWER = PairedDifference(40, 2, 20, 38)
+OPEN = PairedDifference(40, 5, 4, 51)
+SAME = PairedDifference(7, 0, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reference", "margin", "expected"),
+    [
+        ((1.2, 1.4), 1, 0, "more"),
+        ((1.2, 1.4), 1, 0.1, "more"),
+        ((1.2, 1.4), 1, 0.3, "not told apart"),
+        ((0.6, 0.8), 1, 0.1, "fewer"),
+        ((0.95, 1.05), 1, 0.1, "as many"),
+        ((1.02, 1.05), 1, 0.1, "as many"),
+        ((1.02, 1.05), 1, 0, "more"),
+        ((0.95, 1.05), 1, 0, "not told apart"),
+        # Equality is never shown without a margin, not even by an interval without a width.
+        ((1.0, 1.0), 1, 0, "not told apart"),
+        ((0.2, 1.4), 1, 0.1, "not told apart"),
+        ((np.nan, np.nan), 1, 0.1, "not told apart"),
+    ],
+)
+def test_the_direction_is_what_the_interval_leaves_open(bounds, reference, margin, expected):
+    mean = Mean(np.mean(bounds), *bounds, 10)
+    assert verdicts.direction(mean, reference, margin=margin) == expected
+
+
+@pytest.mark.parametrize("difference", [MORE, FEWER, OPEN, SAME])
+def test_the_direction_of_a_difference_is_its_own_verdict(difference):
+    assert verdicts.direction(difference) == difference.verdict
+
+
+def test_rates_at_the_ends_are_not_told_apart_from_the_ends():
+    for n in range(1, 40):
+        assert verdicts.direction(Rate(0, n), 0.0) == "not told apart"
+        assert verdicts.direction(Rate(n, n), 1.0) == "not told apart"
+    assert verdicts.direction(Rate(1, 12), 0.0) == "more"
+
+
+@pytest.mark.parametrize(
+    ("claimed", "agreeing", "disagreeing"),
+    [
+        ("more", {"more"}, {"fewer", "as many"}),
+        ("fewer", {"fewer"}, {"more", "as many"}),
+        ("as many", {"as many"}, {"more", "fewer"}),
+        ("no more", {"fewer", "as many"}, {"more"}),
+    ],
+)
+def test_a_run_agrees_disagrees_or_does_not_tell(claimed, agreeing, disagreeing):
+    assert {verdicts.stance(found, claimed) for found in agreeing} == {"agrees"}
+    assert {verdicts.stance(found, claimed) for found in disagreeing} == {"disagrees"}
+    assert verdicts.stance("not told apart", claimed) == "not told apart"
+
+
+def test_a_claim_of_another_word_is_refused():
+    with pytest.raises(ValueError, match="expected more, fewer, as many or no more, got 'better'"):
+        verdicts.stance("more", "better")
+    assert all(verdicts.stance("more", claim.direction) for claim in CLAIMS.values())
+
+
+@pytest.mark.parametrize(
+    ("difference", "opening", "judged"),
+    [
+        (MORE, "more are right, 0.60 against 0.42 (difference +0.18 [", "agrees"),
+        (FEWER, "fewer are right, 0.42 against 0.60 (difference -0.18 [", "disagrees"),
+        (OPEN, "not told apart, 0.45 against 0.44 (difference +0.01 [", "not told apart"),
+        (SAME, "the same on each of 10 images, 0.70 right.", "not told apart"),
+    ],
+)
+def test_a_comparison_says_what_its_interval_says_and_what_was_claimed(difference, opening, judged):
+    plain = verdicts.compared("A against B", difference)
+    assert plain.startswith(f"**A against B**: {opening}")
+    claimed = verdicts.compared("A against B", difference, HELPS)
+    assert claimed == f"{plain} The blog says that it helps: {judged}."
+    if difference is not SAME:
+        assert f"{difference}, n = 100)." in plain
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (0.23, 0.24, "rises from 0.23 to 0.24. The blog says that it helps: agrees."),
+        (0.24, 0.23, "falls from 0.24 to 0.23. The blog says that it helps: disagrees."),
+        # What two decimals do not show is no rise.
+        (0.231, 0.234, "stays at 0.23. The blog says that it helps: not told apart."),
+    ],
+)
+def test_a_number_without_draws_moves_by_what_its_decimals_show(before, after, expected):
+    assert verdicts.moved("badger", before, after, HELPS) == f"**badger**: {expected}"
+
+
+def test_a_number_with_draws_moves_by_what_their_mean_difference_leaves_open():
+    before = np.array([0.2, 0.3, 0.4, 0.5])
+    after = before + np.array([0.11, 0.1, 0.09, 0.1])
+    # Draws are paired: their spread is that of the differences, 0.0082, and t is 3.182.
+    assert verdicts.moved("badger", before, after, HELPS) == (
+        "**badger**: rises from 0.35 to 0.45 (by +0.10 [+0.09, +0.11], 4 draws). "
+        "The blog says that it helps: agrees."
+    )
+    assert "falls from 0.45 to 0.35 (by -0.10" in verdicts.moved("badger", after, before)
+    wide = before + np.array([0.5, -0.4, 0.3, -0.2])
+    said = verdicts.moved("badger", before, wide, HELPS)
+    assert said.startswith("**badger**: not told apart, from 0.35 to 0.40 (by +0.05 [-")
+    assert said.endswith("not told apart.")
+
+
+def test_one_number_stands_beside_every_draw():
+    one, several = 0.2, np.array([0.5, 0.6, 0.7])
+    assert verdicts.moved("x", one, several) == verdicts.moved("x", np.full(3, one), several)
+    with pytest.raises(ValueError, match="as many draws of both, got 2 and 3"):
+        verdicts.moved("x", several[:2], several)
+
+
+def test_what_is_seen_is_the_most_frequent_top_answer():
+    names = ("fox", "badger", "skunk")
+    draws = np.array([[0.1, 0.5, 0.4], [0.1, 0.3, 0.6], [0.0, 0.4, 0.6]])
+    assert verdicts.seen_as("PD", draws, 1, names) == (
+        "**PD**: seen as skunk in 2 of 3 draws, 0.53; badger has 0.40."
+    )
+    assert verdicts.seen_as("clean", draws[0], 1, names) == "**clean**: seen as badger, 0.50."
+
+
+def test_sizes_are_told_by_their_ratio():
+    small, large = Mean(0.04, 0.03, 0.05, 9), Mean(0.07, 0.06, 0.08, 9)
+    assert verdicts.sized("sure against doubting", large, small) == (
+        "**sure against doubting**: 1.8 times as large, relative L2 0.07 against 0.04."
+    )
+    assert "times" not in verdicts.sized("x", large, Mean(0.0, 0.0, 0.0, 9))
+
+
+def test_extremes_name_all_that_tie():
+    rates = {"FGSM": Rate(1, 10), "IGSM": Rate(1, 10), "C&W": Rate(9, 10)}
+    assert verdicts.extremes("right", rates) == (
+        f"**right**: least for FGSM, IGSM ({Rate(1, 10)}), most for C&W ({Rate(9, 10)})."
+    )
+    alike = verdicts.extremes("right", {"FGSM": Rate(1, 10), "IGSM": Rate(1, 10)})
+    assert alike == f"**right**: the same for all, {Rate(1, 10)}."
+
+
+def test_published_figures_stand_beside_measured_rates():
+    rates = {"clean": Rate(10, 10), "FGSM": Rate(1, 10), "JSMA": Rate(6, 10), "PGD": Rate(5, 10)}
+    table = verdicts.beside(rates, {"clean": 0.1, "FGSM": 0.8, "JSMA": 0.7, "PGD": None}, "paper")
+    assert list(table.columns) == ["here", "paper", "verdict"]
+    assert table["verdict"].to_dict() == {
+        "clean": "disagrees, more here",
+        "FGSM": "disagrees, fewer here",
+        "JSMA": "not told apart",
+        "PGD": "-",
+    }
+    assert table.loc["FGSM"].tolist()[:2] == [f"{Rate(1, 10)}, n = 10", "0.80"]
+
+
+def test_names_are_gathered_by_their_word_and_no_word_goes_missing():
+    words = {"a": "more", "b": "fewer", "c": "more"}
+    assert verdicts.listed("added", words, ("fewer", "not told apart")) == (
+        "**added**: fewer: b; not told apart: none; more: a, c."
+    )
+
+
+def test_sentences_are_shown_as_a_list():
+    assert verdicts.bullets("One.", "Two.").data == "- One.\n- Two."
