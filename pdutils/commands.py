@@ -341,7 +341,7 @@ def _add_run(commands: Any) -> None:
         help="where to write (results/ of the checkout)",
     )
     add("--all", action="store_true", help="all notebooks, not only 01 to 09")
-    add("--timeout", metavar="S", type=int, default=1800, help="seconds a cell may take (1800)")
+    add("--timeout", metavar="S", type=int, default=3600, help="seconds a notebook may take (3600)")
     add("--jobs", metavar="N", type=int, default=_jobs(), help=f"notebooks at once ({_jobs()})")
 
 

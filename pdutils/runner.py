@@ -30,8 +30,8 @@ from pdutils.checks import is_number
 from pdutils.data import checkout, demo_root
 from pdutils.files import displayed
 
-#: Seconds that one cell may take.
-CELL_TIMEOUT = 1800
+#: Seconds that one notebook may take, once its kernel is there: many times what the demo's take.
+TIMEOUT = 3600
 
 #: Seconds until a kernel must answer; the first one on a cold disk takes its time.
 START_TIMEOUT = 600
@@ -319,7 +319,7 @@ def run_notebooks(
     output: Path,
     parameters: Mapping[str, Any] | None = None,
     *,
-    timeout: int = CELL_TIMEOUT,
+    timeout: int = TIMEOUT,
     jobs: int = 1,
 ) -> list[Outcome]:
     """Execute notebooks, and leave each, its page, and an index of the pages in a folder.
@@ -339,7 +339,7 @@ def run_notebooks(
         Each notebook gets those that it knows, in place of its own values; see
         `assign_parameters`.
     timeout : int
-        Seconds that one cell may take.
+        Seconds that one notebook may take, from its first cell to its last.
     jobs : int
         How many notebooks run at once, at least 1.
 
@@ -456,12 +456,17 @@ class _Run:
             if self.stopped:
                 raise InterruptedError(f"{path.stem} was stopped")
             notebook = _read(executed if executed.exists() else path)
-        failure = None if error is None else _failure(error, notebook, self.timeout)
+        failure = None if error is None else _failure(error, notebook, self._advice(path))
         outcome = Outcome(path.stem, time.monotonic() - start, failure)
         with self.lock:
             pages.write_result(self.output, path.stem, _finished(notebook, outcome), self.names)
             self.end(outcome)
         return outcome
+
+    def _advice(self, path: Path) -> str:
+        """Say what helps a notebook that ran out of time."""
+        less = ", and -p images N less to do" if "images" in known_parameters(path) else ""
+        return f"the {self.timeout} s of the notebook are over: --timeout S gives it more{less}"
 
     def execute(self, path: Path, executed: Path, parameters: dict[str, Any]) -> Exception | None:
         from papermill import execute_notebook
@@ -475,7 +480,7 @@ class _Run:
                     kernel_name="python3",
                     progress_bar=False,
                     start_timeout=START_TIMEOUT,
-                    execution_timeout=self.timeout,
+                    timeout_func=_Remaining(self.timeout),
                     kernel_manager_class=self.kernel_class,
                     on_cell_executed=self.step,
                     shutdown_kernel="immediate",
@@ -502,6 +507,21 @@ class _Run:
         self.bar.write(f"{outcome.name}  {outcome.seconds:.1f} s  {state}", file=sys.stderr)
 
 
+class _Remaining:
+    """How many of a notebook's seconds are left for a cell; they begin with the first one."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self.deadline: float | None = None
+
+    def __call__(self, _: Any) -> int:
+        now = time.monotonic()
+        if self.deadline is None:
+            self.deadline = now + self.seconds
+        # No time at all would be no limit to the client.
+        return max(1, math.ceil(self.deadline - now))
+
+
 @contextmanager
 def _own_event_loop() -> Iterator[None]:
     # The client leaves its thread's loop open, and in it what waits for a kernel that has died.
@@ -516,12 +536,12 @@ def _own_event_loop() -> Iterator[None]:
         loop.close()
 
 
-def _failure(error: Exception, notebook: Any, timeout: int) -> Failure:
+def _failure(error: Exception, notebook: Any, late: str) -> Failure:
     kind = type(error).__name__
     if kind == "PapermillExecutionError":
         return Failure(_plain(f"{error.ename}: {error.evalue}"), error.source)  # type: ignore[attr-defined]
     cell = _last_started(notebook)
-    reason = f"the cell took more than {timeout} s" if kind == "CellTimeoutError" else error
+    reason = late if kind == "CellTimeoutError" else error
     return Failure(_plain(f"{kind}: {reason}"), cell.source if cell else "")
 
 

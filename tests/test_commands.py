@@ -130,7 +130,7 @@ def test_the_words_of_the_options_are_those_of_the_functions():
     assert tuple(outcomes.DECISIONS) == commands.DECISIONS
     options = commands._parser().parse_args(["defend", "x"])
     assert commands._defense(options) == defenses.Defense()
-    assert commands._parser().parse_args(["run"]).timeout == runner.CELL_TIMEOUT
+    assert commands._parser().parse_args(["run"]).timeout == runner.TIMEOUT
 
 
 def test_defend_shows_the_top_five_before_and_after(capsys, with_toy, picture):
@@ -536,7 +536,7 @@ def test_run_takes_the_blog_by_default(capsys, asked):
         [Path("01_a.ipynb"), Path("12_b.ipynb")],
     ]
     assert asked[0]["output"] == demo_root() / "results"
-    assert (asked[0]["parameters"], asked[0]["timeout"]) == ({}, runner.CELL_TIMEOUT)
+    assert (asked[0]["parameters"], asked[0]["timeout"]) == ({}, 3600)
     assert asked[0]["jobs"] in (1, 2)
 
 

@@ -50,6 +50,10 @@ def notebooks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         write(folder / "03_slow.ipynb", "import time\ntime.sleep(3600)"),
         write(folder / "04_dead.ipynb", "import os\nos._exit(3)"),
         write(folder / "05_again.ipynb", PLACE, "print('x' in globals())\nprint(both)"),
+        # No cell of it takes long.
+        write(
+            folder / "06_long.ipynb", *["import time\ntime.sleep(8)"] * 3, parameters="images = 9"
+        ),
     ]
 
 
@@ -100,7 +104,17 @@ def test_what_a_failed_notebook_did_is_kept_with_the_error(run):
 @pytest.mark.parametrize(
     ("name", "error", "source"),
     [
-        ("03_slow", "CellTimeoutError: the cell took more than 20 s", "time.sleep(3600)"),
+        (
+            "03_slow",
+            "CellTimeoutError: the 20 s of the notebook are over: --timeout S gives it more",
+            "time.sleep(3600)",
+        ),
+        (
+            "06_long",
+            "CellTimeoutError: the 20 s of the notebook are over: --timeout S gives it more, "
+            "and -p images N less to do",
+            "time.sleep(8)",
+        ),
         ("04_dead", "DeadKernelError: Kernel died", "os._exit(3)"),
     ],
 )
