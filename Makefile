@@ -35,8 +35,8 @@ check: $(STAMP) ## style and types
 	$(RUN) -m mypy
 
 lab: $(STAMP) ## open JupyterLab on the notebooks and their table
-	JUPYTER_CONFIG_PATH=app/jupyter $(RUN) -m jupyterlab --notebook-dir=notebooks \
-		--LabApp.default_url=/lab/tree/README.md $(ARGS)
+	JUPYTER_CONFIG_PATH=app/jupyter $(RUN) -m jupyterlab --notebook-dir=. \
+		--LabApp.default_url=/lab/tree/notebooks/README.md $(ARGS)
 
 app: $(STAMP) ## serve the explorer as a page on localhost (ARGS="--port 9000 --no-browser")
 	$(RUN) -m pdutils app $(ARGS)

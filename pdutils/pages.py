@@ -26,6 +26,7 @@ from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from traitlets.config import Config
 
 from pdutils.data import demo_root
+from pdutils.glossary import terms_of, with_terms_on
 from pdutils.images import whole_file
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -216,7 +217,8 @@ def page(name: str, notebook: Any, names: Sequence[str]) -> str:
     template = _environment().get_template("page.html.j2")
     return template.render(
         card=card(name, notebook, names),
-        body=Markup(body),
+        body=Markup(with_terms_on(body)),
+        terms=terms_of(body),
         sections=[(anchor, Markup(text).striptags()) for anchor, text in _SECTION.findall(body)],
         links=Markup(_links(name, names)),
         highlighting=_highlighting(),
@@ -274,7 +276,7 @@ def card(name: str, notebook: Any, names: Sequence[str] = ()) -> Card:
     return Card(
         name=name,
         title=title or name,
-        intro=Markup(_with_local_links(intro, names)),
+        intro=Markup(with_terms_on(_with_local_links(intro, names), f"{name}.html")),
         figure=figure(notebook, "main-figure") or _first_figure(_described(notebook)),
         headline=_headline(notebook),
         seconds=float(record.get("duration") or 0.0),
@@ -463,6 +465,8 @@ def _exporter() -> HTMLExporter:
     return HTMLExporter(
         config=forms,
         template_name="basic",
+        template_file="notebook.html.j2",
+        extra_loaders=[jinja2.FileSystemLoader(_TEMPLATES)],
         embed_images=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,

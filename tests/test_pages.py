@@ -257,6 +257,24 @@ def test_the_notebooks_of_the_blog_stand_apart_from_those_beyond(tmp_path):
     assert "Beyond the blog" not in pages.index(tmp_path)
 
 
+def test_a_cell_whose_source_is_hidden_is_folded_and_its_output_is_not():
+    hidden = new_code_cell(
+        "gather = 1",
+        metadata={"jupyter": {"source_hidden": True}},
+        outputs=[new_output("stream", text="shown")],
+    )
+    html = pages.page("01", notebook(new_code_cell("seen = 2"), hidden), ["01"])
+    (folded,) = re.findall(r'<details class="folded">(.*?)</details>', html, flags=re.DOTALL)
+    assert "gather" in folded
+    assert "seen" not in folded
+    assert "shown" not in folded
+    assert "shown" in html
+
+
+def test_a_page_without_terms_has_no_section_of_them():
+    assert 'id="terms"' not in pages.page("01", notebook(), ["01"])
+
+
 def test_a_page_lists_its_sections():
     made = notebook(new_markdown_cell("## What *is* it?\n\n### Not this\n\n## Summary"))
     nav = pages.page("01", made, ["01"]).partition("On this page")[2].partition("</nav>")[0]

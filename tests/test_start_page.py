@@ -95,5 +95,8 @@ def test_make_lab_opens_on_the_table_and_a_click_leads_to_a_notebook(browser, la
         table.get_by_role("link", name="where attacks act").click()
         page.locator(".jp-NotebookPanel").get_by_role("heading", level=1).wait_for()
         assert page.url.endswith("04_where_attacks_act.ipynb")
+        # The glossary lies beside the notebooks' folder, and opens too.
+        page.locator(".jp-NotebookPanel").get_by_role("link", name="FGSM").first.click()
+        page.get_by_role("tab", name="glossary.md").wait_for(timeout=30_000)
     assert seen.foreign == []
     page.close()
