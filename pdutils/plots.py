@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
@@ -22,8 +23,15 @@ from pdutils.statistics import PairedDifference, Rate, correlation
 TRUE_COLOR = "#009E73"
 ATTACK_COLOR = "#D55E00"
 OTHER_COLOR = "#8C8C8C"
+#: Series differ in colour and in marker, hatching or dashes; none is green or orange.
+SERIES = ("#0072B2", "#CC79A7", "#000000", "#56B4E9", "#5D3A9B", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SERIES = ("#0072B2", "#E69F00", "#56B4E9", "#CC79A7", "#000000", "#8C8C8C", "#009E73", "#D55E00")
+HATCHES = ("", "//", "..", "xx", "--")
+DASHES = ("-", "--", "-.", ":")
+#: Less than an even spread is blue, more is purple, and white is even.
+_EVEN = LinearSegmentedColormap.from_list("even", ["#0072B2", "#FFFFFF", "#882255"])
+#: Where the scale of places ends, in times an even spread.
+_MOST = 4.0
 _STYLE: Any = {
     "figure.dpi": 100,
     "font.size": 10,
@@ -377,7 +385,7 @@ def rate_curves(
         centres = np.array([line[value].value for value in knob])
         low, high = np.array([line[value].interval for value in knob]).T
         bounds = np.maximum([centres - low, high - centres], 0)
-        mark, color = MARKERS[s % len(MARKERS)], SERIES[s % len(SERIES)]
+        color, mark = _series(s)
         ax.plot(places, centres, color=color, marker=mark, label=name)
         ax.errorbar(places, centres, yerr=bounds, color=color, linestyle="", alpha=0.5)
     ax.set_xticks(range(len(knob)), [f"{value:g}" for value in knob])
@@ -466,34 +474,59 @@ def map_histogram(activation_maps: Mapping[str, Array]) -> Figure:
     for i, (name, values) in enumerate(activation_maps.items()):
         shares = np.histogram(values, bins)[0] / values.size
         label = f"{name}: mean {values.mean():.2f}, {np.mean(values < 0.5):.0%} below 0.5"
-        ax.stairs(shares, bins, color=SERIES[i], label=label, linewidth=2)
+        color, dashes = SERIES[i % len(SERIES)], DASHES[i % len(DASHES)]
+        ax.stairs(shares, bins, color=color, linestyle=dashes, label=label, linewidth=2)
     ax.set(xlabel="map value: the chance that a pixel is spared", ylabel="share of pixels")
     ax.legend(frameon=False)
     return figure
 
 
 @_styled("Maps")
-def places(fields: Mapping[str, Array], *, reference: str) -> Figure:
-    """Show where things lie, side by side, each with its correlation to one of them.
+def places(
+    fields: Mapping[str, Array],
+    *,
+    reference: str,
+    notes: Mapping[str, str] | None = None,
+    cells: int = 28,
+) -> Figure:
+    """Show where things lie, side by side on one scale: how many times an even spread.
 
     Parameters
     ----------
     fields : mapping of str to ndarray of float32, shape (H, W)
-        How much lies where; each is shown on a scale of its own, from 0.
+        How much lies where, at least 0. Shown is the mean of each cell over the mean of all.
     reference : str
         The field that the others are correlated with (Pearson, over pixels).
+    notes : mapping of str to str, optional
+        What else the titles say.
+    cells : int
+        How many stand in a row and in a column; single pixels could not be seen.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     figure, axes = _grid(len(fields), 4, 2.6)
+    scale = TwoSlopeNorm(1.0, vmin=0.0, vmax=_MOST)
     for ax, (name, field) in zip(axes, fields.items(), strict=True):
-        ax.imshow(field, cmap="viridis", vmin=0)
+        shown = ax.imshow(_times_even(field, cells), cmap=_EVEN, norm=scale)
         ax.set_axis_off()
         r = correlation(field, fields[reference])
-        ax.set_title(name if name == reference else f"{name}, r = {r:.2f}")
+        title = name if name == reference else f"{name}, r = {r:.2f}"
+        ax.set_title("\n".join(filter(None, (title, (notes or {}).get(name)))))
+    figure.colorbar(shown, ax=axes, label="times an even spread", extend="max", shrink=0.8,
+                    ticks=[0, 0.5, 1, 2, 3, 4])  # fmt: skip
     return figure
+
+
+def _times_even(field: Array, cells: int) -> NDArray[np.float64]:
+    """Give the mean of each cell over the mean of the field; an empty field stays empty."""
+    found = field.astype(np.float64)
+    for axis in (0, 1):
+        edges = np.linspace(0, field.shape[axis], min(cells, field.shape[axis]) + 1).astype(int)
+        sizes = np.expand_dims(np.diff(edges), 1 - axis)
+        found = np.add.reduceat(found, edges[:-1], axis=axis) / sizes
+    return found / (np.mean(field, dtype=np.float64) or 1.0)
 
 
 @_styled("Bars")
@@ -519,7 +552,9 @@ def bars(
     for s, name in enumerate(series):
         places = np.arange(len(groups)) + width * (s - (len(series) - 1) / 2)
         values = [group[name] for group in groups.values()]
-        drawn = ax.bar(places, values, width, color=_series_color(name, s), label=name)
+        color, hatch = SERIES[s % len(SERIES)], HATCHES[s % len(HATCHES)]
+        drawn = ax.bar(places, values, width, color=color, hatch=hatch, edgecolor="white",
+                       label=name)  # fmt: skip
         ax.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
     ax.set_xticks(range(len(groups)), [name.replace(" ", "\n", 1) for name in groups])
     ax.set(ylim=(0, 1.1), ylabel=ylabel)
@@ -567,9 +602,8 @@ def _intervals(ax: Axes, rows: Mapping[str, Mapping[str, Rate | PairedDifference
         low, high = np.array([one.interval for one in found]).T
         bounds = np.maximum([centres - low, high - centres], 0)
         label = f"{name} (n = {found[0].n})"
-        ax.errorbar(
-            centres, places, xerr=bounds, fmt="o", color=_series_color(name, s), label=label
-        )
+        color, mark = _series(s)
+        ax.errorbar(centres, places, xerr=bounds, fmt=mark, color=color, label=label)
     ax.set_yticks(range(len(rows)), list(rows))
 
 
@@ -611,7 +645,6 @@ def _class_color(number: int, label: int, attacked_label: int | None) -> str:
     return {label: TRUE_COLOR, attacked_label: ATTACK_COLOR}.get(number, OTHER_COLOR)
 
 
-def _series_color(name: str, position: int) -> str:
-    return {"clean": TRUE_COLOR, "adversary": ATTACK_COLOR}.get(
-        name, SERIES[position % len(SERIES)]
-    )
+def _series(position: int) -> tuple[str, str]:
+    """Give the colour and the marker of a series."""
+    return SERIES[position % len(SERIES)], MARKERS[position % len(MARKERS)]

@@ -137,6 +137,60 @@ def test_places_states_the_correlation_with_the_reference():
     assert texts(figure)[:2] == ["object", f"FGSM, r = {expected:.2f}"]
 
 
+def test_places_are_shown_as_times_an_even_spread_on_one_scale():
+    even = np.full((12, 8), 0.3, np.float32)
+    corner = np.zeros((12, 8), np.float32)
+    corner[:3, :2] = 7
+    fields = {"object": corner, "FGSM": even, "nothing": np.zeros_like(even)}
+    figure = plots.places(fields, reference="object", notes={"FGSM": "1.00"}, cells=4)
+    shown = [ax.get_images()[0] for ax in figure.axes[:3]]
+    expected = np.zeros((4, 4))
+    expected[0, 0] = 16
+    np.testing.assert_allclose(shown[0].get_array(), expected)
+    np.testing.assert_allclose(shown[1].get_array(), np.ones((4, 4)))
+    np.testing.assert_array_equal(shown[2].get_array(), np.zeros((4, 4)))
+    assert {image.get_clim() for image in shown} == {(0, 4)}
+    # White is even, and only that.
+    assert shown[1].to_rgba(np.array([[1.0]]))[0, 0].tolist() == pytest.approx([1] * 4, abs=0.01)
+    assert texts(figure)[1] == "FGSM, r = 0.00\n1.00"
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (5, 3)])
+def test_the_cells_of_a_place_need_not_divide_it(shape):
+    field = np.random.default_rng(0).random(shape).astype(np.float32)
+    found = plots._times_even(field, 28)
+    assert found.shape == (min(28, shape[0]), min(28, shape[1]))
+    if shape == (5, 3):
+        np.testing.assert_allclose(found, field / field.mean(), rtol=1e-6)
+
+
+def test_no_series_has_the_colour_of_the_true_class_or_of_the_attack_s():
+    rows = {"PD": {name: Rate(i, 10) for i, name in enumerate(("clean", "adversary", "x", "y"))}}
+    found = PairedDifference(both=4, first_only=2, second_only=1, neither=2)
+    groups = {"PD": {name: 0.1 for name in rows["PD"]}}
+    curves = {name: {2.0: Rate(3, 10)} for name in rows["PD"]}
+    figures = (
+        plots.rates(rows),
+        plots.differences({"PD": dict.fromkeys(rows["PD"], found)}),
+        plots.rate_curves(curves, xlabel="eps"),
+    )
+    for figure in figures:
+        lines = [
+            line
+            for line in figure.axes[0].get_lines()
+            if line.get_marker() not in ("None", "|", "_")
+        ]
+        assert len({line.get_marker() for line in lines}) == len(lines) == 4
+        colors = {matplotlib.colors.to_hex(line.get_color()).upper() for line in lines}
+        assert len(colors) == 4
+        assert not colors & {plots.TRUE_COLOR, plots.ATTACK_COLOR}
+    bars = plots.bars(groups).axes[0].patches
+    assert len({bar.get_hatch() for bar in bars}) == 4
+    for color in plots.SERIES:
+        hue, saturation, _ = matplotlib.colors.rgb_to_hsv(matplotlib.colors.to_rgb(color))
+        assert saturation < 0.1 or 0.5 < hue < 0.95
+
+
 def test_bars_are_as_high_as_their_numbers():
     figure = plots.bars({"soft": {"clean": 0.9, "adversary": 0.4}, "hard": {"clean": 0.8,
                          "adversary": 0.1}})  # fmt: skip
