@@ -295,7 +295,8 @@ def test_whatever_goes_wrong_becomes_a_sentence(widget, monkeypatch, error, word
 
 def test_a_beginning_that_fails_is_a_sentence_too(demo):
     widget = explorer(Settings(image="nowhere.png"), network=demo)
-    assert widget.error["text"].startswith("nowhere.png: no such file; images with a name: badger_0")
+    words = "nowhere.png: no such file; images with a name: badger_0"
+    assert widget.error["text"].startswith(words)
     assert moved(widget, image="badger_000").shown["name"] == "badger_000"
 
 
