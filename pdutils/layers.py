@@ -189,7 +189,9 @@ class WaveletDenoising(keras.layers.Layer):
     It agrees with `pdutils.denoising.denoise_wavelet` at its default wavelet, shrinkage and colour
     space, for any size of image; odd sizes are padded by their last row and column, as PyWavelets
     does. With `mode="hard"` a coefficient that is within rounding of its threshold may go either
-    way. Call it with images (N, H, W, 3), H and W known. It works in float32, or in float64 with
+    way. With ``channel`` the result is clipped as it was in 2018; a white or black pixel that is
+    not clipped by more than rounding keeps its gradient. Call it with images (N, H, W, 3), H and W
+    known. It works in float32, or in float64 with
     `dtype="float64"`.
 
     Parameters

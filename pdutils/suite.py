@@ -317,7 +317,7 @@ class NamedDefense(_Named):
         Returns
         -------
         ndarray of float32, the shape of `images`
-            It may leave [0, 255] a little.
+            What is denoised may leave [0, 255] a little, see `pdutils.denoising.denoise`.
 
         Raises
         ------

@@ -452,7 +452,7 @@ def test_wrong_steps(toy, attack, step):
         attack(toy, photo(), 0, step=step)
 
 
-@pytest.mark.parametrize("iterations", [0, -1, 2.0, "10", None])
+@pytest.mark.parametrize("iterations", [0, -1, 2.0, "10", None, 2**70])
 @pytest.mark.parametrize("attack", [igsm, pgd])
 def test_wrong_iterations(toy, attack, iterations):
     with pytest.raises(ValueError, match=r"iterations: expected a whole number of at least 1, got"):

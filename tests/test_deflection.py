@@ -514,7 +514,7 @@ def test_wrong_windows(window):
         pixel_deflection(photo(), 10, window)
 
 
-@pytest.mark.parametrize("deflections", [-1, 2.0, "200", None, np.nan])
+@pytest.mark.parametrize("deflections", [-1, 2.0, "200", None, np.nan, 2**63, 2**70])
 def test_wrong_deflections(deflections):
     with pytest.raises(ValueError, match=r"deflections: expected a whole number .* got"):
         pixel_deflection(photo(), deflections)

@@ -21,4 +21,5 @@ def test_the_rows_that_a_reader_knows_by_heart():
     assert published.LARGER["FGSM"] == (0.12, 0.111, 0.615, 0.704)
     assert published.DESTRUCTION["PD + R-CAM + WD"]["IGSM"] == 0.927
     assert published.DESTRUCTION["random padding"]["IGSM"] is None
+    assert published.BLOG["PD 200"] == (0.52, 0.25)
     assert published.BLOG["PD 1500 + R-CAM + WD"] == (0.97, 0.02)

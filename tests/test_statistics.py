@@ -270,3 +270,15 @@ def test_fields_of_two_shapes_are_refused():
 )
 def test_the_verdict_is_what_the_interval_leaves_open(counts, verdict):
     assert PairedDifference(*counts).verdict == verdict
+
+
+@pytest.mark.parametrize("count", [2**63, 2**70])
+def test_counts_of_more_than_64_bits_are_refused(count):
+    for make in (
+        lambda: Rate(1, count),
+        lambda: Rate(count, count),
+        lambda: PairedDifference(count, 1, 1, 1),
+        lambda: PairedDifference(0, 0, 1, count),
+    ):
+        with pytest.raises(ValueError, match=rf"expected .* got .*{count}"):
+            make()

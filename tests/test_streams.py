@@ -99,3 +99,9 @@ def test_a_generator_stays_itself_and_a_seed_is_numpy_s():
     assert generator(own) is own
     assert generator(3).uniform() == np.random.default_rng(3).uniform()
     assert generator(None).uniform() != generator(None).uniform()
+
+
+@pytest.mark.parametrize("n", [-1, 2.0, 2**70])
+def test_a_number_of_streams_that_there_cannot_be(n):
+    with pytest.raises(ValueError, match=r"n: expected a whole number of at least 0, got"):
+        streams(0, n)
