@@ -279,7 +279,7 @@ def test_a_skunk_turns_back_into_a_badger(visitor, by_hand):
     visitor.choose("denoiser", "wavelet")
     assert re.match(r"skunk 0\.5\d -> badger", visitor.line())
     visitor.shows(by_hand)
-    expect(visitor.root.locator(".pdx-verdict")).to_contain_text("it took the denoiser too")
+    expect(visitor.root.locator(".pdx-verdict")).to_contain_text("deflection alone had done it")
     # No code, no numbers of cells.
     assert "In [" not in visitor.page.inner_text("body")
 
