@@ -198,7 +198,7 @@ class Face:
         """Check that what is on the screen is what the package gives for what the controls say."""
         result = by_hand.result(self.settings())
         names = [name.replace("_", " ") for name in result.network.class_names]
-        assert self.line() == result.sentence.rpartition(", in ")[0]
+        assert self.line() == result.sentence.rpartition(", in ")[0].replace("_", " ")
         verdict = self.root.locator(".pdx-verdict").inner_text()
         assert verdict.lower() == result.verdict.lower()
         for i, row in enumerate(
