@@ -200,7 +200,7 @@ class Face:
         names = [name.replace("_", " ") for name in result.network.class_names]
         assert self.line() == result.sentence.rpartition(", in ")[0].replace("_", " ")
         verdict = self.root.locator(".pdx-verdict").inner_text()
-        assert verdict.lower() == result.verdict.lower()
+        assert verdict.lower() == result.verdict.replace("_", " ").lower()
         for i, row in enumerate(
             (result.steps[0].probabilities, result.steps[1].probabilities, result.probabilities)
         ):
