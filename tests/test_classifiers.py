@@ -470,7 +470,7 @@ def test_the_demo_is_ten_animals_of_224_pixels(demo_weights):
     assert not load_classifier("demo", "random").published
     image = photo(224, 224)
     given = classifier.model(image[np.newaxis] / 127.5 - 1)[0]
-    np.testing.assert_allclose(classifier.predict(image), given, rtol=1e-4)
+    np.testing.assert_allclose(classifier.predict(image), given, atol=1e-5)
 
 
 @pytest.mark.usefixtures("offline", "demo_weights")
@@ -701,7 +701,8 @@ def test_a_saved_model_is_a_classifier_that_scales_as_asked(own, preprocess, sca
     names = ["ant", "bee", "cat", "dog", "eel"]
     classifier = classifier_from_file(own, preprocess=preprocess, class_names=names)
     given = classifier.model(scaled(photos(2, 12, 12)))
-    np.testing.assert_allclose(classifier.predict(photos(2, 12, 12)), given, rtol=1e-4)
+    # What is multiplied by 3 * 255 magnifies the rounding of a logit as much.
+    np.testing.assert_allclose(classifier.predict(photos(2, 12, 12)), given, atol=1e-3)
     assert classifier.class_names == tuple(names)
     assert not classifier.published
 
