@@ -510,10 +510,11 @@ def places(
     scale = TwoSlopeNorm(1.0, vmin=0.0, vmax=_MOST)
     for ax, (name, field) in zip(axes, fields.items(), strict=True):
         shown = ax.imshow(_times_even(field, cells), cmap=_EVEN, norm=scale)
-        ax.set_axis_off()
-        r = correlation(field, fields[reference])
-        title = name if name == reference else f"{name}, r = {r:.2f}"
-        ax.set_title("\n".join(filter(None, (title, (notes or {}).get(name)))))
+        # A panel that is even is as white as the page.
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set(visible=True, color=OTHER_COLOR, linewidth=0.5)
+        r = "" if name == reference else f"r = {correlation(field, fields[reference]):.2f}"
+        ax.set_title(f"{name}\n{', '.join(filter(None, (r, (notes or {}).get(name))))}".strip())
     figure.colorbar(shown, ax=axes, label="times an even spread", extend="max", shrink=0.8,
                     ticks=[0, 0.5, 1, 2, 3, 4])  # fmt: skip
     return figure

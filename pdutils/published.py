@@ -37,12 +37,16 @@ class Claim(NamedTuple):
     direction: str
 
 
-#: What the blog says without a table.
+#: What the blog says of its one image, the paper's destruction rates of IGSM, and what others say.
 CLAIMS: dict[str, Claim] = {
+    "pd": Claim("The blog's badger gains by PD, 0.15 to 0.52", "more"),
+    "wd": Claim("The blog's badger gains by WD, 0.52 to 0.92", "more"),
+    "map": Claim("The paper has more with the map, 0.91 against 0.88", "more"),
     "place": Claim("The blog says that attacks are not localised", "as many"),
     "window": Claim("The blog says that window 20 looks better", "more"),
     "soft": Claim("The blog says that soft does better", "more"),
     "ycbcr": Claim("The blog says that YCbCr does better, by 1.6 points", "more"),
+    "aware": Claim("Athalye and Carlini have fewer right, with PD + WD", "fewer"),
     "bias": Claim("The blog says that a bias does not help", "no more"),
 }
 

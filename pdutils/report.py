@@ -252,11 +252,11 @@ def _strength_table(
         {
             "attack": attacks[attack] + (f" against {defenses[defense]}" if defense else ""),
             "n": str(found.n),
-            "success": "-" if found.success is None else f"{found.success}, n = {found.success.n}",
-            "relative L2": _mean(found.l2, 4),
-            "L-infinity of 255": _mean(found.linf, 1),
-            "relative L2, successes": _mean(found.l2_of_successes, 4),
-            "L-infinity of 255, successes": _mean(found.linf_of_successes, 1),
+            "success": "-" if found.success is None else _with_n(found.success, found.n),
+            "relative L2": _mean(found.l2, 4, found.n),
+            "L-infinity of 255": _mean(found.linf, 1, found.n),
+            "relative L2, successes": _mean(found.l2_of_successes, 4, found.n),
+            "L-infinity of 255, successes": _mean(found.linf_of_successes, 1, found.n),
         }
         for (attack, defense), found in measured.items()
     ]
@@ -265,12 +265,17 @@ def _strength_table(
     return pd.DataFrame(rows, columns=columns, dtype=object).set_index("attack")
 
 
-def _mean(mean: Mean | None, digits: int) -> str:
+def _mean(mean: Mean | None, digits: int, n: int) -> str:
     if mean is None:
         return "-"
     low, high = mean.interval
     interval = "" if mean.n == 1 else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{mean.value:.{digits}f}{interval}, n = {mean.n}"
+    return f"{mean.value:.{digits}f}{interval}" + (f", n = {mean.n}" if mean.n != n else "")
+
+
+def _with_n(rate: Rate, n: int) -> str:
+    """Write a rate; its n only where it is not that of its row."""
+    return f"{rate}, n = {rate.n}" if rate.n != n else str(rate)
 
 
 def _names_table(names: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:

@@ -183,9 +183,14 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """What the interval says, in words: "more", "fewer" or "not told apart"."""
+        """What the interval and the test say, in words: "more", "fewer" or "not told apart".
+
+        For few images the two may disagree, since only the test is exact; then nothing is told.
+        """
         low, high = self.interval
-        return "more" if low > 0 else "fewer" if high < 0 else "not told apart"
+        if low <= 0 <= high or self.p_value >= 0.05:
+            return "not told apart"
+        return "more" if low > 0 else "fewer"
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -219,14 +224,17 @@ class Mean:
     n: int
 
     @classmethod
-    def of(cls, values: NDArray[np.floating], *, signed: bool = False) -> "Mean":
+    def of(
+        cls, values: NDArray[np.floating], *, signed: bool = False, share: bool = False
+    ) -> "Mean":
         """Take the mean of some values.
 
-        The interval of what is never below 0 (a norm, a share, a ratio) is Student's for the
-        logarithm of the mean, whose standard error is that of the mean divided by it (delta
-        method): m exp(-t s / m) to m exp(t s / m). It does not reach below 0 and assumes no more
-        than Student's own, m - t s to m + t s, which is taken with `signed`, and where a value is
-        below 0.
+        The interval of what is never below 0 (a norm, a ratio) is Student's for the logarithm of
+        the mean, whose standard error is that of the mean divided by it (delta method):
+        m exp(-t s / m) to m exp(t s / m). That of shares, which are never above 1 either, is
+        Student's for the logit, log(m / (1 - m)), likewise. They do not leave the range of the
+        values and assume no more than Student's own, m - t s to m + t s, which is taken with
+        `signed`, and where a value is below 0.
 
         Parameters
         ----------
@@ -234,6 +242,8 @@ class Mean:
             One an image.
         signed : bool
             Whether the values could be below 0, such as differences.
+        share : bool
+            Whether no value could be above 1.
 
         Returns
         -------
@@ -251,8 +261,11 @@ class Mean:
             return cls(mean, math.nan, math.nan, n)
         error = float(np.std(values, ddof=1)) / math.sqrt(n)
         reach = float(stats.t.ppf(0.975, n - 1)) * error
-        if signed or mean == 0 or np.min(values) < 0:
+        if signed or reach == 0 or np.min(values) < 0:
             return cls(mean, mean - reach, mean + reach, n)
+        if share and mean < 1:
+            odds, width = mean / (1 - mean), math.exp(reach / (mean * (1 - mean)))
+            return cls(mean, odds / (odds + width), odds * width / (1 + odds * width), n)
         return cls(mean, mean * math.exp(-reach / mean), mean * math.exp(reach / mean), n)
 
     @property

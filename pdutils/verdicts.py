@@ -5,7 +5,7 @@ functions, and what the blog or the paper claims stands beside it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -46,8 +46,11 @@ def direction(
     -------
     {"more", "fewer", "as many", "not told apart"}
         Whether the 95% interval lies beyond the margin, above or below, or inside it. Anything
-        else, and a mean of one value, is not told apart.
+        else, and a mean of one value, is not told apart. Of a paired difference and 0 it is the
+        difference's own verdict, which asks for McNemar's test too.
     """
+    if isinstance(found, PairedDifference) and reference == margin == 0:
+        return cast(Direction, found.verdict)
     low, high = found.interval
     if low > reference + margin + _TINY:
         return "more"
@@ -219,15 +222,15 @@ def sized(title: str, found: Mean, reference: Mean, *, what: str = "relative L2"
     return f"**{title}**: {found.value / reference.value:.2g} times as large, {both}."
 
 
-def extremes(title: str, rates: Mapping[str, Rate]) -> str:
+def extremes(title: str, rates: Mapping[Any, Rate]) -> str:
     """Name the least and the greatest of some rates.
 
     Parameters
     ----------
     title : str
         What the rates are of.
-    rates : mapping of str to Rate
-        By name; those that tie are named together.
+    rates : mapping of key to Rate
+        By name, or by the value of a knob; those that tie are named together.
 
     Returns
     -------
@@ -241,9 +244,9 @@ def extremes(title: str, rates: Mapping[str, Rate]) -> str:
     return f"**{title}**: least for {ends[0]}, most for {ends[1]}."
 
 
-def _named(rates: Mapping[str, Rate], value: float) -> str:
+def _named(rates: Mapping[Any, Rate], value: float) -> str:
     names = [name for name, rate in rates.items() if rate.value == value]
-    return f"{', '.join(names)} ({rates[names[0]]})"
+    return f"{', '.join(map(str, names))} ({rates[names[0]]})"
 
 
 def beside(
@@ -295,12 +298,12 @@ def listed(title: str, words: Mapping[str, str], order: Sequence[str] = ()) -> s
     Returns
     -------
     str
-        Markdown: "**title**: more: a, b; fewer: none."
+        Markdown: "**title**: *more*: a, b; *fewer*: none."
     """
     groups: dict[str, list[str]] = {word: [] for word in order}
     for name, word in words.items():
         groups.setdefault(word, []).append(name)
-    said = [f"{word}: {', '.join(names) or 'none'}" for word, names in groups.items()]
+    said = [f"*{word}*: {', '.join(names) or 'none'}" for word, names in groups.items()]
     return f"**{title}**: {'; '.join(said)}."
 
 

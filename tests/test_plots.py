@@ -134,7 +134,7 @@ def test_places_states_the_correlation_with_the_reference():
     one, two = rng.random((2, 8, 8)).astype(np.float32)
     figure = plots.places({"object": one, "FGSM": two}, reference="object")
     expected = stats.pearsonr(one.ravel(), two.ravel()).statistic
-    assert texts(figure)[:2] == ["object", f"FGSM, r = {expected:.2f}"]
+    assert texts(figure)[:2] == ["object", f"FGSM\nr = {expected:.2f}"]
 
 
 def test_places_are_shown_as_times_an_even_spread_on_one_scale():
@@ -152,7 +152,7 @@ def test_places_are_shown_as_times_an_even_spread_on_one_scale():
     assert {image.get_clim() for image in shown} == {(0, 4)}
     # White is even, and only that.
     assert shown[1].to_rgba(np.array([[1.0]]))[0, 0].tolist() == pytest.approx([1] * 4, abs=0.01)
-    assert texts(figure)[1] == "FGSM, r = 0.00\n1.00"
+    assert texts(figure)[1] == "FGSM\nr = 0.00, 1.00"
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (5, 3)])

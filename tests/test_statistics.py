@@ -221,6 +221,20 @@ def test_the_interval_of_a_mean_of_sizes_holds_it_about_as_often_as_it_says(n):
     assert held(True) < held(False)
 
 
+def test_the_interval_of_a_mean_of_shares_is_student_s_for_its_logit_and_within_0_and_1():
+    shares = TEN / 10
+    mean = Mean.of(shares, share=True)
+    reach = REACH / 10 / (0.6 * 0.4)
+    logits = [math.log(bound / (1 - bound)) for bound in mean.interval]
+    np.testing.assert_allclose(logits, math.log(0.6 / 0.4) + np.array([-reach, reach]), atol=3e-3)
+    # From the other side it is the same interval.
+    other = Mean.of(1 - shares, share=True)
+    np.testing.assert_allclose(mean.interval, [1 - other.high, 1 - other.low])
+    wide = np.array([0.5, 0.9, 1.0])
+    assert Mean.of(wide).high > 1 > Mean.of(wide, share=True).high
+    assert Mean.of(np.ones(4), share=True) == Mean(1.0, 1.0, 1.0, 4)
+
+
 def test_equal_values_have_no_spread_and_one_value_no_interval():
     assert Mean.of(np.full(5, 0.25, np.float32)) == Mean(0.25, 0.25, 0.25, 5)
     assert Mean.of(np.zeros(5)) == Mean(0.0, 0.0, 0.0, 5)

@@ -40,6 +40,14 @@ def test_the_direction_of_a_difference_is_its_own_verdict(difference):
     assert verdicts.direction(difference) == difference.verdict
 
 
+def test_a_difference_whose_interval_and_test_disagree_is_not_told_apart():
+    # Five images of six, all on one side: p is 2 / 2^5.
+    found = PairedDifference(1, 5, 0, 0)
+    assert found.interval[0] > 0
+    assert found.p_value == pytest.approx(0.0625)
+    assert verdicts.direction(found) == found.verdict == "not told apart"
+
+
 def test_rates_at_the_ends_are_not_told_apart_from_the_ends():
     for n in range(1, 40):
         assert verdicts.direction(Rate(0, n), 0.0) == "not told apart"
@@ -143,6 +151,7 @@ def test_extremes_name_all_that_tie():
     assert verdicts.extremes("right", rates) == (
         f"**right**: least for FGSM, IGSM ({Rate(1, 10)}), most for C&W ({Rate(9, 10)})."
     )
+    assert "least for 4 (" in verdicts.extremes("by eps", {4: Rate(1, 10), 16: Rate(9, 10)})
     alike = verdicts.extremes("right", {"FGSM": Rate(1, 10), "IGSM": Rate(1, 10)})
     assert alike == f"**right**: the same for all, {Rate(1, 10)}."
 
@@ -163,7 +172,7 @@ def test_published_figures_stand_beside_measured_rates():
 def test_names_are_gathered_by_their_word_and_no_word_goes_missing():
     words = {"a": "more", "b": "fewer", "c": "more"}
     assert verdicts.listed("added", words, ("fewer", "not told apart")) == (
-        "**added**: fewer: b; not told apart: none; more: a, c."
+        "**added**: *fewer*: b; *not told apart*: none; *more*: a, c."
     )
 
 
