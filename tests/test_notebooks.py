@@ -145,6 +145,18 @@ def test_it_ends_with_a_summary_limits_references_and_its_results(path):
     assert load(path).cells[-1].cell_type == "code"
 
 
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.name[:2] == "04" or path.name >= "10"]
+)
+def test_its_summary_is_computed_and_the_cells_of_results_are_folded(path):
+    cells = load(path).cells
+    (summary,) = [i for i, cell in enumerate(cells) if cell.source.startswith("## Summary")]
+    assert "verdicts." in "".join(cell.source for cell in cells[summary:])
+    folded = [cell for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert "results = {" in folded[0].source
+    assert folded[-1] == cells[-1]
+
+
 @each
 def test_links_inside_the_collection_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", "\n".join(prose(path))):
