@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from numpy.typing import NDArray
+from scipy import stats
 
 from pdutils.published import Claim
 from pdutils.statistics import Mean, PairedDifference, Rate
@@ -47,10 +48,13 @@ def direction(
     {"more", "fewer", "as many", "not told apart"}
         Whether the 95% interval lies beyond the margin, above or below, or inside it. Anything
         else, and a mean of one value, is not told apart. Of a paired difference and 0 it is the
-        difference's own verdict, which asks for McNemar's test too.
+        difference's own verdict, which asks for McNemar's test too, as that of a rate and a figure
+        asks for the exact binomial test: for few images only the tests are exact.
     """
     if isinstance(found, PairedDifference) and reference == margin == 0:
         return cast(Direction, found.verdict)
+    if isinstance(found, Rate) and margin == 0 and _may_be(found, reference):
+        return "not told apart"
     low, high = found.interval
     if low > reference + margin + _TINY:
         return "more"
@@ -58,6 +62,10 @@ def direction(
         return "fewer"
     inside = low >= reference - margin and high <= reference + margin
     return "as many" if margin > 0 and inside else "not told apart"
+
+
+def _may_be(rate: Rate, share: float) -> bool:
+    return bool(stats.binomtest(rate.successes, rate.n, share).pvalue >= 0.05)
 
 
 def stance(found: Direction, claimed: str) -> Stance:
@@ -266,8 +274,9 @@ def beside(
     Returns
     -------
     pandas.DataFrame
-        A row for each rate: it, the figure, and whether the figure lies outside its interval
-        ("more here", "fewer here") or not ("not told apart"); dashes where there is no figure.
+        A row for each rate: it, the figure, and whether the two differ by the interval and by the
+        exact test ("disagrees, more here", "disagrees, fewer here") or not ("not told apart");
+        dashes where there is no figure.
     """
     rows = {}
     for name, rate in rates.items():

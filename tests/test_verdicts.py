@@ -48,6 +48,13 @@ def test_a_difference_whose_interval_and_test_disagree_is_not_told_apart():
     assert verdicts.direction(found) == found.verdict == "not told apart"
 
 
+def test_a_rate_whose_interval_and_test_disagree_is_not_told_apart_from_a_figure():
+    # Of four images at 0.983 each, at least one fails with probability 1 - 0.983^4 = 0.066.
+    assert Rate(3, 4).interval[1] < 0.983
+    assert verdicts.direction(Rate(3, 4), 0.983) == "not told apart"
+    assert verdicts.direction(Rate(2, 4), 0.983) == "fewer"
+
+
 def test_rates_at_the_ends_are_not_told_apart_from_the_ends():
     for n in range(1, 40):
         assert verdicts.direction(Rate(0, n), 0.0) == "not told apart"
