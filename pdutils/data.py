@@ -168,14 +168,13 @@ def download(name: str, source: Download) -> Path:
 
     target = cache_dir() / name
     try:
-        if not _is_whole(target, source.known_hash):
-            theirs = _in_keras_cache(name, source.known_hash)
-            if theirs is not None:
-                return theirs
-            with whole_file(target) as temporary:
-                _transfer(source.url, temporary)
-                if not _is_whole(temporary, source.known_hash):
-                    raise ValueError("what came is not the expected file")
+        found = _in_a_cache(name, source.known_hash)
+        if found is not None:
+            return found
+        with whole_file(target) as temporary:
+            _transfer(source.url, temporary)
+            if not _is_whole(temporary, source.known_hash):
+                raise ValueError("what came is not the expected file")
     except (requests.RequestException, OSError, ValueError) as error:
         raise DownloadError(
             f"{name} is not in the cache ({cache_dir()}) and could not be downloaded, since "
@@ -186,7 +185,7 @@ def download(name: str, source: Download) -> Path:
 
 
 def find_cached(name: str, source: Download) -> Path:
-    """Give the path of a file in the cache, without a download.
+    """Give the path of a file in the cache or in Keras's own, without a download.
 
     Parameters
     ----------
@@ -204,10 +203,10 @@ def find_cached(name: str, source: Download) -> Path:
     DownloadError
         If it is not there, or not whole.
     """
-    path = cache_dir() / name
-    if not _is_whole(path, source.known_hash):
+    found = _in_a_cache(name, source.known_hash)
+    if found is None:
         raise DownloadError(f"{name} is not in the cache ({cache_dir()})")
-    return path
+    return found
 
 
 def class_index() -> list[tuple[str, str]]:
@@ -448,6 +447,12 @@ def _is_whole(path: Path, known_hash: str | None) -> bool:
     algorithm, _, digest = known_hash.partition(":")
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest() == digest
+
+
+def _in_a_cache(name: str, known_hash: str | None) -> Path | None:
+    """Find a file in our cache, or where Keras would have put it."""
+    ours = cache_dir() / name
+    return ours if _is_whole(ours, known_hash) else _in_keras_cache(name, known_hash)
 
 
 def _in_keras_cache(name: str, known_hash: str | None) -> Path | None:

@@ -182,13 +182,10 @@ def test_a_folder_of_keras_that_cannot_be_read_is_passed_over(
     assert path == cache / "models" / "a.bin"
 
 
-def test_keras_s_copy_of_the_class_index_is_taken(cache, keras_models, no_network, monkeypatch):
-    index = b'{"0": ["n01440764", "tench"]}'
-    known = Download("https://example.org/index", f"md5:{hashlib.md5(index).hexdigest()}")
-    monkeypatch.setitem(data.REGISTRY, "imagenet_class_index.json", known)
-    # As keras.applications.imagenet_utils keeps it.
-    (keras_models / "imagenet_class_index.json").write_bytes(index)
-    assert data.class_index() == [("n01440764", "tench")]
+def test_what_keras_has_counts_as_cached(cache, keras_models, no_network):
+    (keras_models / "a.bin").write_bytes(CONTENT)
+    source = Download("https://example.org/a.bin", sha256(CONTENT))
+    assert data.find_cached("models/a.bin", source) == keras_models / "a.bin"
 
 
 @pytest.mark.parametrize("digest", ["sha256", "md5"])

@@ -64,7 +64,7 @@ def dense(**options):
 
 
 def wrapped():
-    """A classifier in a model, which hides its feature map."""
+    """A classifier in a model."""
     inputs = keras.Input((*SIZE, 3))
     inner = small(dense(activation="softmax")).model
     return Classifier(keras.Model(inputs, inner(inputs), name="wrapped"))
@@ -675,9 +675,11 @@ def test_a_preprocessing_that_no_graph_of_keras_takes():
 
 @pytest.mark.parametrize("activation", ["cam", "rcam"])
 def test_a_map_needs_a_feature_map(activation):
-    with pytest.raises(ValueError, match=r"wrapped has no layer that is fed a feature map"):
-        defended_model(wrapped(), Defense(activation=activation))
-    nested = CLASSIFIERS["nested backbone"]()
+    inputs = keras.Input((*SIZE, 3))
+    flat = keras.Model(inputs, dense()(keras.layers.Flatten()(inputs)), name="flat")
+    with pytest.raises(ValueError, match=r"flat has no feature map"):
+        defended_model(Classifier(flat), Defense(activation=activation))
+    nested = wrapped()
     result = defended_model(nested, Defense(activation=activation), seed=0)
     assert called(result, photos(2, *SIZE)).shape == (2, 5)
 
