@@ -103,7 +103,7 @@ def test_the_defaults_are_the_blogs():
         window=10,
         reading="blog",
         activation="none",
-        k=5,
+        k=None,
         combine="paper",
         upscale="half_pixel",
         denoiser="wavelet",
