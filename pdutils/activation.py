@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils.checks import check_one_of, check_whole
+from pdutils.checks import check_one_of, is_whole
 from pdutils.classifiers import Classifier, Labels
 from pdutils.images import ROUNDING, Array, as_batch, min_max
 
@@ -243,11 +243,10 @@ def number_of_ranks(k: int | None, classes: int) -> int:
     """
     if k is None:
         return min(DEFAULT_RANKS, classes)
-    check_whole("k", k, 1)
-    if k > classes:
+    if not is_whole(k) or not 1 <= k <= classes:
         raise ValueError(
-            f"k: expected 1 to {classes}, as many classes as the network knows, got {k}; "
-            "left out, it is the smaller of 5 and their number"
+            f"k: expected 1 to {classes} classes, got {k!r}; the network knows no more, and left "
+            "out, k is the smaller of 5 and their number"
         )
     return int(k)
 

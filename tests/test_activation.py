@@ -510,7 +510,7 @@ def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy, toy_flat):
 # --- wrong input ---
 
 
-@pytest.mark.parametrize("k", [0, -1, 7, 2.0, "5", None])
+@pytest.mark.parametrize("k", [0, -1, 7, 2.0, "5"])
 def test_wrong_numbers_of_classes(toy, k):
     with pytest.raises(ValueError, match=r"k: expected 1 to 6 classes, got"):
         robust_cam(toy, photo(), k=k)

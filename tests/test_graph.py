@@ -479,14 +479,14 @@ def test_the_map_goes_over_all_classes_of_a_network_of_few(classes):
 
 def test_more_classes_than_there_are_is_an_error_where_they_were_asked_for():
     made = Classifier(ending(dense(3, activation="softmax")), preprocess=scaled)
-    with pytest.raises(ValueError, match=r"k: expected 1 to 3.*got 5; left out, it is"):
+    with pytest.raises(ValueError, match=r"k: expected 1 to 3 classes, got 5; .*left out, k is"):
         robust_cam(made, photos(1), k=5)
 
 
 def test_an_evaluation_names_the_defence_that_a_network_cannot_have(tmp_path):
     made = Classifier(ending(dense(3, activation="softmax")), preprocess=scaled)
     source = CollectionSource(Collection(photos(3), np.array([0, 1, 2]), None, "made"))
-    with pytest.raises(ValueError, match=r"pd\+rcam:k=5 on .*expected 1 to 3.*left out"):
+    with pytest.raises(ValueError, match=r"pd\+rcam:k=5 on .*expected 1 to 3 classes.*left out"):
         evaluate(made, source, [], ["pd+rcam:k=5"])
     flat = Classifier(MODELS["two ways around a model"]())
     with pytest.raises(ValueError, match=r"pd\+cam on .*no feature map"):
