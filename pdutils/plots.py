@@ -6,10 +6,12 @@ palette, which colour-blind readers can tell apart).
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from itertools import cycle
 from typing import Any, ParamSpec
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pywt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -17,6 +19,7 @@ from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from pdutils.classifiers import Classifier
+from pdutils.denoising import TO_YCBCR
 from pdutils.images import ROUNDING, Array, check_some
 from pdutils.statistics import PairedDifference, Rate, correlation
 
@@ -108,34 +111,67 @@ def prediction(
 ) -> Figure:
     """Show a picture beside its five most probable classes.
 
+    Several draws are shown by their means, and a line reaches from the least to the greatest.
+
     Parameters
     ----------
     classifier : Classifier
         It names the classes.
     image : ndarray of float32, shape (H, W, 3)
         RGB in [0, 255]; clipped for showing.
-    probabilities : ndarray, shape (K,)
-        What the classifier makes of it.
+    probabilities : ndarray, shape (K,) or (draws, K)
+        What the classifier makes of it, in one draw or in several of which it is the first.
     label : int
         The true class: green.
     attacked_label : int, optional
         The class that the attack reached: red-orange.
     title : str
-        What the picture is; the probability of the true class is added.
+        What the picture is; the top answer is added, and the true class where it is another.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2), width_ratios=(1, 1.3))
-    name = classifier.class_names[label]
-    _picture(left, image, f"{title}: {name} {probabilities[label]:.2f}".removeprefix(": "))
-    top = classifier.top(probabilities, 5)[::-1]
+    draws = np.atleast_2d(probabilities)
+    mean = draws.mean(axis=0)
+    _picture(left, image, f"{title}\n{answer(mean, label, classifier.class_names)}".strip())
+    top = classifier.top(mean, 5)[::-1]
     colors = [_class_color(p.number, label, attacked_label) for p in top]
-    bars = right.barh([p.class_name for p in top], [p.probability for p in top], color=colors)
-    right.bar_label(bars, fmt="%.2f", padding=3)
-    right.set(xlim=(0, 1.12), xlabel="probability", title="the five most probable classes")
+    ends = [end(draws, axis=0)[[p.number for p in top]] for end in (np.min, np.max)]
+    names = [p.class_name for p in top]
+    bars = right.barh(names, [p.probability for p in top], color=colors)
+    if len(draws) > 1:
+        right.hlines(names, *ends, color="black", linewidth=1.2)
+    for bar, end in zip(bars, ends[1], strict=True):
+        place = (max(end, bar.get_width()), bar.get_y() + bar.get_height() / 2)
+        right.annotate(f"{bar.get_width():.2f}", place, (3, 0), textcoords="offset points",
+                       va="center")  # fmt: skip
+    several = f", mean of {len(draws)} draws" if len(draws) > 1 else ""
+    right.set(xlim=(0, 1.12), xlabel="probability", title=f"the five most probable{several}")
     return figure
+
+
+def answer(probabilities: Array, label: int, names: Sequence[str]) -> str:
+    """Say a network's top answer, and what it gives the true class where that is another.
+
+    Parameters
+    ----------
+    probabilities : ndarray, shape (K,) or (draws, K)
+        Of the classes; several draws are averaged.
+    label : int
+        The true class.
+    names : sequence of str
+        The K class names.
+
+    Returns
+    -------
+    str
+        Such as "skunk 0.51, badger 0.44", for a picture's title.
+    """
+    mean = np.atleast_2d(probabilities).mean(axis=0)
+    shown = dict.fromkeys((int(mean.argmax()), label))
+    return ", ".join(f"{names[number]} {mean[number]:.2f}" for number in shown)
 
 
 @_styled("Pictures")
@@ -162,7 +198,9 @@ def pictures(images: Sequence[Array], titles: Sequence[str], *, columns: int = 4
 
 
 @_styled("Pictures")
-def perturbation(clean: Array, other: Array, *, magnify: float | None = None) -> Figure:
+def perturbation(
+    clean: Array, other: Array, *, magnify: float | None = None, title: str = "adversary"
+) -> Figure:
     """Show a clean image, its changed version, and the difference magnified around mid-grey.
 
     Parameters
@@ -172,6 +210,8 @@ def perturbation(clean: Array, other: Array, *, magnify: float | None = None) ->
     magnify : float, optional
         By default such that the greatest difference fills the range; one that is rounding alone
         is not magnified.
+    title : str
+        What the changed version is.
 
     Returns
     -------
@@ -182,12 +222,12 @@ def perturbation(clean: Array, other: Array, *, magnify: float | None = None) ->
     # What is rounding alone is not made a picture of.
     factor = magnify or (127 / greatest if greatest > 255 * ROUNDING else 1.0)
     changed = float(np.mean(difference != 0))
+    share = f"{changed:.0%}" if changed > 0.1 else f"{100 * changed:.2g}%"
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
     _picture(axes[0], clean, "clean")
-    _picture(axes[1], other, f"adversary, off by at most {greatest:.0f} of 255")
-    _picture(
-        axes[2], 127.5 + factor * difference, f"difference x {factor:.0f}, {changed:.0%} of values"
-    )
+    _picture(axes[1], other, f"{title}, off by at most {greatest:.0f} of 255")
+    times = f" x {factor:.2g}" if factor < 10 else f" x {factor:.0f}"
+    _picture(axes[2], 127.5 + factor * difference, f"difference{times}, {share} of values")
     return figure
 
 
@@ -255,12 +295,13 @@ def probabilities_by_step(
             place = x - 0.15 + 0.3 * which
             drawn = values[:, which]
             spread = jitter[: len(drawn)] if len(drawn) > 1 else 0.0
-            ax.plot(place + spread, drawn, ".", color=color, alpha=0.45, markersize=5)
-            mean_label = f"{name}, mean" if x == 0 else None
+            ax.plot(place + spread, drawn, ".^"[which], color=color, alpha=0.45,
+                    markersize=(5, 3.5)[which])  # fmt: skip
             ax.plot(
                 place, drawn.mean(), "_", color=color, markersize=18, markeredgewidth=2.5,
-                label=mean_label,
             )  # fmt: skip
+        # In the legend the line of the means with the mark of the draws on it.
+        ax.plot([], [], "-", marker=".^"[which], color=color, linewidth=2.5, label=f"{name}, mean")
     if blog:
         places = [x for x, step in enumerate(steps) if step in blog]
         marks = [blog[step] for step in steps if step in blog]
@@ -292,8 +333,9 @@ def trajectory(
     """
     figure, ax = plt.subplots(figsize=(7, 3))
     colors = {attacked: ATTACK_COLOR, true: TRUE_COLOR}
-    for name, values in series.items():
-        ax.plot(values, "o-", color=colors.get(name, OTHER_COLOR), label=name, markersize=4)
+    for (name, values), mark in zip(series.items(), cycle(MARKERS), strict=False):
+        color = colors.get(name, OTHER_COLOR)
+        ax.plot(values, marker=mark, color=color, label=name, markersize=4)
         ax.annotate(f"{values[-1]:.2f}", (len(values) - 1, values[-1]), (6, -3),
                     textcoords="offset points")  # fmt: skip
     ax.set(xlabel=xlabel, ylabel="probability", ylim=(-0.03, 1.03))
@@ -590,6 +632,40 @@ def closeup(images: Sequence[Array], titles: Sequence[str], *, row: int, column:
     figure, axes = _grid(len(images), 4, 2.6)
     for ax, image, title in zip(axes, images, titles, strict=True):
         _picture(ax, image[top : top + size, left : left + size], title)
+    return figure
+
+
+@_styled("Wavelet subbands")
+def subbands(
+    images: Sequence[Array], titles: Sequence[str], *, levels: int = 2, magnify: float = 8.0
+) -> Figure:
+    """Show the Haar transform of pictures' brightness: the coarse picture and its details.
+
+    Parameters
+    ----------
+    images : sequence of ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255].
+    titles : sequence of str
+        One a picture; the share of details of less than half a grey level is added.
+    levels : int
+        How often the coarse picture is taken apart again.
+    magnify : float
+        How many times the details are magnified, around mid-grey.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _grid(len(images), 2, 4.2)
+    for ax, image, title in zip(axes, images, titles, strict=True):
+        coarse, *details = pywt.wavedec2(image @ TO_YCBCR[:, 0], "haar", level=levels)
+        # In grey levels: the means, and by how much a half of a square differs from its mean.
+        scaled = [[b / 2 ** (levels - i) for b in bands] for i, bands in enumerate(details)]
+        small = np.concatenate([np.abs(b).ravel() < 0.5 for bands in scaled for b in bands])
+        shown = [tuple(127.5 + magnify * b for b in bands) for bands in scaled]
+        laid, _ = pywt.coeffs_to_array([coarse / 2**levels, *shown], padding=127.5)
+        _picture(ax, np.repeat(laid[..., np.newaxis], 3, axis=-1), "")
+        ax.set_title(f"{title}: {small.mean():.0%} of the details below half a grey level")
     return figure
 
 

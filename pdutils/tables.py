@@ -33,9 +33,9 @@ def step_table(
     Returns
     -------
     pandas.DataFrame
-        A row a step: mean probability of the two classes, the class that is seen most, the least
-        and the greatest probability of the true class if there are several draws, and the blog's
-        two numbers where it has that step.
+        A row a step: mean probability of the two classes, the class that is seen most, the range
+        of the true class's probability if there are several draws, and the blog's two numbers
+        where it has that step.
     """
     several = any(np.ndim(found) == 2 and len(found) > 1 for found in steps.values())
     rows = []
@@ -47,7 +47,8 @@ def step_table(
             row[names[attacked_label]] = draws[:, attacked_label].mean()
         row["seen as"] = names[np.bincount(draws.argmax(axis=1)).argmax()]
         if several:
-            row |= {"draws": len(draws), "least": true.min(), "greatest": true.max()}
+            ends = f"{true.min():.2f} to {true.max():.2f}"
+            row |= {"draws": len(draws), "range": ends if len(draws) > 1 else ""}
         rows.append(row | {"blog: badger": blog[0], "blog: skunk": blog[1]})
     table = pd.DataFrame(rows).set_index("step").dropna(axis="columns", how="all")
     return table.map(_cell)

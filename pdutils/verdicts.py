@@ -13,7 +13,7 @@ from IPython.display import Markdown
 from numpy.typing import NDArray
 from scipy import stats
 
-from pdutils.published import Claim
+from pdutils.published import AUTHORS_L2, AUTHORS_LINF, BLOG, Claim
 from pdutils.statistics import Mean, PairedDifference, Rate
 
 #: What an interval says of a value: beside another, all of it lies above or below, or all of it so
@@ -24,6 +24,10 @@ Direction = Literal["more", "fewer", "as many", "not told apart"]
 Stance = Literal["agrees", "disagrees", "not told apart"]
 
 STANCES: tuple[Stance, ...] = ("agrees", "disagrees", "not told apart")
+
+#: Probabilities whose difference lies within this, interval and all, are equal: two decimals
+#: hardly show it.
+_NEAR = 0.005
 
 #: Bounds that differ by less are equal but for their rounding.
 _TINY = 1e-12
@@ -151,7 +155,8 @@ def moved(
     -------
     str
         Markdown. Numbers without draws have no interval: they rise or fall by what their two
-        decimals show. With draws it is the 95% interval of the mean difference that says so.
+        decimals show. With draws it is the 95% interval of the mean difference that says so; if
+        all of it lies within half a hundredth, the number stays.
 
     Raises
     ------
@@ -165,8 +170,15 @@ def moved(
     seen, note = _move(gains)
     ends = f"{first.mean():.2f}", f"{second.mean():.2f}"
     if len(gains) == 1 and ends[0] == ends[1]:
-        return _sentence(title, f"stays at {ends[0]}", "not told apart", claim)
-    verb = {"more": "rises", "fewer": "falls"}.get(seen, "not told apart,")
+        # Two decimals agree with a claim that nothing moves, and leave open which way it does.
+        still = claim is not None and claim.direction == "as many"
+        return _sentence(
+            title, f"stays at {ends[0]}", "as many" if still else "not told apart", claim
+        )
+    if seen == "as many" and ends[0] == ends[1]:
+        return _sentence(title, f"stays at {ends[0]}{note}", seen, claim)
+    verbs = {"more": "rises", "fewer": "falls", "as many": "stays,"}
+    verb = verbs.get(seen, "not told apart,")
     return _sentence(title, f"{verb} from {ends[0]} to {ends[1]}{note}", seen, claim)
 
 
@@ -174,11 +186,20 @@ def _move(gains: NDArray[np.float64]) -> tuple[Direction, str]:
     if len(gains) == 1:
         return ("more" if gains[0] > 0 else "fewer"), ""
     mean = Mean.of(gains, signed=True)
-    low, high = mean.interval
-    return direction(mean), f" (by {mean.value:+.2f} [{low:+.2f}, {high:+.2f}], {mean.n} draws)"
+    if direction(mean, margin=_NEAR) == "as many":
+        return "as many", f" (to within {_NEAR}, {mean.n} draws)"
+    digits = 2 if abs(mean.value) >= 0.03 else 3
+    by, low, high = (f"{value:+.{digits}f}" for value in (mean.value, *mean.interval))
+    return direction(mean), f" (by {by} [{low}, {high}], {mean.n} draws)"
 
 
-def seen_as(title: str, probabilities: NDArray[Any], label: int, names: Sequence[str]) -> str:
+def seen_as(
+    title: str,
+    probabilities: NDArray[Any],
+    label: int,
+    names: Sequence[str],
+    claim: Claim | None = None,
+) -> str:
     """Say what a network sees in an image, in one draw or in several.
 
     Parameters
@@ -191,12 +212,16 @@ def seen_as(title: str, probabilities: NDArray[Any], label: int, names: Sequence
         The true class.
     names : sequence of str
         The K class names.
+    claim : Claim, optional
+        Whether the true class was seen ("more") or another ("fewer"), such as
+        `pdutils.published.blog_answer` gives.
 
     Returns
     -------
     str
         Markdown: the top answer, in how many of the draws, and the mean probability of it and of
-        the true class.
+        the true class. A claim is held against the share of draws that see the true class, which
+        must be told apart from one half.
     """
     draws = np.atleast_2d(probabilities)
     tops = np.bincount(draws.argmax(axis=1), minlength=draws.shape[1])
@@ -204,7 +229,45 @@ def seen_as(title: str, probabilities: NDArray[Any], label: int, names: Sequence
     often = f" in {tops[top]} of {len(draws)} draws" if len(draws) > 1 else ""
     mean = draws.mean(axis=0)
     true = "" if top == label else f"; {names[label]} has {mean[label]:.2f}"
-    return f"**{title}**: seen as {names[top]}{often}, {mean[top]:.2f}{true}."
+    finding = f"seen as {names[top]}{often}, {mean[top]:.2f}{true}"
+    return _sentence(title, finding, _right(draws, label), claim)
+
+
+def _right(draws: NDArray[Any], label: int) -> Direction:
+    """Say whether more than half of the draws see the true class, or fewer."""
+    hits = draws.argmax(axis=1) == label
+    if len(draws) == 1:
+        return "more" if hits[0] else "fewer"
+    return direction(Rate.of(hits), 0.5)
+
+
+def changed(title: str, before: NDArray[Any], after: NDArray[Any]) -> str:
+    """Say how many pixels differ between two images, in how many channels, and by how much.
+
+    Parameters
+    ----------
+    title : str
+        What was done in between.
+    before, after : ndarray, shape (H, W, 3)
+        RGB in [0, 255].
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    difference = np.abs(after - before)
+    channels = np.count_nonzero(difference, axis=-1)
+    pixels, n = np.count_nonzero(channels), channels.size
+    if not pixels:
+        return f"**{title}**: not one of {n} pixels changed."
+    values = difference[difference > 0]
+    return (
+        f"**{title}**: {pixels} of {n} pixels changed ({pixels / n:.1%}), "
+        f"{np.mean(channels[channels > 0] == 1):.0%} of them in one channel alone. Half of the "
+        f"changed values moved by {np.median(values):.0f} grey levels or less, the greatest by "
+        f"{values.max():.0f}."
+    )
 
 
 def sized(title: str, found: Mean, reference: Mean, *, what: str = "relative L2") -> str:
@@ -314,6 +377,66 @@ def listed(title: str, words: Mapping[str, str], order: Sequence[str] = ()) -> s
         groups.setdefault(word, []).append(name)
     said = [f"*{word}*: {', '.join(names) or 'none'}" for word, names in groups.items()]
     return f"**{title}**: {'; '.join(said)}."
+
+
+def unlike_the_blog(
+    network: str,
+    names: tuple[str, str],
+    steps: Mapping[str, NDArray[Any]],
+    *,
+    l2: float,
+    linf: float,
+) -> Markdown:
+    """Say where a run's numbers differ from the blog's, and what may make them differ.
+
+    Parameters
+    ----------
+    network : str
+        The classifier's name.
+    names : (str, str)
+        The true class and the class of the attack.
+    steps : mapping of str to ndarray, shape (draws, 2)
+        For each step the probabilities of these two in each draw; one is called "adversary".
+    l2, linf : float
+        The adversary's relative L2, and its greatest change in grey levels.
+
+    Returns
+    -------
+    IPython.display.Markdown
+        A paragraph: the network, the attack's strength, the draws.
+    """
+    true = {step: found[:, 0] for step, found in steps.items()}
+    blog = {step: BLOG[step][0] for step in steps if BLOG.get(step, (None,))[0] is not None}
+    both = ", ".join(f"{blog[step]:.2f} and {true[step].mean():.2f} ({step})" for step in blog)
+    start = steps["adversary"].mean(axis=0)
+    there = "the same, ResNet-50" if network == "resnet50" else f"ResNet-50 there, {network} here"
+    badger, skunk = BLOG["adversary"]
+    text = (
+        f"The blog's badger and {names[0]} here: {both}. Besides the image three "
+        f"things may differ. *The network*: {there}. *The attack's strength*: the way back "
+        f"begins at badger {badger:.2f} against skunk {skunk:.2f} there, at {names[0]} "
+        f"{start[0]:.2f} against {names[1]} {start[1]:.2f} here; the authors' three published "
+        f"adversaries have a relative L2 of {AUTHORS_L2[0]} to {AUTHORS_L2[1]} and an L-infinity "
+        f"of {AUTHORS_LINF[0]} or {AUTHORS_LINF[1]}, ours {l2:.4f} and {linf:.0f}. "
+        f"*Draws*: {_luck(true, blog)}"
+    )
+    return Markdown(text)  # type: ignore[no-untyped-call]
+
+
+def _luck(true: Mapping[str, NDArray[Any]], blog: Mapping[str, float | None]) -> str:
+    """Say whether the blog's one draw could have been one of these."""
+    drawn = {step: found for step, found in true.items() if step in blog and len(found) > 1}
+    # The blog's clean badger owes its 1.00 to no draw.
+    drawn = {step: found for step, found in drawn.items() if not step.startswith("clean")}
+    if not drawn:
+        return "one there, and at the blog's steps no more than one here."
+    reached = [step for step, p in drawn.items() if p.min() <= (blog[step] or 0.0) <= p.max()]
+    missed = [step for step in drawn if step not in reached]
+    ends = {"within what they reach at": reached, "outside what they reach at": missed}
+    lies = ", and ".join(f"{where} {' and '.join(at)}" for where, at in ends.items() if at)
+    alone = ", where luck alone does not explain it" * bool(missed)
+    n = len(next(iter(drawn.values())))
+    return f"one there, {n} here; the blog's number lies {lies}{alone}."
 
 
 def bullets(*sentences: str) -> Markdown:

@@ -20,7 +20,7 @@ def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_
         toy, photo(), probabilities, label=3, attacked_label=1, title="adversary"
     )
     left, right = figure.axes
-    assert left.get_title() == "adversary: dog 0.30"
+    assert left.get_title() == "adversary\nbee 0.40, dog 0.30"
     names = [tick.get_text() for tick in right.get_yticklabels()]
     widths = [bar.get_width() for bar in right.patches]
     colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in right.patches]
@@ -28,6 +28,24 @@ def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_
     np.testing.assert_allclose(widths, [0.03, 0.05, 0.2, 0.3, 0.4], rtol=1e-6)
     other = plots.OTHER_COLOR
     assert colors == [other, other, other, plots.TRUE_COLOR, plots.ATTACK_COLOR]
+
+
+def test_several_draws_are_shown_by_their_means_and_how_far_they_reach(toy):
+    draws = np.array([[0.1, 0.5, 0.0, 0.4, 0, 0], [0.1, 0.3, 0.0, 0.6, 0, 0]], dtype=np.float32)
+    left, right = plots.prediction(toy, photo(), draws, label=3, title="PD").axes
+    assert left.get_title() == "PD\ndog 0.50"
+    assert right.get_title() == "the five most probable, mean of 2 draws"
+    widths = [bar.get_width() for bar in right.patches]
+    np.testing.assert_allclose(widths[-3:], [0.1, 0.4, 0.5], rtol=1e-6)
+    (lines,) = right.collections
+    ends = [segment[:, 0] for segment in lines.get_segments()][-2:]
+    np.testing.assert_allclose(ends, [[0.3, 0.5], [0.4, 0.6]], rtol=1e-6)
+
+
+def test_the_answer_names_the_true_class_where_it_is_another():
+    names = ("fox", "badger", "skunk")
+    assert plots.answer(np.array([0.1, 0.2, 0.7]), 1, names) == "skunk 0.70, badger 0.20"
+    assert plots.answer(np.array([[0.1, 0.7, 0.2], [0.1, 0.5, 0.4]]), 1, names) == "badger 0.60"
 
 
 def test_figures_are_not_held_by_pyplot_which_would_show_them_twice():
@@ -61,6 +79,15 @@ def test_perturbation_of_equal_images_does_not_divide_by_zero():
     assert "at most 0 of 255" in texts(plots.perturbation(photo(), photo()))[1]
 
 
+def test_a_small_share_of_changed_values_is_not_rounded_to_none():
+    clean = np.full((32, 32, 3), 40, dtype=np.float32)
+    other = clean.copy()
+    other[3, 4, 1] = 240
+    shown = texts(plots.perturbation(clean, other, title="clean, PD 1"))
+    assert shown[1] == "clean, PD 1, off by at most 200 of 255"
+    assert shown[2] == "difference x 0.64, 0.033% of values"
+
+
 def test_perturbation_by_rounding_alone_is_not_magnified():
     clean = photo()
     figure = plots.perturbation(clean, np.nextafter(clean, np.float32(300)))
@@ -90,8 +117,9 @@ def test_probabilities_by_step_draws_each_draw_its_mean_and_the_blog():
     assert means == pytest.approx([0.9, 0.3, 0.1, 0.5])
     (blog,) = [line for line in lines if line.get_marker() == "D"]
     assert (list(blog.get_xdata()), list(blog.get_ydata())) == ([1], [0.75])
-    dots = [list(line.get_ydata()) for line in lines if line.get_marker() == "."]
-    assert dots == [[0.9], [0.2, 0.4], [0.1], [0.6, 0.4]]
+    for mark, expected in ((".", [[0.9], [0.2, 0.4]]), ("^", [[0.1], [0.6, 0.4]])):
+        dots = [list(line.get_ydata()) for line in lines if line.get_marker() == mark]
+        assert [found for found in dots if found] == expected
 
 
 def test_trajectory_starts_at_step_zero():
@@ -103,6 +131,7 @@ def test_trajectory_starts_at_step_zero():
     assert badger.get_color() == plots.TRUE_COLOR
     assert list(skunk.get_ydata()) == [0.1, 0.8]
     assert skunk.get_color() == plots.ATTACK_COLOR
+    assert badger.get_marker() != skunk.get_marker()
 
 
 def test_rates_draws_wilson_bounds():
@@ -210,6 +239,26 @@ def test_closeup_is_a_square_of_the_image_wherever_it_is_asked_for(row, column):
 def shown_legend(figure):
     (legend,) = figure.legends
     return [text.get_text() for text in legend.get_texts()]
+
+
+def test_subbands_show_means_and_half_differences_where_they_belong():
+    image = np.zeros((8, 8, 3), dtype=np.float32)
+    image[:, ::2] = 40
+    image[:4] += 100
+    even = np.full((8, 8, 3), 90, dtype=np.float32)
+    figure = plots.subbands([image, even], ["stripes", "even"], levels=1, magnify=2)
+    stripes, flat = (ax.get_images()[0].get_array()[..., 0].astype(float) for ax in figure.axes)
+    share = 219 / 255
+    means = np.repeat([120, 20], 2)[:, np.newaxis] * np.ones(4)
+    np.testing.assert_allclose(stripes[:4, :4], means * share, atol=0.6)
+    # From left to right each mean of two differs by 20 from theirs, from top to bottom by nothing.
+    np.testing.assert_allclose(stripes[:4, 4:], 127.5 + 2 * 20 * share, atol=0.6)
+    np.testing.assert_allclose(stripes[4:], 127.5, atol=0.6)
+    np.testing.assert_allclose(flat[:4, :4], 90 * share, atol=0.6)
+    assert [ax.get_title() for ax in figure.axes] == [
+        "stripes: 67% of the details below half a grey level",
+        "even: 100% of the details below half a grey level",
+    ]
 
 
 def test_differences_stand_beside_the_line_of_no_difference_with_their_intervals():

@@ -27,6 +27,21 @@ def test_the_rows_that_a_reader_knows_by_heart():
     assert published.BLOG["PD 1500 + R-CAM + WD"] == (0.97, 0.02)
 
 
+def test_the_blog_s_answers_and_moves_are_read_from_its_numbers():
+    assert published.blog_answer("PD 200").direction == "more"
+    assert published.blog_answer("adversary").direction == "fewer"
+    assert "skunk, 0.59, and not the badger, 0.15" in published.blog_answer("adversary").text
+    assert published.blog_answer("WD") is None
+    rise = published.blog_move("adversary", "PD 200")
+    assert rise == ("The blog's badger rises from 0.15 to 0.52", "more")
+    assert published.blog_move("PD 200", "adversary").direction == "fewer"
+    assert published.blog_move("clean", "clean, PD 600") == (
+        "The blog's badger stays at 1.00",
+        "as many",
+    )
+    assert published.blog_move("clean", "WD") is None
+
+
 def test_every_claim_is_borne_out_by_its_own_figures():
     for name in ("pd", "wd", "map"):
         before, after = re.findall(r"0\.\d\d", published.CLAIMS[name].text)

@@ -20,7 +20,8 @@ def test_step_table_gives_means_extremes_and_the_class_seen_most():
     table = tables.step_table(steps(), label=0, attacked_label=1, names=NAMES)
     row = table.loc["PD 600"]
     assert (row["badger"], row["skunk"]) == ("0.60", "0.30")
-    assert (row["least"], row["greatest"], row["draws"]) == ("0.40", "0.80", "3")
+    assert (row["range"], row["draws"]) == ("0.40 to 0.80", "3")
+    assert table.loc["adversary", "range"] == ""
     assert list(table["seen as"]) == ["skunk", "badger"]
 
 

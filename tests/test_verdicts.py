@@ -114,6 +114,12 @@ def test_a_number_without_draws_moves_by_what_its_decimals_show(before, after, e
     assert verdicts.moved("badger", before, after, HELPS) == f"**badger**: {expected}"
 
 
+def test_a_number_without_draws_agrees_that_nothing_moves_by_its_decimals():
+    still = Claim("The blog's badger stays at 1.00", "as many")
+    for after, judged in ((0.234, "agrees"), (0.24, "disagrees")):
+        assert verdicts.moved("badger", 0.231, after, still).endswith(f"at 1.00: {judged}.")
+
+
 def test_a_number_with_draws_moves_by_what_their_mean_difference_leaves_open():
     before = np.array([0.2, 0.3, 0.4, 0.5])
     after = before + np.array([0.11, 0.1, 0.09, 0.1])
@@ -127,6 +133,20 @@ def test_a_number_with_draws_moves_by_what_their_mean_difference_leaves_open():
     said = verdicts.moved("badger", before, wide, HELPS)
     assert said.startswith("**badger**: not told apart, from 0.35 to 0.40 (by +0.05 [-")
     assert said.endswith("not told apart.")
+
+
+def test_a_number_whose_interval_lies_within_half_a_hundredth_stays():
+    before = np.array([0.951, 0.952, 0.953])
+    stays = Claim("The blog's badger stays at 1.00", "as many")
+    said = verdicts.moved("badger", before, before + np.array([0.001, 0.002, 0.001]), stays)
+    assert said.startswith("**badger**: stays at 0.95 (to within 0.005, 3 draws). ")
+    assert said.endswith("The blog's badger stays at 1.00: agrees.")
+    # It stays, whatever the two decimals turn to.
+    across = verdicts.moved("badger", before + 0.002, before + 0.004 + before * 0.0001)
+    assert across.startswith("**badger**: stays, from 0.95 to 0.96 (to within 0.005")
+    fallen = verdicts.moved("badger", before, before - 0.01, stays)
+    assert fallen.startswith("**badger**: falls from 0.95 to 0.94 (by -0.010 [")
+    assert fallen.endswith("disagrees.")
 
 
 def test_one_number_stands_beside_every_draw():
@@ -143,6 +163,72 @@ def test_what_is_seen_is_the_most_frequent_top_answer():
         "**PD**: seen as skunk in 2 of 3 draws, 0.53; badger has 0.40."
     )
     assert verdicts.seen_as("clean", draws[0], 1, names) == "**clean**: seen as badger, 0.50."
+
+
+@pytest.mark.parametrize(
+    ("right", "direction", "judged"),
+    [
+        (20, "more", "agrees"),
+        (20, "fewer", "disagrees"),
+        (0, "more", "disagrees"),
+        (0, "fewer", "agrees"),
+        (10, "more", "not told apart"),
+    ],
+)
+def test_what_is_seen_agrees_where_most_draws_are_right_as_claimed(right, direction, judged):
+    draws = np.tile([0.4, 0.6], (20, 1))
+    draws[:right] = [0.7, 0.3]
+    claim = Claim("The blog sees it", direction)
+    said = verdicts.seen_as("PD", draws, 0, ("badger", "skunk"), claim)
+    assert said.endswith(f". The blog sees it: {judged}.")
+
+
+def test_one_answer_is_right_or_not():
+    claim = Claim("The blog sees it", "more")
+    for label, judged in enumerate(("disagrees", "agrees")):
+        said = verdicts.seen_as("PD", np.array([0.4, 0.6]), label, ("badger", "skunk"), claim)
+        assert said.endswith(f"The blog sees it: {judged}.")
+
+
+def test_changes_are_counted_by_pixel_and_channel():
+    before = np.full((4, 5, 3), 100, dtype=np.float32)
+    after = before.copy()
+    after[0, 0, 1] += 10
+    after[1, 2] -= 30
+    after[3, 4, 0] += 110
+    assert verdicts.changed("PD 2", before, after) == (
+        "**PD 2**: 3 of 20 pixels changed (15.0%), 67% of them in one channel alone. Half of the "
+        "changed values moved by 30 grey levels or less, the greatest by 110."
+    )
+    assert verdicts.changed("none", before, before) == "**none**: not one of 20 pixels changed."
+
+
+def spread(low: float, high: float) -> np.ndarray:
+    return np.stack([np.linspace(low, high, 5), np.full(5, 0.3)], axis=1)
+
+
+def test_what_may_set_a_run_apart_from_the_blog_is_said_with_its_numbers():
+    steps = {
+        "adversary": np.array([[0.02, 0.57]]),
+        "PD 200": spread(0.02, 0.04),
+        "PD 600": spread(0.70, 0.80),
+        "PD 77": spread(0.1, 0.2),
+    }
+    said = verdicts.unlike_the_blog("mine", ("cup", "soup"), steps, l2=0.0062, linf=1.0).data
+    for part in (
+        "0.15 and 0.02 (adversary), 0.52 and 0.03 (PD 200), 0.75 and 0.75 (PD 600). ",
+        "*The network*: ResNet-50 there, mine here. ",
+        "at cup 0.02 against soup 0.57 here",
+        "ours 0.0062 and 1. ",
+        "one there, 5 here; the blog's number lies within what they reach at PD 600, and outside "
+        "what they reach at PD 200, where luck alone does not explain it.",
+    ):
+        assert part in said
+    assert "77" not in said
+    own = {"adversary": steps["adversary"], "PD 77": steps["PD 77"]}
+    said = verdicts.unlike_the_blog("resnet50", ("cup", "soup"), own, l2=0.1, linf=2.0).data
+    assert "*The network*: the same, ResNet-50." in said
+    assert said.endswith("*Draws*: one there, and at the blog's steps no more than one here.")
 
 
 def test_sizes_are_told_by_their_ratio():
