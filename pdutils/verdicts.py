@@ -4,6 +4,7 @@ The prose of a notebook says what is done and how to read a figure; what came ou
 functions, and what the blog or the paper claims stands beside it.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
@@ -177,9 +178,13 @@ def moved(
         )
     if seen == "as many" and ends[0] == ends[1]:
         return _sentence(title, f"stays at {ends[0]}{note}", seen, claim)
-    verbs = {"more": "rises", "fewer": "falls", "as many": "stays,"}
+    if seen == "as many":
+        return _sentence(title, f"stays, from {ends[0]} to {ends[1]}{note}", seen, claim)
+    verbs = {"more": "rises", "fewer": "falls"}
     verb = verbs.get(seen, "not told apart,")
-    return _sentence(title, f"{verb} from {ends[0]} to {ends[1]}{note}", seen, claim)
+    said = _sentence(title, f"{verb} from {ends[0]} to {ends[1]}{note}", seen, claim)
+    # A rise by a hundredth is no rise by a half, though both are rises.
+    return re.sub(r": agrees\.$", ": agrees in direction.", said) if seen in verbs else said
 
 
 def _move(gains: NDArray[np.float64]) -> tuple[Direction, str]:

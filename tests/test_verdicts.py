@@ -104,7 +104,7 @@ def test_a_comparison_says_what_its_interval_says_and_what_was_claimed(differenc
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (0.23, 0.24, "rises from 0.23 to 0.24. The blog says that it helps: agrees."),
+        (0.23, 0.24, "rises from 0.23 to 0.24. The blog says that it helps: agrees in direction."),
         (0.24, 0.23, "falls from 0.24 to 0.23. The blog says that it helps: disagrees."),
         # What two decimals do not show is no rise.
         (0.231, 0.234, "stays at 0.23. The blog says that it helps: not told apart."),
@@ -126,7 +126,7 @@ def test_a_number_with_draws_moves_by_what_their_mean_difference_leaves_open():
     # Draws are paired: their spread is that of the differences, 0.0082, and t is 3.182.
     assert verdicts.moved("badger", before, after, HELPS) == (
         "**badger**: rises from 0.35 to 0.45 (by +0.10 [+0.09, +0.11], 4 draws). "
-        "The blog says that it helps: agrees."
+        "The blog says that it helps: agrees in direction."
     )
     assert "falls from 0.45 to 0.35 (by -0.10" in verdicts.moved("badger", after, before)
     wide = before + np.array([0.5, -0.4, 0.3, -0.2])
