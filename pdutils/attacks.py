@@ -4,7 +4,7 @@ Every result lies on the 8-bit grid, so that an adversary that is saved as a PNG
 that was measured.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -123,6 +123,46 @@ def igsm(
     goal = _Goal(classifier, classifier.check_labels(labels, len(clean)), targeted, stop_at)
     adversaries = _descend(goal, clean, clean, eps, step, iterations, batch_size)
     return adversaries[0] if single else adversaries
+
+
+def igsm_path(
+    classifier: Classifier,
+    image: Array,
+    label: int,
+    *,
+    eps: float = 8.0,
+    step: float = 1.0,
+    iterations: int = 50,
+) -> Array:
+    """Give what `igsm` has after each of its steps, for no more than the last one takes.
+
+    Parameters
+    ----------
+    classifier, eps, step, iterations
+        As in `igsm`, which is not told to stop.
+    image : ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255]; it is rounded to 8 bits first.
+    label : int
+        Its true class.
+
+    Returns
+    -------
+    ndarray of float32, shape (iterations + 1, H, W, 3), whole values in [0, 255]
+        The image itself, and the adversary after 1, 2, 3, ... steps.
+
+    Raises
+    ------
+    ValueError
+        As `igsm`, or if there is more than one image.
+    """
+    check_box(eps, step)
+    check_whole("iterations", iterations, 1)
+    clean, single = _clean(image)
+    if not single:
+        raise ValueError(f"image: expected one of shape (H, W, 3), got {image.shape}")
+    goal = _Goal(classifier, classifier.check_labels(label, 1), targeted=False, stop_at=None)
+    iterates = _iterates(goal, clean, clean, eps, step, iterations, batch_size=1)
+    return np.concatenate([on_grid(iterate) for iterate in iterates])
 
 
 def pgd(
@@ -280,11 +320,29 @@ def _descend(
     iterations: int,
     batch_size: int,
 ) -> Array:
-    """Step each image until it is there; a finished image leaves the batch."""
+    """Give the last of `_iterates`, on the 8-bit grid."""
+    *_, last = _iterates(goal, clean, start, eps, step, iterations, batch_size)
+    return on_grid(last)
+
+
+def _iterates(
+    goal: _Goal,
+    clean: Array,
+    start: Array,
+    eps: float,
+    step: float,
+    iterations: int,
+    batch_size: int,
+) -> Iterator[Array]:
+    """Step each image until it is there; a finished image leaves the batch.
+
+    The start and what each step leaves, in full precision: one array, which the next step moves.
+    """
     # Whole bounds around whole images: rounding the iterate cannot leave the box.
     radius = np.float32(np.floor(eps))
     low, high = np.maximum(clean - radius, 0), np.minimum(clean + radius, 255)
     iterate = np.clip(start, low, high)
+    yield iterate
     active = np.arange(len(clean))
     for _ in range(iterations):
         labels = goal.labels[active]
@@ -297,7 +355,7 @@ def _descend(
             break
         stepped = iterate[active] + np.float32(goal.direction * step) * np.sign(gradient)
         iterate[active] = np.clip(stepped, low[active], high[active])
-    return on_grid(iterate)
+        yield iterate
 
 
 def _clean(images: Array) -> tuple[Array, bool]:

@@ -197,6 +197,43 @@ def pictures(images: Sequence[Array], titles: Sequence[str], *, columns: int = 4
     return figure
 
 
+@_styled("Pictures and two bars")
+def outcome(
+    images: Sequence[Array],
+    titles: Sequence[str],
+    *,
+    names: Sequence[str],
+    probabilities: Sequence[float],
+) -> Figure:
+    """Show pictures beside two bars: the true class and the class of the attack.
+
+    Parameters
+    ----------
+    images : sequence of ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255]; clipped for showing.
+    titles : sequence of str
+        One a picture.
+    names : (str, str)
+        The names of the two classes.
+    probabilities : (float, float)
+        What the network gives them.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    panels = len(images) + 1
+    figure, axes = plt.subplots(1, panels, figsize=(2.6 * panels, 2.9), squeeze=False)
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        _picture(ax, image, title)
+    ax = axes.flat[-1]
+    bars = ax.bar(range(2), probabilities, color=[TRUE_COLOR, ATTACK_COLOR])
+    ax.bar_label(bars, fmt="%.2f", padding=2)
+    ax.set_xticks(range(2), [name.replace("_", "\n") for name in names])
+    ax.set(ylim=(0, 1.1), title="probability")
+    return figure
+
+
 @_styled("Pictures")
 def perturbation(
     clean: Array, other: Array, *, magnify: float | None = None, title: str = "adversary"

@@ -4,7 +4,7 @@ from conftest import photo, photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pdutils.attacks import fgsm, igsm, linf, pgd, relative_l2
+from pdutils.attacks import fgsm, igsm, igsm_path, linf, pgd, relative_l2
 from pdutils.images import load_image, save_image
 
 ATTACKS = [fgsm, igsm, pgd]
@@ -210,6 +210,17 @@ def test_more_eps_and_more_steps_go_farther(toy):
 
 
 # --- the random start ---
+
+
+def test_the_path_is_what_igsm_has_after_each_step(toy):
+    image = photo() + 0.3
+    path = igsm_path(toy, image, 2, eps=2, step=0.7, iterations=5)
+    np.testing.assert_array_equal(path[0], np.rint(image))
+    for steps in range(1, 6):
+        by_itself = igsm(toy, image, 2, eps=2, step=0.7, iterations=steps)
+        np.testing.assert_array_equal(path[steps], by_itself)
+    with pytest.raises(ValueError, match=r"image: expected one of shape \(H, W, 3\)"):
+        igsm_path(toy, photos(2), 2)
 
 
 def test_pgd_without_a_random_start_is_igsm(toy):
