@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, get_args
 
+import anywidget
 import ipywidgets
 import numpy as np
 from matplotlib.figure import Figure
@@ -35,12 +36,7 @@ HOT = 0.5
 #: The side of a close-up, in pixels.
 _CLOSE = 40
 
-_CSS = (Path(__file__).parent / "static" / "sliders.css").read_text(encoding="utf-8")
-
-_GONE = (
-    "These controls have lost their kernel, and the picture is of before. "
-    "Run the notebook from its top to have them back."
-)
+_STATIC = Path(__file__).parent / "static"
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,8 @@ class Sliders:
         self._view = view
         self._picture = b""
         self._shown = ipywidgets.HTML()
-        gone = f'<style>{_CSS}</style><p class="pdutils-gone" role="status">{_GONE}</p>'
         moved = ipywidgets.HBox(list(controls.values())).add_class("pdutils-controls")
-        parts = [moved, self._shown, ipywidgets.HTML(gone)]
+        parts = [moved, self._shown, _Gone()]
         self.box = ipywidgets.VBox(parts).add_class("pdutils-sliders")
         for control in controls.values():
             control.observe(self._follow, "value")
@@ -116,6 +111,13 @@ class Sliders:
             return {**data, "text/plain": alt}
         still = {"image/png": self._picture, "text/plain": alt}
         return {**data, **still}, {"image/png": {"alt": alt}}
+
+
+class _Gone(anywidget.AnyWidget):
+    """Nothing to see, until the kernel is gone: then a sentence, under a picture turned grey."""
+
+    _esm = _STATIC / "sliders.js"
+    _css = _STATIC / "sliders.css"
 
 
 def attack(

@@ -1,13 +1,24 @@
 """Chromium through Playwright, and what tests in it have in common."""
 
+import json
+import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from pdutils.data import demo_root
 
 #: Nothing of its own over the network, and no sandbox, which containers lack.
 QUIET = (
@@ -44,6 +55,79 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def served(command: list[str], address: str, environment: dict[str, str]) -> Iterator[str]:
+    """Run a server until the block ends, and then all that it started."""
+    process = subprocess.Popen(
+        command,
+        cwd=demo_root(),
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _wait_for(address, process)
+        yield address
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def _wait_for(address: str, process: subprocess.Popen) -> None:
+    for _ in range(PATIENCE // 200):
+        if process.poll() is not None:
+            pytest.fail(f"the server ended:\n{process.communicate()[0]}")
+        # Only asking for the page would start a kernel.
+        host, port = re.fullmatch(r"http://(\w+):(\d+).*", address).groups()
+        with suppress(OSError), socket.create_connection((host, int(port)), 1):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"no server at {address} after {PATIENCE} ms")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def jupyterlab(home: Path, folder: Path) -> Iterator[str]:
+    """Serve a folder in JupyterLab, with settings of its own.
+
+    Parameters
+    ----------
+    home : Path
+        An empty folder for those settings.
+    folder : Path
+        What is served.
+    """
+    # JupyterLab's news are asked for at another server.
+    news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+    (home / "config" / "labconfig").mkdir(parents=True)
+    (home / "config" / "labconfig" / "page_config.json").write_text(json.dumps(news))
+    environment = {
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_DATA_DIR": str(home / "data"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+    }
+    port = free_port()
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.port_retries=0"]
+    command += [f"--notebook-dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    with served(command, f"http://localhost:{port}", environment) as address:
+        yield address
 
 
 @dataclass

@@ -1,21 +1,15 @@
-import contextlib
 import io
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import PATIENCE, axe_violations, chromium, watched
+from browser import PATIENCE, axe_violations, chromium, free_port, jupyterlab, served, watched
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
@@ -36,49 +30,6 @@ def by_hand() -> Explorer:
     return Explorer({(name, ""): load_classifier(name) for name in names})
 
 
-@contextlib.contextmanager
-def served(command: list[str], address: str, environment: dict[str, str]) -> Iterator[str]:
-    """Run a server until the block ends, and then all that it started."""
-    process = subprocess.Popen(
-        command,
-        cwd=demo_root(),
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _wait_for(address, process)
-        yield address
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-
-
-def _wait_for(address: str, process: subprocess.Popen) -> None:
-    for _ in range(PATIENCE // 200):
-        if process.poll() is not None:
-            pytest.fail(f"the server ended:\n{process.communicate()[0]}")
-        # Only asking for the page would start a kernel.
-        host, port = re.fullmatch(r"http://(\w+):(\d+).*", address).groups()
-        with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"no server at {address} after {PATIENCE} ms")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
     """The page, served as `make app` does."""
@@ -93,25 +44,10 @@ def site() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Iterator[str]:
-    """JupyterLab on a copy of the notebooks, with settings of its own."""
+    """JupyterLab on a copy of the notebooks."""
     home = tmp_path_factory.mktemp("lab")
     shutil.copytree(demo_root() / "notebooks", home / "collection" / "notebooks")
-    # JupyterLab's news are asked for at another server.
-    news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-    (home / "config" / "labconfig").mkdir(parents=True)
-    (home / "config" / "labconfig" / "page_config.json").write_text(json.dumps(news))
-    environment = {
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"),
-    }
-    port = free_port()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.port_retries=0"]
-    command += [f"--notebook-dir={home / 'collection'}", "--LabApp.expose_app_in_browser=True"]
-    with served(command, f"http://localhost:{port}", environment) as address:
+    with jupyterlab(home, home / "collection") as address:
         yield address
 
 
@@ -580,12 +516,29 @@ def test_in_jupyterlab_it_works_when_opened_again(notebook, by_hand):
     assert notebook.shows(by_hand).settings.window == wanted.window + 1
 
 
+def only_grey_pictures(face: Face) -> None:
+    """Check that nothing is left to move, and no number to read."""
+    expect(face.page.get_by_text("has lost its kernel")).to_be_visible()
+    canvas = face.root.locator(".pdx-stage > canvas:first-child").first
+    assert "grayscale" in canvas.evaluate("c => getComputedStyle(c).filter")
+    assert not any(one.is_visible() for one in face.root.locator("input, select, button").all())
+    assert not re.search(r"\d", face.root.inner_text())
+
+
 def test_in_jupyterlab_it_works_after_a_restart(notebook, by_hand):
     page = notebook.page
+    expect(page.get_by_text("has lost its kernel")).to_be_hidden()
     page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+    only_grey_pictures(notebook)
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     expect(page.locator(".pdx")).to_have_count(0)
     run_all(notebook)
     assert notebook.shows(by_hand).settings.image in ("", "coffee")
     notebook.press("deflections", "PageUp")
     assert notebook.shows(by_hand).settings.deflections > 200
+
+
+def test_in_jupyterlab_a_kernel_that_is_shut_down_leaves_grey_pictures(notebook):
+    page = notebook.page
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    only_grey_pictures(notebook)

@@ -35,6 +35,9 @@ const WORDS = {
   sigma_scale: { channel: "a channel (2018)", rgb: "RGB (today)" },
 };
 
+// What ipywidgets calls a widget whose kernel was restarted.
+const GONE = "jupyter-widgets-disconnected";
+
 const LENS = { share: 0.46, pixels: 26 };
 
 function make(tag, attributes = {}, ...children) {
@@ -634,6 +637,10 @@ function render({ model, el }) {
     { class: "pdx", "aria-label": "Explorer of pixel deflection", "data-lm-suppress-shortcuts": "true" },
     shelf.node,
     make("div", { class: "pdx-body" }, controls.node, main),
+    make(
+      "p", { class: "pdx-gone", role: "status" },
+      "The explorer has lost its kernel, and the pictures are old ones. Run its cell again to have it back.",
+    ),
   );
   for (const [name, color] of Object.entries(offer.colors)) {
     root.style.setProperty(`--pdx-${name}`, color);
@@ -641,6 +648,10 @@ function render({ model, el }) {
   // A notebook would take the keys for its own, and move on to the next cell.
   root.addEventListener("keydown", (event) => event.stopPropagation());
   const forgetTheme = followTheme(root);
+  // Of a kernel that is shut down, or changed for another, ipywidgets does not tell.
+  const end = model.widget_manager?.kernel?.disposed;
+  const mark = () => el.classList.add(GONE);
+  end?.connect(mark);
 
   function answered(id) {
     if (id !== waiting) return;
@@ -701,6 +712,7 @@ function render({ model, el }) {
 
   return () => {
     for (const [event, act] of listeners) model.off(event, act);
+    end?.disconnect(mark);
     forgetTheme();
     shelf.clear();
     history.clear();
