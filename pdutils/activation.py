@@ -21,6 +21,9 @@ Upscale = Literal["half_pixel", "tf1"]
 #: How many classes the robust map goes over where no number is asked for, as in the paper.
 DEFAULT_RANKS = 5
 
+#: Where a map spares at least every second pixel it is hot.
+HOT = 0.5
+
 
 def cam(
     classifier: Classifier,

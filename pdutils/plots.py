@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pywt
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
@@ -510,7 +511,11 @@ def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: s
 
 @_styled("Maps over their pictures")
 def maps(
-    images: Sequence[Array], activation_maps: Sequence[Array], titles: Sequence[str]
+    images: Sequence[Array],
+    activation_maps: Sequence[Array],
+    titles: Sequence[str],
+    *,
+    columns: int = 3,
 ) -> Figure:
     """Show activation maps over their images.
 
@@ -522,16 +527,53 @@ def maps(
         Values in [0, 1].
     titles : sequence of str
         One a map.
+    columns : int
+        How many stand in a row.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    figure, axes = _grid(len(images), 3, 2.9)
+    figure, axes = _grid(len(images), columns, 8.7 / columns)
     for ax, image, activation_map, title in zip(axes, images, activation_maps, titles, strict=True):
         _picture(ax, image, title)
         shown = _map(ax, activation_map, alpha=0.55)
     figure.colorbar(shown, ax=list(axes), label="map value", shrink=0.8)
+    return figure
+
+
+@_styled("Pictures, their maps, and both laid over each other")
+def map_triples(
+    images: Sequence[Array],
+    activation_maps: Sequence[Array],
+    titles: Sequence[tuple[str, str, str]],
+) -> Figure:
+    """Show a row for each image: it, its activation map, and the map over the image.
+
+    Parameters
+    ----------
+    images : sequence of ndarray of float32, shape (H, W, 3)
+        RGB in [0, 255].
+    activation_maps : sequence of ndarray of float32, shape (H, W)
+        Values in [0, 1].
+    titles : sequence of (str, str, str)
+        Three a row.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, axes = _grid(3 * len(images), 3, 2.6)
+    rows = zip(images, activation_maps, titles, strict=True)
+    for i, (image, activation_map, (first, second, third)) in enumerate(rows):
+        _picture(axes[3 * i], image, first)
+        _map(axes[3 * i + 1], activation_map)
+        axes[3 * i + 1].set_title(second)
+        _picture(axes[3 * i + 2], image, third)
+        shown = _map(axes[3 * i + 2], activation_map, alpha=0.55)
+    # The overlay's colours are paler; the scale is the map's own.
+    scale = ScalarMappable(shown.norm, shown.cmap)
+    figure.colorbar(scale, ax=axes, label="map value", shrink=0.8 / len(images) ** 0.5)
     return figure
 
 

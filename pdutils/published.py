@@ -43,6 +43,8 @@ CLAIMS: dict[str, Claim] = {
     "wd": Claim("The blog's badger gains by WD, 0.52 to 0.92", "more"),
     "map": Claim("The paper has more with the map, 0.91 against 0.88", "more"),
     "place": Claim("The blog says that attacks are not localised", "as many"),
+    "robust": Claim("The paper proposes R-CAM as the map that an attack moves less", "more"),
+    "spared": Claim("The paper lets the map spare the object, so that it is hurt less", "more"),
     "window": Claim("The blog says that window 20 looks better", "more"),
     "soft": Claim("The blog says that soft does better", "more"),
     "ycbcr": Claim("The blog says that YCbCr does better, by 1.6 points", "more"),

@@ -92,6 +92,31 @@ def number_table(rows: Mapping[str, Mapping[str, float | None]]) -> pd.DataFrame
     return pd.DataFrame(rows).T.map(lambda figure: "-" if pd.isna(figure) else f"{figure:.3g}")
 
 
+def zone_table(changes: Mapping[str, NDArray[np.bool_]], zone: NDArray[np.bool_]) -> pd.DataFrame:
+    """Count changed pixels inside a zone and outside it.
+
+    Parameters
+    ----------
+    changes : mapping of str to ndarray of bool, shape (H, W)
+        For each row where an image was changed.
+    zone : ndarray of bool, shape (H, W)
+        The zone, such as where a map is hot.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row each, and one for the zone itself, which says what an even spread would have inside.
+    """
+    counted = {name: (changed & zone, changed & ~zone) for name, changed in changes.items()}
+    counted["all pixels"] = (zone, ~zone)
+    rows = {}
+    for name, (inside, outside) in counted.items():
+        there, elsewhere = int(inside.sum()), int(outside.sum())
+        share = f"{there / (there + elsewhere):.0%}" if there + elsewhere else "-"
+        rows[name] = {"inside": str(there), "outside": str(elsewhere), "share inside": share}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def show_results(results: Mapping[str, Any]) -> None:
     """Show a notebook's results as data, for a test or a table to read.
 

@@ -193,9 +193,56 @@ def _move(gains: NDArray[np.float64]) -> tuple[Direction, str]:
     mean = Mean.of(gains, signed=True)
     if direction(mean, margin=_NEAR) == "as many":
         return "as many", f" (to within {_NEAR}, {mean.n} draws)"
+    return direction(mean), f" (by {_signed(mean)}, {mean.n} draws)"
+
+
+def _signed(mean: Mean) -> str:
+    """Write a mean difference with its interval, a small one with three decimals."""
     digits = 2 if abs(mean.value) >= 0.03 else 3
     by, low, high = (f"{value:+.{digits}f}" for value in (mean.value, *mean.interval))
-    return direction(mean), f" (by {by} [{low}, {high}], {mean.n} draws)"
+    return f"{by} [{low}, {high}]"
+
+
+def compared_means(
+    title: str,
+    first: NDArray[Any],
+    second: NDArray[Any],
+    claim: Claim | None = None,
+    *,
+    what: str = "on average",
+) -> str:
+    """Say which of two numbers of each image is greater on average.
+
+    Parameters
+    ----------
+    title : str
+        What is held against what, such as "R-CAM against CAM".
+    first, second : ndarray, shape (n,)
+        One an image; the i-th of both belong to the same.
+    claim : Claim, optional
+        What was claimed of it.
+    what : str
+        What the numbers are.
+
+    Returns
+    -------
+    str
+        Markdown: "**title**: more, 0.95 against 0.80 (difference ..., n = 50)."
+
+    Raises
+    ------
+    ValueError
+        If the numbers of images differ.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"expected as many images of both, got {first.shape} and {second.shape}")
+    difference = Mean.of(first.astype(np.float64) - second.astype(np.float64), signed=True)
+    seen = direction(difference)
+    finding = (
+        f"{seen}, {what} {first.mean():.2f} against {second.mean():.2f} "
+        f"(difference {_signed(difference)}, n = {difference.n})"
+    )
+    return _sentence(title, finding, seen, claim)
 
 
 def seen_as(

@@ -150,6 +150,22 @@ def test_maps_shows_values_on_the_scale_from_0_to_1():
     np.testing.assert_array_equal(shown.get_array(), chances)
 
 
+def test_map_triples_shows_image_map_and_both_with_the_scale_of_the_map():
+    maps = [np.full((48, 64), value, dtype=np.float32) for value in (0.2, 0.9)]
+    titles = [("clean", "map", "both"), ("adversary", "its map", "r = 0.10")]
+    figure = plots.map_triples([photo(), photo()], maps, titles)
+    *panels, scale = figure.axes
+    assert [ax.get_title() for ax in panels] == [title for row in titles for title in row]
+    assert [len(ax.get_images()) for ax in panels] == [1, 1, 2] * 2
+    for ax, value in ((panels[1], 0.2), (panels[5], 0.9)):
+        shown = ax.get_images()[-1]
+        assert shown.get_clim() == (0, 1)
+        np.testing.assert_allclose(shown.get_array(), value, rtol=1e-6)
+    # The colours are the map's own, not the paler ones of the map laid over the image.
+    assert scale.get_ylabel() == "map value"
+    assert figure.axes[-1]._colorbar.alpha is None
+
+
 def test_map_histogram_states_mean_and_share_below_one_half():
     values = np.array([[0.1, 0.2], [0.3, 1.0]], dtype=np.float32)
     figure = plots.map_histogram({"paper": values})

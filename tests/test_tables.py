@@ -32,6 +32,17 @@ def test_step_table_sets_the_blog_beside_its_own_steps_only():
     assert list(table["blog: skunk"]) == ["0.59", "0.16", ""]
 
 
+def test_zone_table_counts_what_lies_inside_beside_an_even_spread():
+    zone = np.zeros((4, 5), dtype=bool)
+    zone[:2, :2] = True
+    changed = np.zeros((4, 5), dtype=bool)
+    changed[0, 0] = changed[3, 3] = changed[3, 4] = changed[2, 0] = True
+    table = tables.zone_table({"PD": changed, "none": np.zeros_like(zone)}, zone)
+    assert list(table.loc["PD"]) == ["1", "3", "25%"]
+    assert list(table.loc["none"]) == ["0", "0", "-"]
+    assert list(table.loc["all pixels"]) == ["4", "16", "20%"]
+
+
 def test_step_table_leaves_out_the_blog_where_it_has_none_of_the_steps():
     table = tables.step_table({"mine": np.array([1.0, 0, 0])}, label=0, attacked_label=1,
                               names=NAMES)  # fmt: skip

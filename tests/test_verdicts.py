@@ -156,6 +156,22 @@ def test_one_number_stands_beside_every_draw():
         verdicts.moved("x", several[:2], several)
 
 
+def test_means_over_the_same_images_are_compared_by_their_paired_difference():
+    first = np.array([0.9, 0.5, 0.7, 0.3])
+    # The images differ widely, the two numbers of each do not.
+    second = first - np.array([0.11, 0.1, 0.09, 0.1])
+    said = verdicts.compared_means("R-CAM against CAM", first, second, HELPS, what="correlation")
+    assert said == (
+        "**R-CAM against CAM**: more, correlation 0.60 against 0.50 "
+        "(difference +0.10 [+0.09, +0.11], n = 4). The blog says that it helps: agrees."
+    )
+    assert "disagrees" in verdicts.compared_means("x", second, first, HELPS)
+    wide = verdicts.compared_means("x", first, first - np.array([0.5, -0.4, 0.3, -0.2]), HELPS)
+    assert wide.startswith("**x**: not told apart, on average 0.60 against 0.55")
+    with pytest.raises(ValueError, match=r"as many images of both, got \(4,\) and \(3,\)"):
+        verdicts.compared_means("x", first, second[:3])
+
+
 def test_what_is_seen_is_the_most_frequent_top_answer():
     names = ("fox", "badger", "skunk")
     draws = np.array([[0.1, 0.5, 0.4], [0.1, 0.3, 0.6], [0.0, 0.4, 0.6]])
