@@ -34,8 +34,8 @@ def step_table(
     -------
     pandas.DataFrame
         A row a step: mean probability of the two classes, the class that is seen most, the range
-        of the true class's probability if there are several draws, and the blog's two numbers
-        where it has that step.
+        of the true class's probability if there are several draws, and the blog's numbers,
+        in one column, where it has that step.
     """
     several = any(np.ndim(found) == 2 and len(found) > 1 for found in steps.values())
     rows = []
@@ -49,7 +49,8 @@ def step_table(
         if several:
             ends = f"{true.min():.2f} to {true.max():.2f}"
             row |= {"draws": len(draws), "range": ends if len(draws) > 1 else ""}
-        rows.append(row | {"blog: badger": blog[0], "blog: skunk": blog[1]})
+        stated = ", ".join(f"{number:.2f}" for number in blog if number is not None)
+        rows.append(row | {"blog: badger, skunk": stated or None})
     table = pd.DataFrame(rows).set_index("step").dropna(axis="columns", how="all")
     return table.map(_cell)
 
@@ -167,6 +168,6 @@ def _counted(value: Counted | None, *, same_n: bool) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.2f}"
-    return str(value)
+    if pd.isna(value):
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

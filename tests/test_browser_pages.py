@@ -12,7 +12,8 @@ from nbformat import from_dict
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from pdutils import pages
+from pdutils import pages, tables
+from pdutils.statistics import PairedDifference
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +105,26 @@ def test_a_page_can_be_read_by_everybody(visit, name):
         page.emulate_media(color_scheme=theme)
         assert is_dark(page) == (theme == "dark")
         assert axe_violations(page) == []
+
+
+def test_the_tables_of_the_notebooks_lie_within_the_page(visit, folder):
+    draws = np.full((20, 3), 0.5)
+    found = {"adversary": draws[0], "PD 1500": draws, "PD 1500 + R-CAM + WD": draws}
+    names = ("Egyptian_cat", "American_egret", "tiger_cat")
+    steps = tables.step_table(found, label=0, attacked_label=1, names=names)
+    drop = PairedDifference(20, 5, 60, 15)
+    columns = dict.fromkeys(("clean", "stops at success", "goes on"), drop)
+    rates = tables.rate_table({"PD 1500 + R-CAM + WD against PD 200 + WD": columns})
+    shown = [shows({"text/html": table._repr_html_()}) for table in (steps, rates)]
+    cells = [new_markdown_cell("# 3. Tables"), new_markdown_cell("## Two"), *shown]
+    made = new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    made.metadata.papermill = from_dict({"duration": 1.0})
+    html = pages.page("03_tables", made, [*NAMES, "03_tables"])
+    (folder / "03_tables.html").write_text(html, encoding="utf-8")
+    wide = """tables => tables.map(t => t.offsetWidth - t.parentElement.clientWidth)"""
+    over = visit("03_tables").locator("table").evaluate_all(wide)
+    assert len(over) == 2
+    assert max(over) <= 0
 
 
 @pytest.mark.parametrize("name", ["index", "10_ten"])

@@ -26,10 +26,10 @@ def test_step_table_gives_means_extremes_and_the_class_seen_most():
 
 
 def test_step_table_sets_the_blog_beside_its_own_steps_only():
-    table = tables.step_table(steps() | {"mine": np.array([1.0, 0, 0])}, label=0, attacked_label=1,
-                              names=NAMES)  # fmt: skip
-    assert list(table["blog: badger"]) == ["0.15", "0.75", ""]
-    assert list(table["blog: skunk"]) == ["0.59", "0.16", ""]
+    others = {"clean, PD 600": np.array([1.0, 0, 0]), "mine": np.array([1.0, 0, 0])}
+    table = tables.step_table(steps() | others, label=0, attacked_label=1, names=NAMES)
+    # Of the clean image after deflection the blog states the true class alone.
+    assert list(table["blog: badger, skunk"]) == ["0.15, 0.59", "0.75, 0.16", "1.00", ""]
 
 
 def test_zone_table_counts_what_lies_inside_beside_an_even_spread():
