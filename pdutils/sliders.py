@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pdutils import plots
-from pdutils.activation import Combine, robust_cam
+from pdutils.activation import HOT, Combine, robust_cam
 from pdutils.attacks import igsm_path, linf, relative_l2
 from pdutils.cases import Case
 from pdutils.classifiers import Classifier
@@ -29,9 +29,6 @@ from pdutils.deflection import pixel_deflection
 from pdutils.denoising import Mode, SigmaScale, denoise
 from pdutils.images import Array
 from pdutils.statistics import correlation
-
-#: A pixel is in the hot zone where the map would spare it at least this often.
-HOT = 0.5
 
 #: The side of a close-up, in pixels.
 _CLOSE = 40
