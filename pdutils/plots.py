@@ -149,7 +149,7 @@ def prediction(
         right.annotate(f"{bar.get_width():.2f}", place, (3, 0), textcoords="offset points",
                        va="center")  # fmt: skip
     several = f", mean of {len(draws)} draws" if len(draws) > 1 else ""
-    right.set(xlim=(0, 1.12), xlabel="probability", title=f"the five most probable{several}")
+    right.set(xlim=(0, 1.12), xlabel="probability", title=f"the most probable{several}")
     return figure
 
 

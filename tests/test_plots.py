@@ -34,7 +34,7 @@ def test_several_draws_are_shown_by_their_means_and_how_far_they_reach(toy):
     draws = np.array([[0.1, 0.5, 0.0, 0.4, 0, 0], [0.1, 0.3, 0.0, 0.6, 0, 0]], dtype=np.float32)
     left, right = plots.prediction(toy, photo(), draws, label=3, title="PD").axes
     assert left.get_title() == "PD\ndog 0.50"
-    assert right.get_title() == "the five most probable, mean of 2 draws"
+    assert right.get_title() == "the most probable, mean of 2 draws"
     widths = [bar.get_width() for bar in right.patches]
     np.testing.assert_allclose(widths[-3:], [0.1, 0.4, 0.5], rtol=1e-6)
     (lines,) = right.collections
