@@ -113,7 +113,7 @@ class Sliders:
 class _Gone(anywidget.AnyWidget):
     """Nothing to see, until the kernel is gone: then a sentence, under a picture turned grey."""
 
-    _esm = _STATIC / "sliders.js"
+    _esm = "".join((_STATIC / f"{name}.js").read_text("utf-8") for name in ("kernel", "sliders"))
     _css = _STATIC / "sliders.css"
 
 

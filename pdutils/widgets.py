@@ -117,7 +117,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         The last results, the newest last.
     """
 
-    _esm = _STATIC / "explorer.js"
+    _esm = "".join((_STATIC / f"{name}.js").read_text("utf-8") for name in ("kernel", "explorer"))
     _css = _STATIC / "explorer.css"
 
     offer = traitlets.Dict().tag(sync=True)

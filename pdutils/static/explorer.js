@@ -1,4 +1,5 @@
 // The explorer's face. It computes nothing: it asks for settings and shows what comes back.
+// kernel.js stands before it.
 
 const PICTURES = [
   ["clean", "Clean"],
@@ -34,9 +35,6 @@ const WORDS = {
   mode: { soft: "soft", hard: "hard" },
   sigma_scale: { channel: "a channel (2018)", rgb: "RGB (today)" },
 };
-
-// What ipywidgets calls a widget whose kernel was restarted.
-const GONE = "jupyter-widgets-disconnected";
 
 const LENS = { share: 0.46, pixels: 26 };
 
@@ -635,12 +633,12 @@ function render({ model, el }) {
   const root = make(
     "section",
     { class: "pdx", "aria-label": "Explorer of pixel deflection", "data-lm-suppress-shortcuts": "true" },
-    shelf.node,
-    make("div", { class: "pdx-body" }, controls.node, main),
     make(
       "p", { class: "pdx-gone", role: "status" },
-      "The explorer has lost its kernel, and the pictures are old ones. Run its cell again to have it back.",
+      "The explorer has lost its kernel, and the pictures are old ones. Run the notebook from its top to have it back.",
     ),
+    shelf.node,
+    make("div", { class: "pdx-body" }, controls.node, main),
   );
   for (const [name, color] of Object.entries(offer.colors)) {
     root.style.setProperty(`--pdx-${name}`, color);
@@ -648,10 +646,7 @@ function render({ model, el }) {
   // A notebook would take the keys for its own, and move on to the next cell.
   root.addEventListener("keydown", (event) => event.stopPropagation());
   const forgetTheme = followTheme(root);
-  // Of a kernel that is shut down, or changed for another, ipywidgets does not tell.
-  const end = model.widget_manager?.kernel?.disposed;
-  const mark = () => el.classList.add(GONE);
-  end?.connect(mark);
+  const forgetKernel = whenKernelGoes(model, () => el.classList.add(GONE));
 
   function answered(id) {
     if (id !== waiting) return;
@@ -712,7 +707,7 @@ function render({ model, el }) {
 
   return () => {
     for (const [event, act] of listeners) model.off(event, act);
-    end?.disconnect(mark);
+    forgetKernel();
     forgetTheme();
     shelf.clear();
     history.clear();

@@ -1,7 +1,5 @@
-// The sentence under controls that have lost their kernel. Of a restart ipywidgets itself tells, by
-// a class on what has lost it; of a kernel that is shut down, or changed for another, it does not.
-const GONE = "jupyter-widgets-disconnected";
-
+// The sentence under controls that have lost their kernel; sliders.css shows it.
+// kernel.js stands before it.
 const SENTENCE =
   "These controls have lost their kernel, and the picture is an old one. " +
   "Run the notebook from its top to have them back.";
@@ -12,10 +10,7 @@ function render({ model, el }) {
   said.setAttribute("role", "status");
   said.textContent = SENTENCE;
   el.append(said);
-  const end = model.widget_manager?.kernel?.disposed;
-  const mark = () => el.closest(".pdutils-sliders")?.classList.add(GONE);
-  end?.connect(mark);
-  return () => end?.disconnect(mark);
+  return whenKernelGoes(model, () => el.closest(".pdutils-sliders")?.classList.add(GONE));
 }
 
 export default { render };
