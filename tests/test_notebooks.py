@@ -44,6 +44,15 @@ SEED = 3
 #: Those that follow one image begin with a real network; the rest needs many images, or outlines.
 FOLLOW_ONE_IMAGE = {"01", "02", "03", "05", "06", "07", "08", "09"}
 
+#: Where a knob is met, the function of `pdutils.sliders` that moves it.
+SLIDERS = {
+    "01": "attack",
+    "02": "deflection",
+    "03": "denoising",
+    "05": "maps",
+    "06": "placement",
+}
+
 SHARES = re.compile(r"(true|attacked|target)_|rates|by_|fooled|share|area")
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -242,6 +251,28 @@ def test_an_override_takes_effect(path, executed):
 def test_it_shows_its_main_figure(path, executed):
     (cell,) = tagged(executed / path.name, "main-figure")
     assert any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
+@pytest.mark.parametrize("number", SLIDERS)
+def test_its_slider_begins_with_the_parameters(number):
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
+    (cell,) = (cell for cell in code(path) if f"sliders.{SLIDERS[number]}(" in cell.source)
+    call = ast.parse(cell.source).body[-1].value
+    assert [arg.id for arg in call.args[:2]] == ["network", "case"]
+    assert call.keywords
+    assert len(cell.source.splitlines()) <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SLIDERS)
+def test_its_slider_is_a_picture_where_no_widget_can_be_shown(number, executed):
+    (path,) = executed.glob(f"{number}_*.ipynb")
+    (cell,) = (cell for cell in code(path) if f"sliders.{SLIDERS[number]}(" in cell.source)
+    (output,) = cell.outputs
+    assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(output.data)
+    alt = output.metadata["image/png"]["alt"]
+    assert alt.startswith("Controls, a still picture. ")
+    assert alt in path.with_suffix(".html").read_text()
 
 
 @pytest.mark.slow

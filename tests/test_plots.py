@@ -63,6 +63,19 @@ def test_pictures_are_clipped_and_rounded_for_showing():
     assert shown[1:].min() == 255
 
 
+def test_outcome_draws_the_true_class_green_and_the_attacked_one_orange():
+    figure = plots.outcome(
+        [photo(), photo()], ["a", "b"], names=["badger", "black_bear"], probabilities=[0.25, 0.5]
+    )
+    *pictures, right = figure.axes
+    assert [ax.get_title() for ax in pictures] == ["a", "b"]
+    colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in right.patches]
+    assert colors == [plots.TRUE_COLOR, plots.ATTACK_COLOR]
+    assert [bar.get_height() for bar in right.patches] == [0.25, 0.5]
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["badger", "black\nbear"]
+    assert "badger 0.25, black bear 0.50" in figure.get_label()
+
+
 def test_perturbation_is_magnified_around_mid_grey_and_named():
     clean = photo()
     other = clean.copy()
