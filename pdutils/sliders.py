@@ -18,7 +18,9 @@ from typing import Any, get_args
 import anywidget
 import ipywidgets
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from pdutils import plots
 from pdutils.activation import HOT, Combine, robust_cam
@@ -464,14 +466,18 @@ def _switch(description: str, options: dict[str, Any], value: Any) -> Any:
 
 
 def _png(figure: Figure) -> bytes:
+    # `savefig` would lay the figure out and draw it twice.
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    drawn.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def _html(picture: bytes, figure: Figure, text: str) -> str:
     # Its size is known before it is decoded, so that nothing below it moves.
-    width, height = (round(100 * inches) for inches in figure.get_size_inches())
+    width, height = figure.canvas.get_width_height()
     address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     return (
         f'<figure><img src="{address}" alt="{escape(str(figure.get_label()))}" '
