@@ -655,9 +655,9 @@ def _input_size(model: Any) -> tuple[int, int]:
     shape: Any = getattr(model, "input_shape", None)
     if shape is None:
         raise ValueError(
-            f"expected a model that knows the size of its images, got {type(model).__name__} "
-            f"{getattr(model, 'name', '')!r}: begin a Sequential with keras.Input((H, W, 3)); wrap "
-            "a subclassed model as keras.Model(inputs, model(inputs))"
+            "expected a Keras model that knows the size of its images, H and W fixed, got a "
+            f"{type(model).__name__}: begin a Sequential with keras.Input((H, W, 3)); wrap a "
+            "subclassed model as keras.Model(inputs, model(inputs))"
         )
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[3] != 3 or None in shape[1:]:
         raise ValueError(f"expected a model of input (N, H, W, 3) with H and W fixed, got {shape}")
