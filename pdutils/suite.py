@@ -241,7 +241,7 @@ class NamedDefense(_Named):
             return None
         return (
             pipeline.activation,
-            pipeline.k,
+            DEFAULT_RANKS if pipeline.k is None else pipeline.k,
             pipeline.combine,
             pipeline.upscale,
             pipeline.bias,
