@@ -10,11 +10,11 @@ from pdutils.classifiers import Classifier
 from pdutils.images import Array
 from pdutils.networks import load_tensorflow
 
-#: The files whose numbers go through a network, a BLAS or long sums, where processors differ.
+#: The files whose numbers go through a network, a BLAS or long sums, where processors differ; of
+#: those that are built on one another the lower ones, so that a second pass takes minutes.
 NUMBERS = (
-    "activation", "adaptive", "art_bridge", "attacks", "cases", "classifiers", "defended",
-    "defenses", "deflection", "demo", "denoising", "estimate", "evaluation", "explorer", "layers",
-    "loading", "minimal_attacks", "networks", "peers", "suite",
+    "activation", "attacks", "cases", "defenses", "deflection", "denoising", "evaluation",
+    "explorer", "loading", "networks", "peers", "suite",
 )  # fmt: skip
 
 #: The files that take longest, the longest first: begun last, one of them would be waited for.
