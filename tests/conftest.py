@@ -14,7 +14,7 @@ from pdutils.networks import load_tensorflow
 #: those that are built on one another the lower ones, so that a second pass takes minutes.
 NUMBERS = (
     "activation", "attacks", "cases", "defenses", "deflection", "denoising", "evaluation",
-    "explorer", "loading", "networks", "peers", "suite",
+    "explorer", "graph", "loading", "networks", "peers", "suite",
 )  # fmt: skip
 
 #: The files that take longest, the longest first: begun last, one of them would be waited for.
