@@ -14,6 +14,7 @@ NOTEBOOKS = runner.find_notebooks()
 #: Counts that every notebook takes lower, so that all of them run in a minute.
 SMALL = {
     "images": 6,
+    "images_slow": 1,
     "draws": 2,
     "runs": 2,
     "iterations": 3,
