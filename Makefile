@@ -22,6 +22,9 @@ run: $(STAMP) ## execute the blog's notebooks, 01 to 09; results/index.html
 run-all: $(STAMP) ## the same with those beyond the blog, 10 and on
 	$(RUN) -m pdutils run --all $(ARGS)
 
+# A process each for two cores: threads of OpenBLAS that wait for one another would spin.
+test test-numbers: export OPENBLAS_NUM_THREADS ?= 1
+
 test: check ## check and test everything that needs no network
 	$(RUN) -m pytest --numprocesses 2 $(ARGS)
 

@@ -400,7 +400,7 @@ def _lbfgs(
     classifier: Classifier, image: Array, target: np.int64, const: float, iterations: int
 ) -> Array:
     """Minimise const * ||z - x||^2 + cross-entropy(z, target) for z in [0, 1]."""
-    from scipy.optimize import minimize
+    from scipy.optimize import Bounds, minimize
 
     from pdutils.art_bridge import loss_gradient
 
@@ -418,7 +418,8 @@ def _lbfgs(
         origin,
         jac=True,
         method="L-BFGS-B",
-        bounds=[(0, 1)] * len(origin),
+        # A list of as many pairs as there are values would be read twice, one by one.
+        bounds=Bounds(np.zeros_like(origin), np.ones_like(origin)),
         options={"maxiter": iterations},
     )
     found: Array = (result.x * 255).reshape(image.shape).astype(np.float32)

@@ -4,6 +4,7 @@ import ast
 import asyncio
 import logging
 import math
+import os
 import re
 import sys
 import tempfile
@@ -341,7 +342,8 @@ def run_notebooks(
     timeout : int
         Seconds that one notebook may take, from its first cell to its last.
     jobs : int
-        How many notebooks run at once, at least 1.
+        How many notebooks run at once, at least 1. They share the cores: where OPENBLAS_NUM_THREADS
+        is not set, each gets its part.
 
     Returns
     -------
@@ -363,10 +365,11 @@ def run_notebooks(
     assigned = assign_parameters(notebooks, parameters or {})
     output.mkdir(parents=True, exist_ok=True)
     names = sorted({path.stem for path in [*notebooks, *pages.results(output)]})
-    run = _Run(output, timeout, names, sum(_count_cells(*task) for task in assigned.items()))
+    cells = sum(_count_cells(*task) for task in assigned.items())
+    run = _Run(output, timeout, jobs, names, cells)
     try:
         with _silent("papermill"):
-            return run.all(list(assigned.items()), jobs)
+            return run.all(list(assigned.items()))
     finally:
         pages.refresh(output)
 
@@ -386,10 +389,11 @@ class _Kernel(AsyncKernelManager):
     """A kernel of this very interpreter; the subclass of a run knows those that it started."""
 
     started: ClassVar[list["_Kernel"]]
+    environment: ClassVar[dict[str, str]]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            kernel_spec_manager=_ThisInterpreter(),
+            kernel_spec_manager=_ThisInterpreter(self.environment),
             transport_encryption="auto" if zmq.has("curve") else "disabled",
             **options,
         )
@@ -401,36 +405,49 @@ class _Kernel(AsyncKernelManager):
             process.kill()
 
 
-def _kernel_class() -> type[_Kernel]:
+def _kernel_class(jobs: int) -> type[_Kernel]:
     class RunKernel(_Kernel):
         started: ClassVar[list[_Kernel]] = []
+        environment: ClassVar[dict[str, str]] = _environment(jobs)
 
     return RunKernel
 
 
+def _environment(jobs: int) -> dict[str, str]:
+    # A bar in an executed notebook would be a hundred lines of its stages.
+    quiet = {"TQDM_DISABLE": "1"}
+    # Each OpenBLAS has a thread a core, which spins while those of other notebooks work.
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return {**quiet, "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", str(threads))}
+
+
 class _ThisInterpreter(KernelSpecManager):
     # What is installed as `python3` on a machine may be another environment's Python.
+    def __init__(self, environment: dict[str, str]) -> None:
+        super().__init__()
+        self._environment = environment
+
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        # A bar in an executed notebook would be a hundred lines of its stages.
-        return KernelSpec(**get_kernel_dict(), env={"TQDM_DISABLE": "1"})
+        return KernelSpec(**get_kernel_dict(), env=self._environment)
 
 
 class _Run:
     """What the notebooks of one run share: their kernels, the bar, the folder of the results."""
 
-    def __init__(self, output: Path, timeout: int, names: list[str], cells: int) -> None:
+    def __init__(self, output: Path, timeout: int, jobs: int, names: list[str], cells: int) -> None:
         self.output = output
         self.timeout = timeout
         self.names = names
         self.lock = threading.Lock()
         self.stopped = False
-        self.kernel_class = _kernel_class()
+        self.jobs = jobs
+        self.kernel_class = _kernel_class(jobs)
         self.active: list[str] = []
         self.bar = tqdm(total=cells, unit="cell", disable=None, dynamic_ncols=True)
 
-    def all(self, tasks: Sequence[tuple[Path, dict[str, Any]]], jobs: int) -> list[Outcome]:
+    def all(self, tasks: Sequence[tuple[Path, dict[str, Any]]]) -> list[Outcome]:
         # The main thread only waits, since Ctrl-C reaches no other.
-        with self.bar, ThreadPoolExecutor(jobs) as pool:
+        with self.bar, ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(self.one, path, parameters) for path, parameters in tasks]
             try:
                 return [future.result() for future in futures]

@@ -74,6 +74,18 @@ def run(notebooks, tmp_path_factory):
     return output, {outcome.name: outcome for outcome in outcomes}, log.getvalue()
 
 
+@pytest.mark.parametrize(("own", "expected"), [(None, "2"), ("3", "3")])
+def test_notebooks_that_run_at_once_share_the_cores(tmp_path, monkeypatch, own, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", own)
+    ask = "import os\nprint(os.environ['OPENBLAS_NUM_THREADS'])"
+    path = write(tmp_path / "source" / "01_ask.ipynb", ask)
+    runner.run_notebooks([path], tmp_path / "results", {}, jobs=2)
+    assert printed(tmp_path / "results" / path.name) == f"{expected}\n"
+
+
 def test_one_failure_does_not_stop_the_others(run, notebooks):
     output, outcomes, _ = run
     assert list(outcomes) == [path.stem for path in notebooks]
