@@ -225,25 +225,27 @@ class Mean:
 
     @classmethod
     def of(
-        cls, values: NDArray[np.floating], *, signed: bool = False, share: bool = False
+        cls,
+        values: NDArray[np.floating],
+        *,
+        least: float = 0.0,
+        greatest: float = math.inf,
     ) -> "Mean":
         """Take the mean of some values.
 
-        The interval of what is never below 0 (a norm, a ratio) is Student's for the logarithm of
-        the mean, whose standard error is that of the mean divided by it (delta method):
-        m exp(-t s / m) to m exp(t s / m). That of shares, which are never above 1 either, is
-        Student's for the logit, log(m / (1 - m)), likewise. They do not leave the range of the
-        values and assume no more than Student's own, m - t s to m + t s, which is taken with
-        `signed`, and where a value is below 0.
+        The interval does not leave the range of what the values could be. Without a bound it is
+        Student's, m - t s to m + t s; with one, Student's for the logarithm of the distance d from
+        it, whose standard error is that of the mean divided by d (delta method); with two, for the
+        logit, the logarithm of the ratio of the two distances. None assumes more than the first.
+        A mean on a bound, or a value beyond `least`, has the first too.
 
         Parameters
         ----------
         values : ndarray, shape (n,)
             One an image.
-        signed : bool
-            Whether the values could be below 0, such as differences.
-        share : bool
-            Whether no value could be above 1.
+        least, greatest : float
+            What the values could be: from 0 on by default, as norms and ratios; 0 to 1 for shares,
+            -1 to 1 for correlations, from minus infinity on for differences.
 
         Returns
         -------
@@ -252,21 +254,30 @@ class Mean:
         Raises
         ------
         ValueError
-            If there are no values, or they are no row of numbers.
+            If there are no values, they are no row of numbers, or there is a greatest and no least.
         """
         if np.ndim(values) != 1 or len(values) == 0:
             raise ValueError(f"expected a row of values, got shape {np.shape(values)}")
+        if greatest != math.inf and least == -math.inf:
+            raise ValueError("expected a least value beside the greatest, got none")
         n, mean = len(values), float(np.mean(values))
         if n == 1:
             return cls(mean, math.nan, math.nan, n)
         error = float(np.std(values, ddof=1)) / math.sqrt(n)
         reach = float(stats.t.ppf(0.975, n - 1)) * error
-        if signed or reach == 0 or np.min(values) < 0:
+        free = least == -math.inf or np.min(values) < least
+        if free or reach == 0 or not least < mean < greatest:
             return cls(mean, mean - reach, mean + reach, n)
-        if share and mean < 1:
-            odds, width = mean / (1 - mean), math.exp(reach / (mean * (1 - mean)))
-            return cls(mean, odds / (odds + width), odds * width / (1 + odds * width), n)
-        return cls(mean, mean * math.exp(-reach / mean), mean * math.exp(reach / mean), n)
+        above, below = mean - least, greatest - mean
+        if greatest == math.inf:
+            width = math.exp(reach / above)
+            return cls(mean, least + above / width, least + above * width, n)
+        width = math.exp(reach * (1 / above + 1 / below))
+        low, high = (
+            least + (greatest - least) * odds / (1 + odds)
+            for odds in (above / below / width, above / below * width)
+        )
+        return cls(mean, low, high, n)
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -190,7 +190,7 @@ def moved(
 def _move(gains: NDArray[np.float64]) -> tuple[Direction, str]:
     if len(gains) == 1:
         return ("more" if gains[0] > 0 else "fewer"), ""
-    mean = Mean.of(gains, signed=True)
+    mean = Mean.of(gains, least=-np.inf)
     if direction(mean, margin=_NEAR) == "as many":
         return "as many", f" (to within {_NEAR}, {mean.n} draws)"
     return direction(mean), f" (by {_signed(mean)}, {mean.n} draws)"
@@ -236,7 +236,7 @@ def compared_means(
     """
     if first.shape != second.shape:
         raise ValueError(f"expected as many images of both, got {first.shape} and {second.shape}")
-    difference = Mean.of(first.astype(np.float64) - second.astype(np.float64), signed=True)
+    difference = Mean.of(first.astype(np.float64) - second.astype(np.float64), least=-np.inf)
     seen = direction(difference)
     finding = (
         f"{seen}, {what} {first.mean():.2f} against {second.mean():.2f} "

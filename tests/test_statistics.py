@@ -183,11 +183,11 @@ REACH = 2.262 * math.sqrt(sum((v - 6) ** 2 for v in TEN) / 9) / math.sqrt(10)
 
 def test_the_interval_of_a_mean_of_differences_is_student_s():
     for shift in (0, 7):
-        mean = Mean.of(TEN - shift, signed=True)
+        mean = Mean.of(TEN - shift, least=-np.inf)
         assert (mean.value, mean.n) == (6 - shift, 10)
         expected = (6 - shift - REACH, 6 - shift + REACH)
         np.testing.assert_allclose(mean.interval, expected, atol=2e-3)
-    assert str(Mean.of(TEN, signed=True)) == "6.00 [4.22, 7.78]"
+    assert str(Mean.of(TEN, least=-np.inf)) == "6.00 [4.22, 7.78]"
 
 
 def test_the_interval_of_a_mean_of_sizes_is_student_s_for_its_logarithm():
@@ -201,7 +201,7 @@ def test_the_interval_of_a_mean_of_sizes_is_student_s_for_its_logarithm():
 
 def test_a_mean_of_sizes_has_an_interval_above_0_however_uneven_they_are():
     norms = np.array([0.0014, 0.0013, 0.0016, 0.0012, 0.0015, 0.0013, 0.0014, 0.27])
-    assert Mean.of(norms, signed=True).low < 0 < Mean.of(norms).low < norms.mean()
+    assert Mean.of(norms, least=-np.inf).low < 0 < Mean.of(norms).low < norms.mean()
     assert Mean.of(np.eye(1, 20)[0]).low > 0
     # In another unit it is the same interval.
     np.testing.assert_allclose(
@@ -214,25 +214,44 @@ def test_the_interval_of_a_mean_of_sizes_holds_it_about_as_often_as_it_says(n):
     # Exponential sizes have the mean 1. Student's own interval holds it less often.
     samples = np.random.default_rng(0).exponential(size=(2000, n))
 
-    def held(signed):
-        return np.mean([(m := Mean.of(x, signed=signed)).low <= 1 <= m.high for x in samples])
+    def held(least):
+        return np.mean([(m := Mean.of(x, least=least)).low <= 1 <= m.high for x in samples])
 
-    assert 0.91 < held(False) < 0.97
-    assert held(True) < held(False)
+    assert 0.91 < held(0) < 0.97
+    assert held(-np.inf) < held(0)
 
 
 def test_the_interval_of_a_mean_of_shares_is_student_s_for_its_logit_and_within_0_and_1():
     shares = TEN / 10
-    mean = Mean.of(shares, share=True)
+    mean = Mean.of(shares, greatest=1)
     reach = REACH / 10 / (0.6 * 0.4)
     logits = [math.log(bound / (1 - bound)) for bound in mean.interval]
     np.testing.assert_allclose(logits, math.log(0.6 / 0.4) + np.array([-reach, reach]), atol=3e-3)
     # From the other side it is the same interval.
-    other = Mean.of(1 - shares, share=True)
+    other = Mean.of(1 - shares, greatest=1)
     np.testing.assert_allclose(mean.interval, [1 - other.high, 1 - other.low])
     wide = np.array([0.5, 0.9, 1.0])
-    assert Mean.of(wide).high > 1 > Mean.of(wide, share=True).high
-    assert Mean.of(np.ones(4), share=True) == Mean(1.0, 1.0, 1.0, 4)
+    assert Mean.of(wide).high > 1 > Mean.of(wide, greatest=1).high
+    assert Mean.of(np.ones(4), greatest=1) == Mean(1.0, 1.0, 1.0, 4)
+
+
+def test_the_interval_of_a_mean_of_correlations_is_student_s_for_fisher_s_z_and_within_1():
+    correlations = TEN / 5 - 1.0
+    mean = Mean.of(correlations, least=-1, greatest=1)
+    # Fisher's z of r is artanh(r), whose slope is 1 / (1 - r^2).
+    reach = REACH / 5 / (1 - 0.2**2)
+    found = [math.atanh(bound) for bound in mean.interval]
+    np.testing.assert_allclose(found, math.atanh(0.2) + np.array([-reach, reach]), atol=3e-3)
+    # With the sign of all turned it is the same interval.
+    other = Mean.of(-correlations, least=-1, greatest=1)
+    np.testing.assert_allclose(mean.interval, [-other.high, -other.low])
+    near = np.array([0.99, 1.0, 0.9])
+    assert Mean.of(near).high > 1 > Mean.of(near, least=-1, greatest=1).high
+
+
+def test_a_greatest_value_asks_for_a_least():
+    with pytest.raises(ValueError, match="least"):
+        Mean.of(TEN, least=-np.inf, greatest=10)
 
 
 def test_equal_values_have_no_spread_and_one_value_no_interval():
@@ -243,7 +262,7 @@ def test_equal_values_have_no_spread_and_one_value_no_interval():
 
 def test_a_value_below_0_shows_that_the_values_are_signed():
     values = np.array([1.0, 2.0, -0.5])
-    assert Mean.of(values) == Mean.of(values, signed=True)
+    assert Mean.of(values) == Mean.of(values, least=-np.inf)
     assert Mean.of(values).low < 0
 
 
