@@ -666,8 +666,7 @@ class WaveletDenoisingPreprocessor(_Defence):
         How a gradient comes back: as if nothing had been denoised, or exactly.
     clip_values : (0, 255) or (0, 1)
         The range of the images, the estimator's own, in numbers or in arrays. Images of another
-        range are refused. What is denoised with `sigma_scale="rgb"` may
-        leave it a little.
+        range are refused. What is denoised with `sigma_scale="rgb"` may leave it a little.
     channels_first : bool
         Whether the images are (N, 3, H, W).
     apply_fit, apply_predict : bool

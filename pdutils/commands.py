@@ -338,7 +338,7 @@ def _add_run(commands: Any) -> None:
         "--output",
         metavar="DIR",
         type=Path,
-        help="where to write (results/ of the checkout)",
+        help="where to write (results/ of the checkout, without one results/ here)",
     )
     add("--all", action="store_true", help="all notebooks, not only 01 to 09")
     add("--timeout", metavar="S", type=int, default=3600, help="seconds a notebook may take (3600)")

@@ -191,8 +191,7 @@ class WaveletDenoising(keras.layers.Layer):
     does. With `mode="hard"` a coefficient that is within rounding of its threshold may go either
     way. With ``channel`` the result is clipped as it was in 2018; a white or black pixel that is
     not clipped by more than rounding keeps its gradient. Call it with images (N, H, W, 3), H and W
-    known. It works in float32, or in float64 with
-    `dtype="float64"`.
+    known. It works in float32, or in float64 with `dtype="float64"`.
 
     Parameters
     ----------
