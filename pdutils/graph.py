@@ -49,6 +49,9 @@ class Graph(NamedTuple):
         What gives the output, in words.
     ends_in_dense : bool
         Whether that is a dense layer without an activation, as logits have it.
+    class_by_class : bool
+        Whether it is known to give each class its number whatever the others have, as a sigmoid
+        does: such numbers are no probabilities, even where they happen to add up to 1.
     features : symbolic tensor or None
         The last feature map (N, h, w, C), if there is one in reach.
     head : keras.layers.Layer or None
@@ -60,6 +63,7 @@ class Graph(NamedTuple):
     tail: Tail
     ending: str
     ends_in_dense: bool
+    class_by_class: bool
     features: Symbol | None
     head: Any | None
 
@@ -98,6 +102,7 @@ def _taken_apart(image: Symbol, output: Symbol) -> Graph:
         tail._replace(tensor=exposed["tail"]),
         _in_words(last),
         ends_in_dense,
+        _is_class_by_class(last),
         features,
         head,
     )
@@ -371,6 +376,21 @@ def _is_softmax(function: Callable[..., Any] | None) -> bool:
 
     known = (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax)
     return any(function is softmax for softmax in known)
+
+
+def _is_class_by_class(operation: Any) -> bool:
+    import keras
+    import tensorflow as tf
+    from keras.src.ops.nn import Sigmoid
+
+    if type(operation) is Sigmoid:
+        return True
+    if type(operation) not in (keras.layers.Dense, keras.layers.Activation):
+        return False
+    activations = keras.activations
+    known = [activations.sigmoid, activations.hard_sigmoid, activations.tanh, activations.relu]
+    known += [keras.ops.sigmoid, tf.nn.sigmoid]
+    return any(operation.activation is function for function in known)
 
 
 def _is_linear(function: Callable[..., Any] | None) -> bool:

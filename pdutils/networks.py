@@ -203,7 +203,9 @@ class Network:
         if self.graph is not None and self.graph.tail.kind != "output" and not logits:
             return False
         total = _HALF_SUM_TOLERANCE if self._half else _SUM_TOLERANCE
-        rows_are_probabilities = are_probabilities(given, total)
+        class_by_class = self.graph is not None and self.graph.class_by_class
+        # A sigmoid that is sure of one class adds up to 1 for the noise, and not for a picture.
+        rows_are_probabilities = not class_by_class and are_probabilities(given, total)
         if rows_are_probabilities and logits:
             raise ValueError(
                 f"{self.model.name}: logits=True, but its outputs for noise are probabilities"
@@ -212,10 +214,11 @@ class Network:
             logits = self.graph is not None and self.graph.ends_in_dense
         if not rows_are_probabilities and not logits:
             ending = type(self.model).__name__ if self.graph is None else self.graph.ending
+            sums = f"they add up to {given.sum(axis=1)[0]:.3g}, the least is {given.min():.3g}"
+            reason = "each class has its own" if class_by_class else f"for noise {sums}"
             raise ValueError(
                 "expected a model that ends in a softmax or in logits, got one that ends in "
-                f"{ending} and whose outputs are no probabilities: for noise they add up to "
-                f"{given.sum(axis=1)[0]:.3g}, the least is {given.min():.3g}; "
+                f"{ending} and whose outputs are no probabilities: {reason}; "
                 "if they are logits, say Classifier(model, logits=True)"
             )
         return bool(logits)

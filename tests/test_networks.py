@@ -146,6 +146,21 @@ def test_another_last_activation_is_refused(activation):
         network(functional(conv(), Pool(), dense(), LAYERS.Activation(activation)))
 
 
+@pytest.mark.parametrize(
+    ("own", "after"),
+    [("sigmoid", []), (None, [LAYERS.Activation("sigmoid")]), (None, [keras.ops.sigmoid])],
+    ids=["in the layer", "a layer", "an operation"],
+)
+def test_a_sigmoid_is_refused_where_it_happens_to_add_up_to_1(own, after):
+    # Sure of its first class, whatever it is shown.
+    last = LAYERS.Dense(3, kernel_initializer="zeros", activation=own)
+    model = functional(conv(), Pool(), last, *after)
+    last.bias.assign([60.0, -60.0, -60.0])
+    assert own_output(model).sum(axis=1) == pytest.approx(1)
+    with pytest.raises(ValueError, match="are no probabilities: each class has its own"):
+        network(model)
+
+
 def test_a_nested_model_that_gives_no_probabilities_is_refused():
     inner = functional(conv(), Pool(), dense(activation="sigmoid"))
     with pytest.raises(ValueError, match="ends in Dense with sigmoid and whose outputs are no pro"):
