@@ -17,10 +17,13 @@ help: ## list the commands
 	@echo '  PYTHON=... names the Python to install with, 3.11 to 3.13'
 
 run: $(STAMP) ## execute the blog's notebooks, 01 to 09; results/index.html
-	$(RUN) -m pdutils run $(ARGS)
-
 run-all: $(STAMP) ## the same with those beyond the blog, 10 and on
-	$(RUN) -m pdutils run --all $(ARGS)
+run-all: ALL := --all
+
+# The pages are built whatever became of the notebooks, but not where nothing was run.
+run run-all:
+	$(RUN) -m pdutils run $(ALL) $(ARGS); status=$$?; \
+		[ $$status -eq 2 ] || $(RUN) -m tools.pages $(ARGS) || exit; exit $$status
 
 # A process each for two cores: threads of OpenBLAS that wait for one another would spin.
 test test-numbers: export OPENBLAS_NUM_THREADS ?= 1

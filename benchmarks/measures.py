@@ -21,15 +21,15 @@ import numpy as np
 
 from benchmarks import authors
 from benchmarks.timing import Measurement, Side, ratio
-from pdutils.attacks import igsm
+from pdutils._network import load_tensorflow
+from pdutils._utils import generator
+from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, load_classifier
-from pdutils.defenses import Defense
+from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import pixel_deflection
-from pdutils.drawing import draw_animals
-from pdutils.folders import evaluate_folder
+from pdutils.demo.drawing import draw_animals
+from pdutils.evaluation.folders import evaluate_folder
 from pdutils.images import Array, save_image
-from pdutils.networks import load_tensorflow
-from pdutils.streams import generator
 
 load_tensorflow()
 
@@ -37,8 +37,8 @@ load_tensorflow()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from pdutils.defended import defended_model  # noqa: E402
-from pdutils.layers import PixelDeflection, WaveletDenoising  # noqa: E402
+from pdutils.defenses.keras_model import defended_model  # noqa: E402
+from pdutils.defenses.layers import PixelDeflection, WaveletDenoising  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 

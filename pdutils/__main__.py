@@ -1,10 +1,10 @@
-"""`python -m pdutils`: see `pdutils.commands`."""
+"""`python -m pdutils`: see `pdutils.cli.main`."""
 
 import signal
 import sys
 from typing import Any, NoReturn
 
-from pdutils.commands import main
+from pdutils.cli.main import main
 
 
 def _terminated(number: int, _: Any) -> NoReturn:

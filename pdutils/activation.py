@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils.checks import check_one_of, is_whole
+from pdutils._utils import check_one_of, is_whole
 from pdutils.classifiers import Classifier, Labels
 from pdutils.images import ROUNDING, Array, as_batch, min_max
 

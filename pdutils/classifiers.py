@@ -1,12 +1,16 @@
 """A Keras model with its preprocessing, class names and input size."""
 
+import hashlib
+import math
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unittest import mock
@@ -14,16 +18,24 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils import data, efficientnet
-from pdutils.forks import check_fork
+from pdutils import _efficientnet, downloads
+from pdutils._graph import ending
+from pdutils._network import Network, are_probabilities, load_tensorflow
+from pdutils._utils import check_fork
 from pdutils.images import Array, as_batch
-from pdutils.networks import Network, are_probabilities, load_tensorflow
 
 Labels = NDArray[np.int64]
+
+
 Scaling = Literal["-1..1", "0..1", "0..255", "caffe", "torch", "tf"]
 
+#: The shipped network's room, which stands on this module: it is loaded when it is asked for.
+_DEMO = "pdutils.demo.network"
+
+
 #: From a name in the cache and where it comes from to the file.
-Find = Callable[[str, data.Download], Path]
+Find = Callable[[str, downloads.Download], Path]
+
 
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=V\d|Small|Large|XLarge|Tiny|Base|Mobile|ResNetV)")
 
@@ -62,7 +74,7 @@ class Classifier:
     It says what its model says: `predict` is `model.predict(preprocess(images))`, or the softmax
     of that where the model gives logits. What else is known of the model, its logits and its last
     feature map, is found in its graph and compared with the model on two images of noise when the
-    classifier is made, see `pdutils.networks.Network`; a model whose end is not understood is taken
+    classifier is made, see `pdutils._network.Network`; a model whose end is not understood is taken
     as a black box that gives probabilities.
 
     Parameters
@@ -392,9 +404,9 @@ def load_classifier(
         If the name or an option is unknown, or the weights are not those of this model.
     FileNotFoundError
         If `weights` names no file.
-    pdutils.data.DownloadError
+    pdutils.downloads.DownloadError
         If the weights are neither cached nor to be had.
-    pdutils.data.DataError
+    pdutils.downloads.DataError
         If the weights of `efficientnet_lite0` are not installed, or a file is not the expected one.
     """
     load_tensorflow()
@@ -456,7 +468,7 @@ def classifier_from_file(
     import keras
 
     # A defended model is made of its layers, which Keras must know before it can load one.
-    import pdutils.layers  # noqa: F401
+    import pdutils.defenses.layers  # noqa: F401
 
     try:
         model = keras.saving.load_model(path, compile=False)
@@ -481,10 +493,10 @@ def _auto(weights: Any, options: dict[str, Any]) -> Classifier:
     try:
         # Whoever names no network gets an answer at once: no download, and no wait for one.
         constructor = _constructors()["resnet50"]
-        classifier = _imagenet(constructor, weights, options, find=data.find_cached)
+        classifier = _imagenet(constructor, weights, options, find=downloads.find_cached)
         why = "its weights are at hand"
-    except data.DownloadError:
-        name = "efficientnet_lite0" if efficientnet.is_installed() else "demo"
+    except downloads.DownloadError:
+        name = "efficientnet_lite0" if _efficientnet.is_installed() else "demo"
         classifier = load_classifier(name)
         why = "the weights of resnet50 are not cached"
     print(f"classifier: {classifier.name} ({why})", file=sys.stderr)
@@ -496,15 +508,15 @@ def _efficientnet_lite0(weights: Any, options: dict[str, Any]) -> Classifier:
         raise ValueError(
             f"the classifier 'efficientnet_lite0' takes no options, got {', '.join(options)}"
         )
-    model = efficientnet.efficientnet_lite0()
+    model = _efficientnet.efficientnet_lite0()
     if weights is None:
-        efficientnet.load_published_weights(model)
+        _efficientnet.load_published_weights(model)
     elif weights != "random":
         _load_weights(model, model.name, weights)
     ids, names = _imagenet_classes(1000)
     return Classifier(
         model,
-        preprocess=efficientnet.preprocess_input,
+        preprocess=_efficientnet.preprocess_input,
         class_ids=ids,
         class_names=names,
         name=model.name,
@@ -513,18 +525,16 @@ def _efficientnet_lite0(weights: Any, options: dict[str, Any]) -> Classifier:
 
 
 def _demo(weights: Any, options: dict[str, Any]) -> Classifier:
-    from pdutils.demo_network import demo_network
-    from pdutils.drawing import CLASS_NAMES
-
     if options:
         raise ValueError(f"the classifier 'demo' takes no options, got {', '.join(options)}")
-    model = demo_network()
+    demo = import_module(_DEMO)
+    model = demo.demo_network()
     if weights != "random":
-        _load_weights(model, "demo", data.demo_weights() if weights is None else weights)
+        _load_weights(model, "demo", demo.demo_weights() if weights is None else weights)
     return Classifier(
         model,
         preprocess=_to_unit_range,
-        class_names=CLASS_NAMES,
+        class_names=demo.CLASS_NAMES,
         name="demo",
         published=weights is None,
     )
@@ -542,7 +552,7 @@ def _imagenet(
         raise ValueError(f"{name}: the option {', '.join(sorted(reserved))} is not free here")
     source = "imagenet" if weights is None else None
     try:
-        with _downloads_through_the_cache(find or data.download):
+        with _downloads_through_the_cache(find or downloads.download):
             model = constructor(weights=source, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot be made with {options}: {error}") from error
@@ -563,7 +573,7 @@ def _imagenet(
 def _imagenet_classes(classes: int) -> tuple[list[str] | None, list[str] | None]:
     if classes != 1000:
         return None, None
-    ids, names = zip(*data.class_index(), strict=True)
+    ids, names = zip(*downloads.class_index(), strict=True)
     return list(ids), list(names)
 
 
@@ -605,7 +615,7 @@ def _downloads_through_the_cache(find: Find) -> Iterator[None]:
     ) -> str:
         algorithm = "sha256" if file_hash and len(file_hash) == 64 else "md5"
         known_hash = f"{algorithm}:{file_hash}" if file_hash else None
-        return str(find(f"{cache_subdir}/{fname}", data.Download(origin, known_hash)))
+        return str(find(f"{cache_subdir}/{fname}", downloads.Download(origin, known_hash)))
 
     with mock.patch("keras.src.utils.file_utils.get_file", get_file):
         yield
@@ -675,3 +685,104 @@ def _names(names: Sequence[str], classes: int) -> tuple[str, ...]:
     if len(names) != classes:
         raise ValueError(f"expected {classes} class names, as the model has, got {len(names)}")
     return tuple(str(name) for name in names)
+
+
+@dataclass(frozen=True)
+class ClassifierSource:
+    """Where a classifier comes from: small enough to be sent to the workers of a cluster.
+
+    Attributes
+    ----------
+    name : str
+        As `load_classifier` takes it, or the path of a model that Keras saved (`.keras`).
+    weights : str or None
+        A file of weights; only with a name of `load_classifier`.
+    preprocess : str or None
+        As `classifier_from_file` takes it; only with a `.keras` file.
+    class_names : tuple of str or None
+        As `classifier_from_file` takes them; only with a `.keras` file.
+
+    Raises
+    ------
+    ValueError
+        If an option is given that does not go with the name.
+    """
+
+    name: str
+    weights: str | None = None
+    preprocess: Scaling | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        own_file = self.name.endswith(".keras")
+        if own_file and self.weights is not None:
+            raise ValueError(f"{self.name} holds its weights; expected no file of weights besides")
+        if not own_file and (self.preprocess is not None or self.class_names is not None):
+            raise ValueError(
+                f"preprocess and class_names go with a .keras file, not with {self.name!r}"
+            )
+
+    def load(self) -> Classifier:
+        """Load the classifier; a process that asks again gets the same one.
+
+        Returns
+        -------
+        Classifier
+
+        Raises
+        ------
+        ValueError, FileNotFoundError, pdutils.downloads.DownloadError
+            As `load_classifier` and `classifier_from_file`.
+        """
+        return _loaded(self)
+
+
+@lru_cache(maxsize=1)
+def _loaded(source: ClassifierSource) -> Classifier:
+    if not source.name.endswith(".keras"):
+        return load_classifier(source.name, source.weights)
+    if source.preprocess is None:
+        return classifier_from_file(source.name, class_names=source.class_names)
+    return classifier_from_file(
+        source.name, class_names=source.class_names, preprocess=source.preprocess
+    )
+
+
+def deterministic() -> None:
+    """Make TensorFlow's operations give the same bits each time, in this whole process.
+
+    To be called before the first of them.
+    """
+    load_tensorflow()
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+
+
+def fingerprint(classifier: Classifier) -> str:
+    """Give the SHA-256, in hex, of a classifier's weights and of what it does before and after.
+
+    Before: how it scales its images. After: the operations that are no layers between the last
+    weights and the output, such as the division by a temperature.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Its name and the names of its classes do not matter.
+
+    Returns
+    -------
+    str
+    """
+    import tensorflow as tf
+
+    digest = hashlib.sha256()
+    for weights in classifier.model.get_weights():
+        digest.update(f"{weights.dtype} {weights.shape}".encode())
+        digest.update(weights.tobytes())
+    # Two models of the same weights may still answer differently.
+    digest.update(ending(classifier.model).encode())
+    ramp = np.linspace(0, 255, 3 * math.prod(classifier.input_size), dtype=np.float32)
+    scaled = classifier.preprocess(tf.constant(ramp.reshape(1, *classifier.input_size, 3)))
+    digest.update(np.round(np.asarray(scaled, dtype=np.float64), 3).tobytes())
+    return digest.hexdigest()

@@ -10,9 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils.checks import LARGEST, check_one_of, check_whole, is_whole
+from pdutils._utils import LARGEST, Rng, check_one_of, check_whole, is_whole, streams
 from pdutils.images import Array, as_batch, as_map_batch
-from pdutils.streams import Rng, streams
 
 Reading = Literal["blog", "repo", "paper"]
 Ints = NDArray[np.int64]
@@ -83,7 +82,7 @@ def pixel_deflection(
         In both codes of the authors row 0 and column 0 are written but never read from; here too,
         unless the image has no other.
     rng : int, numpy.random.Generator, list of Generator, or None
-        Each image draws from a stream of its own, see `pdutils.streams`.
+        Each image draws from a stream of its own, see `pdutils._utils`.
 
     Returns
     -------

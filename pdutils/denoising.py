@@ -21,7 +21,7 @@ from scipy import fft, ndimage
 from skimage import color as colors
 from skimage import restoration
 
-from pdutils.checks import check_odd, check_one_of, check_whole, is_finite
+from pdutils._utils import check_odd, check_one_of, check_whole, is_finite
 from pdutils.images import ROUNDING, Array, as_batch, check_images, on_grid
 
 Shrinkage = Literal["BayesShrink", "VisuShrink"]

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pdutils.images import IMAGE_SUFFIXES
+from pdutils.images import IMAGE_SUFFIXES, label_from_name
 
 # The longer mark first: that of UTF-32 begins as that of UTF-16 does.
 _MARKS = {
@@ -238,3 +238,84 @@ def displayed(text: str) -> str:
         `text` itself if it is UTF-8.
     """
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def labelled_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
+    """List the pictures of a folder with their labels, sorted by path.
+
+    Parameters
+    ----------
+    folder : str or path
+        Pictures named `<label>_<anything>.png|jpg|...`, or one sub-folder a class, as ImageNet's,
+        whose name is the label of every picture in it. Symbolic links are followed, loops of them
+        are not. Hidden files are passed over, and so are files whose ending is not in
+        `pdutils.images.IMAGE_SUFFIXES`.
+
+    Returns
+    -------
+    list of (Path, str)
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it is no folder, has no picture, or a picture's name shows no label.
+    """
+    return labelled(folder, look_through(folder))
+
+
+def look_through(folder: str | os.PathLike[str]) -> Pictures:
+    """Find the pictures of a folder, and count what else is there.
+
+    Parameters
+    ----------
+    folder : str or path
+        As in `labelled_files`.
+
+    Returns
+    -------
+    Pictures
+        Printed, it is the sentence that says what was passed over; empty if nothing was.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such folder, it is a file, or it has no picture.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder of pictures, got a file")
+    found = find_pictures(root)
+    if not found.files:
+        others = f"; {found}" if found.passed_over else ""
+        raise ValueError(f"{root}: expected pictures (.png, .jpg, ...), found none{others}")
+    return found
+
+
+def labelled(folder: str | os.PathLike[str], found: Pictures) -> list[tuple[Path, str]]:
+    """Label the pictures that were found in a folder.
+
+    Parameters
+    ----------
+    folder : str or path
+        As in `labelled_files`.
+    found : Pictures
+        What `look_through` found in it.
+
+    Returns
+    -------
+    list of (Path, str)
+
+    Raises
+    ------
+    ValueError
+        If a picture's name shows no label.
+    """
+    root = Path(folder)
+    return [
+        (path, label_from_name(path) if path.parent == root else path.relative_to(root).parts[0])
+        for path in found.files
+    ]

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from pdutils.classifiers import Classifier
 from pdutils.denoising import TO_YCBCR
 from pdutils.images import ROUNDING, Array, check_some
-from pdutils.statistics import PairedDifference, Rate, correlation
+from pdutils.metrics import correlation
+from pdutils.stats import PairedDifference, Rate
 
 TRUE_COLOR = "#009E73"
 ATTACK_COLOR = "#D55E00"

@@ -11,7 +11,7 @@ from IPython.display import display
 from numpy.typing import NDArray
 
 from pdutils.published import BLOG
-from pdutils.statistics import Mean, PairedDifference, Rate
+from pdutils.stats import Mean, PairedDifference, Rate
 
 Counted = Rate | Mean | PairedDifference
 
@@ -124,7 +124,7 @@ def show_results(results: Mapping[str, Any]) -> None:
     Parameters
     ----------
     results : mapping
-        What JSON can hold, numpy's numbers and arrays, what `pdutils.statistics` counts, and
+        What JSON can hold, numpy's numbers and arrays, what `pdutils.stats` counts, and
         dataclasses of these. A key `headline` holds one sentence for the index of the collection.
     """
     plain = _plain(results)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pdutils.published import AUTHORS_L2, AUTHORS_LINF, BLOG, Claim
-from pdutils.statistics import Mean, PairedDifference, Rate
+from pdutils.stats import Mean, PairedDifference, Rate
 
 #: What an interval says of a value: beside another, all of it lies above or below, or all of it so
 #: near that the two count as equal, or none of these.

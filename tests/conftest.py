@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pdutils._network import load_tensorflow
 from pdutils.classifiers import Classifier
 from pdutils.images import Array
-from pdutils.networks import load_tensorflow
 
 #: The files whose numbers go through a network, a BLAS or long sums, where processors differ; of
 #: those that are built on one another the lower ones, so that a second pass takes minutes.
 NUMBERS = (
-    "activation", "attacks", "cases", "defenses", "deflection", "denoising", "evaluation",
-    "explorer", "graph", "loading", "networks", "peers", "suite",
+    "activation", "gradient", "examples", "pipeline", "deflection", "denoising", "evaluate",
+    "engine", "graph", "loading", "network", "transformations", "registry",
 )  # fmt: skip
 
 #: The files that take longest, the longest first: begun last, one of them would be waited for.
 LONG = (
-    "notebooks", "browser_explorer", "commands", "defended", "layers", "evaluation", "classifiers",
-    "adaptive", "cluster", "start_page", "minimal_attacks", "runner",
+    "notebooks", "browser_explorer", "main", "keras_model", "layers", "evaluate", "classifiers",
+    "adaptive", "executors", "start_page", "minimum_norm", "runner",
 )  # fmt: skip
 
 REAL = Path(os.environ.get("PDUTILS_REAL", Path(__file__).parents[2] / "shared" / "real"))

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from pdutils.store import COLUMNS
+from pdutils.evaluation.store import COLUMNS
 
 
 def cell(image, attack, defense, predicted, mean=None, *, label=0, target=-1, right_clean=True,

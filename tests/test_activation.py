@@ -3,9 +3,9 @@ import pytest
 from conftest import assert_maps_alike, photo, photos
 from skimage.transform import resize
 
+from pdutils._network import load_tensorflow
 from pdutils.activation import cam, combine_maps, combine_weights, grad_cam, robust_cam
 from pdutils.classifiers import Classifier
-from pdutils.networks import load_tensorflow
 
 #: Bilinear weights from 2 pixels to 4: pixel centres at -1/4, 1/4, 3/4 and 5/4, cut at the border.
 TWO_TO_FOUR = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])

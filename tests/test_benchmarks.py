@@ -72,7 +72,7 @@ def test_the_loop_gives_what_the_numpy_path_gives_for_the_same_draws(with_map):
 
 @pytest.mark.parametrize("with_map", [False, True])
 def test_the_loop_changes_as_many_values_as_either_fast_path(with_map):
-    from pdutils.layers import PixelDeflection
+    from pdutils.defenses.layers import PixelDeflection
 
     # Every value differs from every other, so each write shows.
     image = np.arange(16 * 16 * 3, dtype=np.float32).reshape(16, 16, 3) / 4
@@ -99,7 +99,7 @@ def test_the_image_that_is_deflected_stays_as_it_is():
 
 
 def test_scikit_image_denoises_as_the_layer_does():
-    from pdutils.layers import WaveletDenoising
+    from pdutils.defenses.layers import WaveletDenoising
 
     batch = photos(2, 64, 64)
     slow = np.stack([authors.denoise(image) for image in batch])
@@ -123,8 +123,8 @@ def test_a_folder_is_defended_in_its_order(tmp_path):
 
 def test_the_plain_model_takes_raw_images_as_the_defended_one(toy):
     from benchmarks.measures import plain_model
-    from pdutils.defended import defended_model
-    from pdutils.defenses import Defense
+    from pdutils.defenses.keras_model import defended_model
+    from pdutils.defenses.pipeline import Defense
 
     batch = photos(3)
     plain = plain_model(toy).predict_on_batch(batch)
@@ -143,7 +143,7 @@ def test_the_bare_pass_gives_the_gradient_that_the_attack_takes(toy):
 
 def test_the_timed_folder_holds_labelled_drawings(toy):
     from benchmarks.measures import labelled_folder
-    from pdutils.data import labelled_files
+    from pdutils.files import labelled_files
 
     with labelled_folder(56, toy) as files:
         assert len(files) == 56

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pdutils.checks import check_odd, check_one_of, check_whole, is_finite, is_number, is_whole
+from pdutils._utils import check_odd, check_one_of, check_whole, is_finite, is_number, is_whole
 
 
 @pytest.mark.parametrize("value", [0, -3, np.int64(7), 2**70])

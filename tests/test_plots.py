@@ -7,7 +7,7 @@ from IPython.core.formatters import DisplayFormatter
 from scipy import stats
 
 from pdutils import plots
-from pdutils.statistics import PairedDifference, Rate
+from pdutils.stats import PairedDifference, Rate
 
 
 def texts(figure):

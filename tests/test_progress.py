@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from pdutils.progress import progress_bar
+from pdutils._utils import progress_bar
 
 
 class Terminal(io.StringIO):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from browser import PATIENCE, chromium, watched
 
-from pdutils import runner
-from pdutils.data import demo_root
+from pdutils.cli import runner
+from pdutils.demo.shipped import demo_root
 
 browser = pytest.fixture(chromium, scope="module")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pdutils.streams import generator, streams
+from pdutils._utils import generator, streams
 
 
 def draws(rng, n: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pdutils import tables
-from pdutils.statistics import Mean, PairedDifference, Rate
+from pdutils.stats import Mean, PairedDifference, Rate
 
 NAMES = ("badger", "skunk", "fox")
 

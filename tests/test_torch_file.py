@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from pdutils.torch_file import read_tensors
+from pdutils._efficientnet import read_tensors
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 
@@ -102,7 +102,7 @@ def test_tensors_are_read_by_name_with_their_layout():
         lambda mark: Call(Named("os", "system"), f"touch {mark}"),
         lambda mark: Call(Named("builtins", "eval"), f"open({mark!r}, 'w')"),
         lambda mark: Call(Named("posix", "mkdir"), mark),
-        lambda mark: Call(Named("pdutils.torch_file", "os.mkdir"), mark),
+        lambda mark: Call(Named("pdutils._efficientnet", "os.mkdir"), mark),
         lambda mark: Call(Named("numpy", "load"), mark),
         lambda mark: Call(Named("torch._utils", "_rebuild_tensor_v3"), mark),
     ],

@@ -3,7 +3,7 @@ import pytest
 
 from pdutils import verdicts
 from pdutils.published import CLAIMS, Claim
-from pdutils.statistics import Mean, PairedDifference, Rate
+from pdutils.stats import Mean, PairedDifference, Rate
 
 HELPS = Claim("The blog says that it helps", "more")
 

@@ -1,0 +1,15 @@
+"""Attacks on a classifier: what makes an adversary of an image.
+
+All take images and labels and give adversaries on the 8-bit grid. Begin with `gradient.igsm`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "gradient": ["fgsm", "igsm", "igsm_path", "pgd"],
+        "minimum_norm": ["carlini_wagner", "deepfool", "fgsm_smallest", "jsma", "lbfgs"],
+        "adaptive": ["bpda", "expected_gradient"],
+    },
+)

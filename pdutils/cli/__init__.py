@@ -1,0 +1,1 @@
+"""The command line, `python -m pdutils`, and what runs the notebooks."""

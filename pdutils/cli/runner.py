@@ -1,0 +1,626 @@
+"""The notebooks through papermill: each in a kernel of its own, all in one go."""
+
+import ast
+import asyncio
+import logging
+import math
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, ClassVar
+
+import nbformat
+import zmq
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import ensure_event_loop
+from tqdm import tqdm
+
+from pdutils._utils import is_number
+from pdutils.demo.shipped import checkout, demo_root
+from pdutils.files import displayed
+from pdutils.images import whole_file
+
+#: Seconds that one notebook may take, once its kernel is there: many times what the demo's take.
+TIMEOUT = 3600
+
+#: Seconds until a kernel must answer; the first one on a cold disk takes its time.
+START_TIMEOUT = 600
+
+_NUMBERED = re.compile(r"\d\d_\w+\.ipynb")
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+_MARKER = "papermill-error-cell-tag"
+
+
+class UsageError(ValueError):
+    """What was asked for does not exist; the message lists what does."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The error that ended a notebook.
+
+    Attributes
+    ----------
+    error : str
+        Name and message, such as `NameError: name 'x' is not defined`.
+    source : str
+        The cell that raised it; empty if the notebook did not get as far as a cell.
+    """
+
+    error: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the run of one notebook ended.
+
+    Attributes
+    ----------
+    name : str
+        Of the notebook, without suffix.
+    seconds : float
+        How long it took.
+    failure : Failure or None
+        None if it ran to its end.
+    """
+
+    name: str
+    seconds: float
+    failure: Failure | None
+
+
+def find_notebooks(folder: Path | None = None) -> list[Path]:
+    """List the notebooks of the collection, in their order.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where they are; by default `notebooks/` of the checkout.
+
+    Returns
+    -------
+    list of Path
+        What is named `NN_topic.ipynb`.
+    """
+    found = (folder or demo_root() / "notebooks").glob("*.ipynb")
+    return sorted(path for path in found if _NUMBERED.fullmatch(path.name))
+
+
+def choose_notebooks(
+    names: Sequence[str] = (), *, everything: bool = False, folder: Path | None = None
+) -> list[Path]:
+    """Find the notebooks that are meant.
+
+    Parameters
+    ----------
+    names : sequence of str
+        A number (`03`), a name with or without suffix (`03_wavelet_denoising`), or a path. Without
+        names: the blog, 01 to 09.
+    everything : bool
+        Take all of the folder instead of the blog.
+    folder : Path, optional
+        As in `find_notebooks`.
+
+    Returns
+    -------
+    list of Path
+        Each once, in the order of their names.
+
+    Raises
+    ------
+    UsageError
+        If there is no such notebook; the message lists those that there are. Outside a checkout a
+        path alone finds one.
+    """
+    known = find_notebooks(folder)
+    by_path = bool(names) and all(Path(name).is_file() for name in names)
+    if not by_path and folder is None and checkout() is None:
+        raise UsageError(
+            "the notebooks are not in the installed package but in its repository: run this in a "
+            "clone of it, or name a notebook by its path"
+        )
+    if names:
+        chosen = {_choose(name, known) for name in names}
+    else:
+        chosen = {path for path in known if everything or path.name < "10"}
+    if not chosen:
+        raise UsageError(f"no notebook NN_topic.ipynb in {folder or demo_root() / 'notebooks'}")
+    return sorted(chosen, key=lambda path: path.name)
+
+
+def known_parameters(notebook: Path) -> list[str]:
+    """List the parameters of a notebook: what its cell tagged `parameters` assigns.
+
+    Parameters
+    ----------
+    notebook : Path
+        An .ipynb file.
+
+    Returns
+    -------
+    list of str
+        Empty if there is no such cell.
+
+    Raises
+    ------
+    UsageError
+        If the file is no notebook.
+    """
+    return list(_defaults(notebook))
+
+
+def _defaults(notebook: Path) -> dict[str, Any]:
+    """Give the parameters of a notebook with their own values; None where that is no literal."""
+    cells = [cell for cell in _read(notebook).cells if _is_tagged(cell, "parameters")]
+    found: dict[str, Any] = {}
+    for node in ast.parse(cells[0].source).body if cells else []:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [target.id for target in targets if isinstance(target, ast.Name)]
+        found |= dict.fromkeys(names, _literal(getattr(node, "value", None)))
+    return found
+
+
+def _literal(node: ast.expr | str | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def parse_value(text: str, default: Any = None) -> Any:
+    """Read a parameter's value as it is typed on a command line.
+
+    Parameters
+    ----------
+    text : str
+        What was typed.
+    default : bool, int, float, str, list, dict or None
+        The notebook's own value, whose kind the new one takes: a text stays as it was typed; for a
+        number comes a number (for a whole one, any: many a knob has a whole default); for true or
+        false one of these; for a list or a dictionary a literal of Python, whose entries take the
+        kind of the default's first. Where there is no value to go by, what reads as a literal of
+        Python, true, false or none is one, and all else is a text.
+
+    Returns
+    -------
+    bool, int, float, str, list, dict or None
+
+    Raises
+    ------
+    ValueError
+        If it is of another kind; the message says what was expected and what came.
+    """
+    if isinstance(default, str):
+        return text
+    words = {**_WORDS, **({} if default is None else {"none": text, "null": text})}
+    value = words[text.lower()] if text.lower() in words else _literal_or(text)
+    value = list(value) if isinstance(value, tuple) else value
+    if not isinstance(value, (int, float, str, list, dict, NoneType)):
+        value = text
+    try:
+        return _of_kind(value, default)
+    except TypeError as error:
+        raise ValueError(f"expected {error}, got {text!r}") from None
+
+
+def _literal_or(text: str) -> Any:
+    value = _literal(text)
+    return text if value is None else value
+
+
+def _of_kind(value: Any, default: Any) -> Any:
+    """Bring a value to the kind of another; a TypeError says which kind that is."""
+    if isinstance(default, bool):
+        return _checked_kind(value, isinstance(value, bool), "true or false")
+    if isinstance(default, (int, float)):
+        _checked_kind(value, is_number(value) and -math.inf < value < math.inf, "a number")
+        return _number(value, whole=isinstance(default, int))
+    if isinstance(default, str):
+        return _checked_kind(value, isinstance(value, str), "a text in quotes")
+    if isinstance(default, (list, tuple)):
+        form = f"a list such as {list(default)}"
+        _checked_kind(value, isinstance(value, list), form)
+        return [_entry(entry, [*default, None][0], form) for entry in value]
+    if isinstance(default, dict):
+        form = f"a dictionary such as {default}"
+        _checked_kind(value, isinstance(value, dict), form)
+        return {k: _entry(v, [*default.values(), None][0], form) for k, v in value.items()}
+    return value
+
+
+def _number(value: float, *, whole: bool) -> float:
+    if whole:
+        return int(value) if value == int(value) else value
+    try:
+        return float(value)
+    except OverflowError:
+        raise TypeError("a number that a float can hold") from None
+
+
+def _entry(value: Any, default: Any, form: str) -> Any:
+    try:
+        return _of_kind(value, default)
+    except TypeError:
+        raise TypeError(form) from None
+
+
+def _checked_kind(value: Any, right: bool, expected: str) -> Any:
+    if not right:
+        raise TypeError(expected)
+    return value
+
+
+def assign_parameters(
+    notebooks: Sequence[Path], parameters: Mapping[str, Any]
+) -> dict[Path, dict[str, Any]]:
+    """Give each notebook those parameters that it knows, each in the kind of its own value.
+
+    Parameters
+    ----------
+    notebooks : sequence of Path
+        Those that are to run.
+    parameters : mapping of str to value
+        What is asked for. A text is read by `parse_value`; any other value is passed as it is.
+
+    Returns
+    -------
+    dict of Path to dict
+
+    Raises
+    ------
+    UsageError
+        If none of the notebooks knows one of the parameters (the message lists those known), or a
+        value is of another kind than the notebook's own.
+    """
+    known = {path: _defaults(path) for path in notebooks}
+    every = sorted({name for names in known.values() for name in names})
+    for name in parameters:
+        if name not in every:
+            where = notebooks[0].stem if len(notebooks) == 1 else "any of the notebooks"
+            raise UsageError(
+                f"no parameter {name!r} in {where}; known: {', '.join(every) or 'none'}"
+            )
+    return {
+        path: {
+            name: _assigned(path, name, value, defaults[name])
+            for name, value in parameters.items()
+            if name in defaults
+        }
+        for path, defaults in known.items()
+    }
+
+
+def _assigned(notebook: Path, name: str, value: Any, default: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if displayed(value) != value:
+        # A notebook is a file in UTF-8.
+        raise UsageError(f"{name}: expected a text in UTF-8, got {displayed(value)}")
+    try:
+        return parse_value(value, default)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error} ({notebook.stem})") from None
+
+
+def run_notebooks(
+    notebooks: Sequence[Path],
+    output: Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    timeout: int = TIMEOUT,
+    jobs: int = 1,
+) -> list[Outcome]:
+    """Execute notebooks, and leave each in a folder.
+
+    A notebook that fails does not stop the others; what it did until then and its error are
+    written too. Each file appears whole or not at all, as soon as its notebook has ended, so that
+    an interrupted run leaves what was finished. Progress goes to stderr: a bar on a terminal, else
+    one line a notebook.
+
+    Parameters
+    ----------
+    notebooks : sequence of Path
+        In the order in which they are started.
+    output : Path
+        The folder, which is made; what other notebooks left there stays.
+    parameters : mapping of str to value, optional
+        Each notebook gets those that it knows, in place of its own values; see
+        `assign_parameters`.
+    timeout : int
+        Seconds that one notebook may take, from its first cell to its last.
+    jobs : int
+        How many notebooks run at once, at least 1. They share the cores: where OPENBLAS_NUM_THREADS
+        is not set, each gets its part.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of `notebooks`.
+
+    Raises
+    ------
+    UsageError
+        If a parameter is known to none of the notebooks or its value is of another kind, or a
+        file is no notebook.
+    ValueError
+        If the timeout or the number of jobs is below 1.
+    OSError
+        If the folder cannot be written to.
+    """
+    if timeout < 1 or jobs < 1:
+        raise ValueError(f"expected a timeout and jobs of at least 1, got {timeout} and {jobs}")
+    assigned = assign_parameters(notebooks, parameters or {})
+    output.mkdir(parents=True, exist_ok=True)
+    cells = sum(_count_cells(*task) for task in assigned.items())
+    run = _Run(output, timeout, jobs, cells)
+    with _silent("papermill"):
+        return run.all(list(assigned.items()))
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    # What it would say stands in the outcome.
+    level = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
+
+
+class _Kernel(AsyncKernelManager):
+    """A kernel of this very interpreter; the subclass of a run knows those that it started."""
+
+    started: ClassVar[list["_Kernel"]]
+    environment: ClassVar[dict[str, str]]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            kernel_spec_manager=_ThisInterpreter(self.environment),
+            transport_encryption="auto" if zmq.has("curve") else "disabled",
+            **options,
+        )
+        self.started.append(self)
+
+    def kill(self) -> None:
+        process = getattr(self.provisioner, "process", None)
+        if process is not None:
+            process.kill()
+
+
+def _kernel_class(jobs: int) -> type[_Kernel]:
+    class RunKernel(_Kernel):
+        started: ClassVar[list[_Kernel]] = []
+        environment: ClassVar[dict[str, str]] = _environment(jobs)
+
+    return RunKernel
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    # A bar in an executed notebook would be a hundred lines of its stages.
+    quiet = {"TQDM_DISABLE": "1"}
+    # Each OpenBLAS has a thread a core, which spins while those of other notebooks work.
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return {**quiet, "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", str(threads))}
+
+
+class _ThisInterpreter(KernelSpecManager):
+    # What is installed as `python3` on a machine may be another environment's Python.
+    def __init__(self, environment: dict[str, str]) -> None:
+        super().__init__()
+        self._environment = environment
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict(), env=self._environment)
+
+
+class _Run:
+    """What the notebooks of one run share: their kernels, the bar, the folder of the results."""
+
+    def __init__(self, output: Path, timeout: int, jobs: int, cells: int) -> None:
+        self.output = output
+        self.timeout = timeout
+        self.lock = threading.Lock()
+        self.stopped = False
+        self.jobs = jobs
+        self.kernel_class = _kernel_class(jobs)
+        self.active: list[str] = []
+        self.bar = tqdm(total=cells, unit="cell", disable=None, dynamic_ncols=True)
+
+    def all(self, tasks: Sequence[tuple[Path, dict[str, Any]]]) -> list[Outcome]:
+        # The main thread only waits, since Ctrl-C reaches no other.
+        with self.bar, ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(self.one, path, parameters) for path, parameters in tasks]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                self.stop(futures)
+                raise
+
+    def stop(self, futures: Sequence[Future[Outcome]]) -> None:
+        """End the kernels that live, and those that a notebook is just about to start."""
+        self.stopped = True
+        for future in futures:
+            future.cancel()
+        while wait(futures, timeout=0.1).not_done:
+            for kernel in self.kernel_class.started:
+                kernel.kill()
+
+    def one(self, path: Path, parameters: dict[str, Any]) -> Outcome:
+        self.begin(path.stem)
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            executed = Path(folder) / path.name
+            error = self.execute(path, executed, parameters)
+            if self.stopped:
+                raise InterruptedError(f"{path.stem} was stopped")
+            notebook = _read(executed if executed.exists() else path)
+        failure = None if error is None else _failure(error, notebook, self._advice(path))
+        outcome = Outcome(path.stem, time.monotonic() - start, failure)
+        with self.lock:
+            self.write(path.name, _finished(notebook, outcome))
+            self.end(outcome)
+        return outcome
+
+    def write(self, name: str, notebook: Any) -> None:
+        with whole_file(self.output / name) as path:
+            path.write_text(nbformat.writes(notebook), "utf-8")
+
+    def _advice(self, path: Path) -> str:
+        """Say what helps a notebook that ran out of time."""
+        less = ", and -p images N less to do" if "images" in known_parameters(path) else ""
+        return f"the {self.timeout} s of the notebook are over: --timeout S gives it more{less}"
+
+    def execute(self, path: Path, executed: Path, parameters: dict[str, Any]) -> Exception | None:
+        from papermill import execute_notebook
+
+        try:
+            with _own_event_loop():
+                execute_notebook(
+                    path.resolve(),
+                    executed,
+                    parameters,
+                    kernel_name="python3",
+                    progress_bar=False,
+                    start_timeout=START_TIMEOUT,
+                    timeout_func=_Remaining(self.timeout),
+                    kernel_manager_class=self.kernel_class,
+                    on_cell_executed=self.step,
+                    shutdown_kernel="immediate",
+                )
+        except Exception as error:
+            # Whatever ends a notebook (its own code, a dead kernel, a cell out of time, a full
+            # disk) is that notebook's failure: the others go on.
+            return error
+        return None
+
+    def begin(self, name: str) -> None:
+        with self.lock:
+            self.active.append(name)
+            self.bar.set_description(", ".join(self.active))
+
+    def step(self, **_: Any) -> None:
+        with self.lock:
+            self.bar.update()
+
+    def end(self, outcome: Outcome) -> None:
+        self.active.remove(outcome.name)
+        self.bar.set_description(", ".join(self.active))
+        state = "failed" if outcome.failure else "ok"
+        self.bar.write(f"{outcome.name}  {outcome.seconds:.1f} s  {state}", file=sys.stderr)
+
+
+class _Remaining:
+    """How many of a notebook's seconds are left for a cell; they begin with the first one."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self.deadline: float | None = None
+
+    def __call__(self, _: Any) -> int:
+        now = time.monotonic()
+        if self.deadline is None:
+            self.deadline = now + self.seconds
+        # No time at all would be no limit to the client.
+        return max(1, math.ceil(self.deadline - now))
+
+
+@contextmanager
+def _own_event_loop() -> Iterator[None]:
+    # The client leaves its thread's loop open, and in it what waits for a kernel that has died.
+    try:
+        yield
+    finally:
+        loop = ensure_event_loop()
+        waiting = asyncio.all_tasks(loop)
+        for task in waiting:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
+        loop.close()
+
+
+def _failure(error: Exception, notebook: Any, late: str) -> Failure:
+    kind = type(error).__name__
+    if kind == "PapermillExecutionError":
+        return Failure(_plain(f"{error.ename}: {error.evalue}"), error.source)  # type: ignore[attr-defined]
+    cell = _last_started(notebook)
+    reason = late if kind == "CellTimeoutError" else error
+    return Failure(_plain(f"{kind}: {reason}"), cell.source if cell else "")
+
+
+def _finished(notebook: Any, outcome: Outcome) -> Any:
+    """Put into an executed notebook how its run ended, in place of papermill's own marks."""
+    notebook.cells = [cell for cell in notebook.cells if not _is_tagged(cell, _MARKER)]
+    record = notebook.metadata.setdefault("papermill", nbformat.NotebookNode())
+    record.update(duration=outcome.seconds, exception=outcome.failure is not None)
+    for path in ("input_path", "output_path"):
+        record.pop(path, None)
+    if outcome.failure is not None:
+        record["error"] = outcome.failure.error
+        _show_error(notebook, outcome.failure.error)
+    return notebook
+
+
+def _show_error(notebook: Any, error: str) -> None:
+    # A kernel that is stopped or dies leaves no error among the outputs.
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    cell = _last_started(notebook)
+    if cell and not any(output.output_type == "error" for output in outputs):
+        name, _, message = error.partition(": ")
+        shown = nbformat.v4.new_output("error", ename=name, evalue=message, traceback=[error])
+        cell.outputs.append(shown)
+
+
+def _last_started(notebook: Any) -> Any:
+    """Give the code cell that was last to start, else the first one, else None."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    started = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
+    return started[-1] if started else next(iter(cells), None)
+
+
+def _choose(name: str, known: Sequence[Path]) -> Path:
+    path = Path(name)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path
+    stem = name.removesuffix(".ipynb")
+    for notebook in known:
+        if stem in (notebook.stem, notebook.stem[:2]):
+            return notebook
+    listed = ", ".join(notebook.stem for notebook in known) or "none"
+    raise UsageError(f"no notebook {name!r}; known: {listed}")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path}: expected a notebook: {reason}") from error
+
+
+def _is_tagged(cell: Any, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
+def _count_cells(notebook: Path, parameters: Mapping[str, Any]) -> int:
+    """Count the cells that the bar will see: those with code, and the one with the parameters."""
+    cells = _read(notebook).cells
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    return len(code) + bool(parameters)
+
+
+def _plain(text: str) -> str:
+    return _ANSI.sub("", text).strip()

@@ -1,0 +1,17 @@
+"""Defences: pixel deflection and denoising as a pipeline, as one Keras model, and their peers.
+
+Begin with `pipeline.Defense`, the defence of the paper.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "pipeline": ["Defense"],
+        "transformations": [],
+        "keras_model": ["defended_model"],
+        "layers": ["PixelDeflection", "RobustCAM", "RobustGradCAM", "WaveletDenoising"],
+        "art": ["PixelDeflectionPreprocessor", "WaveletDenoisingPreprocessor", "art_classifier"],
+    },
+)

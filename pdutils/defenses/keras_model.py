@@ -1,0 +1,220 @@
+"""A defended model: the map, the deflection and the denoising inside one Keras model.
+
+Importing this module loads TensorFlow.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from pdutils._network import load_tensorflow
+from pdutils.classifiers import Classifier
+from pdutils.defenses.pipeline import Defense
+
+# Before Keras is: it says what is amiss with Keras's settings.
+load_tensorflow()
+
+import keras
+import numpy as np
+from keras import ops
+
+from pdutils._network import LEAST, only
+from pdutils.defenses.layers import (
+    Logits,
+    PixelDeflection,
+    RobustCAM,
+    RobustGradCAM,
+    WaveletDenoising,
+)
+
+Tensor = Any
+
+#: From images (N, H, W, 3), RGB in [0, 255].
+Step = Callable[[Tensor], Tensor]
+
+_WAVELET_KNOBS = frozenset({"sigma", "mode", "sigma_scale"})
+
+
+def defended_model(
+    classifier: Classifier,
+    defense: Defense,
+    *,
+    seed: int | None = None,
+    logits: bool = False,
+) -> keras.Model:
+    """Put a defence in front of a classifier, as one Keras model.
+
+    Everything happens in the graph, batched: images that lie on a GPU stay there. The map is that
+    of `Defense.activation_map`, and the forward pass that makes it is the only one besides those
+    that classify. A head of average pooling and one dense layer has the weights of the map; any
+    other head takes backward passes through itself, one for each class of the map. The model saves
+    and loads like any other, once `defenses.layers` is imported. How its deflection differs from
+    the
+    NumPy path stands at `defenses.layers.PixelDeflection`; averaged over draws, the two agree. A
+    prediction depends on the image's place in its batch and on the calls before, through what it
+    draws, but not on the other images; a loaded model draws from its seed again.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        One of the project's, or a Keras model of one's own in a `Classifier`.
+    defense : Defense
+        With the wavelet denoiser (db1, BayesShrink, YCbCr) or none.
+    seed : int or None
+        Of the deflection.
+    logits : bool
+        Whether the model gives logits instead of probabilities, as attacks of other libraries take
+        them: those of the network, or with several runs the logarithms of their mean probabilities.
+
+    Returns
+    -------
+    keras.Model
+        From images (N, H, W, 3), RGB in [0, 255], to probabilities (N, K): with several runs their
+        mean, or the shares of their votes. Or to logits.
+
+    Raises
+    ------
+    ValueError
+        If the defence has another denoiser or option: `Defense.predict` takes those. If it has a
+        map and the network has no feature map to make it of. If the classifier's `preprocess` calls
+        functions of TensorFlow rather than arithmetic and `keras.ops`. If logits are asked for and
+        the runs vote: a share of votes has no gradient.
+    """
+    if logits and defense.aggregate == "vote":
+        raise ValueError("logits: expected a defence whose runs are averaged, got aggregate='vote'")
+    images = keras.Input((*classifier.input_size, 3), name="images")
+    classify, make_maps = _steps(classifier, defense, logits)
+    many = _repeated(images, defense.runs)
+    inputs = many if make_maps is None else [many, _repeated(make_maps(images), defense.runs)]
+    defended = _deflection(defense, seed)(inputs)
+    for layer in _denoising(defense):
+        defended = layer(defended)
+    outputs = classify(defended)
+    if logits and defense.runs > 1:
+        outputs = ops.log_softmax(outputs)
+        outputs = ops.logsumexp(_by_run(outputs, defense), axis=1) - float(np.log(defense.runs))
+    elif not logits:
+        outputs = _aggregated(outputs, defense)
+    return keras.Model(images, outputs, name=f"defended_{classifier.model.name}")
+
+
+def _makes_map(defense: Defense) -> bool:
+    return defense.activation != "none" and defense.deflections > 0
+
+
+def _steps(classifier: Classifier, defense: Defense, logits: bool) -> tuple[Step, Step | None]:
+    """Give what classifies and, if the defence uses one, what makes the map."""
+    if not _makes_map(defense):
+        return _without_map(classifier, logits), None
+    if classifier.head_weights is None:
+        return _by_gradients(classifier, defense, logits)
+    return _by_head_weights(classifier, defense, logits)
+
+
+def _without_map(classifier: Classifier, logits: bool) -> Step:
+    if classifier.network.graph is None:
+        return lambda images: _of_black_box(classifier, images, logits)
+    network = classifier.network.parts(answer=_answer(classifier, logits))
+    return lambda images: network(classifier.preprocess(images))["answer"]
+
+
+def _of_black_box(classifier: Classifier, images: Tensor, logits: bool) -> Tensor:
+    output = only(classifier.model(classifier.preprocess(images)))
+    if not logits:
+        return classifier.network.probabilities(output)
+    return output if classifier.network.gives_logits else _log(output)
+
+
+def _by_head_weights(classifier: Classifier, defense: Defense, logits: bool) -> tuple[Step, Step]:
+    network = classifier.network.parts(
+        answer=_answer(classifier, logits),
+        probabilities=_answer(classifier, logits=False),
+        features=classifier.network.feature_map(),
+    )
+    layer = RobustCAM(
+        classifier.input_size,
+        classifier.head_weights,
+        _ranks(defense),
+        defense.combine,
+        defense.upscale,
+    )
+
+    def classify(images: Tensor) -> Tensor:
+        return network(classifier.preprocess(images))["answer"]
+
+    def make_maps(images: Tensor) -> Tensor:
+        found = network(classifier.preprocess(images))
+        return layer([found["features"], found["probabilities"]])
+
+    return classify, make_maps
+
+
+def _by_gradients(classifier: Classifier, defense: Defense, logits: bool) -> tuple[Step, Step]:
+    network = classifier.network.parts(
+        logits=_logits(classifier), features=classifier.network.feature_map()
+    )
+    layer = RobustGradCAM(
+        network, classifier.input_size, _ranks(defense), defense.combine, defense.upscale
+    )
+
+    return (
+        lambda images: layer(classifier.preprocess(images), logits=logits),
+        lambda images: layer(classifier.preprocess(images), maps=True),
+    )
+
+
+def _answer(classifier: Classifier, logits: bool) -> Tensor:
+    network = classifier.network
+    return _logits(classifier) if logits else network.probabilities(network.graph.output)
+
+
+def _logits(classifier: Classifier) -> Tensor:
+    """Give the logits, or their nearest substitute in a model that never has them."""
+    tail = classifier.network.tail
+    if tail.kind == "output":
+        return _log(tail.tensor)
+    if tail.kind == "dense":
+        return Logits(tail.dense, name="logits")(tail.tensor)
+    return ops.reshape(ops.cast(tail.tensor, "float32"), (-1, len(classifier.class_ids)))
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return ops.log(ops.maximum(ops.cast(probabilities, "float32"), LEAST))
+
+
+def _ranks(defense: Defense) -> int | None:
+    return defense.k if defense.activation == "rcam" else 1
+
+
+def _deflection(defense: Defense, seed: int | None) -> PixelDeflection:
+    return PixelDeflection(defense.deflections, defense.window, defense.reading, seed)
+
+
+def _denoising(defense: Defense) -> list[WaveletDenoising]:
+    if defense.denoiser is None:
+        return []
+    others = set(defense.denoiser_options) - _WAVELET_KNOBS
+    if defense.denoiser != "wavelet" or others:
+        raise ValueError(
+            "expected the denoiser 'wavelet' with no other options than "
+            f"{', '.join(sorted(_WAVELET_KNOBS))}; got {defense.denoiser!r} with "
+            f"{dict(defense.denoiser_options)}; Defense.predict takes the others"
+        )
+    return [WaveletDenoising(**defense.denoiser_options)]
+
+
+def _repeated(batch: Tensor, runs: int) -> Tensor:
+    return batch if runs == 1 else ops.repeat(batch, runs, axis=0)
+
+
+def _aggregated(probabilities: Tensor, defense: Defense) -> Tensor:
+    if defense.aggregate == "vote":
+        winners = ops.argmax(probabilities, axis=-1)
+        probabilities = ops.one_hot(winners, probabilities.shape[-1])
+    if defense.runs == 1:
+        return probabilities
+    return ops.mean(_by_run(probabilities, defense), axis=1)
+
+
+def _by_run(rows: Tensor, defense: Defense) -> Tensor:
+    """Part the rows (N x runs, K) of all runs by image, (N, runs, K)."""
+    return ops.reshape(rows, (-1, defense.runs, rows.shape[-1]))

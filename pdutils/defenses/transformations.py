@@ -1,0 +1,368 @@
+"""The transformations of images that the paper's Table 4 sets pixel deflection against.
+
+Feature squeezing (Xu, Evans, Qi 2018, arXiv 1704.01155), randomization (Xie et al. 2018,
+arXiv 1711.01991) and crops (Guo et al. 2018, arXiv 1711.00117), each on images of the network's own
+size; where that makes a difference to the source, the function says so. The median, total
+variation, JPEG and the other filters are those of `pdutils.denoising`. Image quilting, which Guo et
+al. use too, is left out: it needs a bank of patches of clean images. The ensembles of the sources
+are not made here either: each call draws once, and whoever wants an average calls it again.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from pdutils._utils import Rng, check_odd, check_whole, is_finite, is_number, streams
+from pdutils.denoising import (
+    denoise_bilateral,
+    denoise_dct,
+    denoise_jpeg,
+    denoise_median,
+    denoise_tv,
+    denoise_wiener,
+)
+from pdutils.images import Array, as_batch
+
+#: What zero is to a network whose input is scaled to [-1, 1], as that of Xie et al. is.
+MID_GREY = 127.5
+
+
+def bit_depth(images: Array, *, bits: int = 5) -> Array:
+    """Keep the most significant bits of each channel.
+
+    Source: Xu, Evans, Qi 2018, arXiv 1704.01155: a value in [0, 1] becomes the nearest of 2^bits
+    values from 0 to 1, so that black and white stay. The paper's table has 2 and 5 bits.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255]; they are clipped to that first.
+    bits : int
+        From 1 to 8.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+        The values are multiples of 255 / (2^bits - 1): not whole, unless that is.
+
+    Raises
+    ------
+    ValueError
+        If the bits are out of range, or the images break their contract.
+    """
+    check_whole("bits", bits, 1, 8)
+    batch, single = as_batch(images)
+    step = np.float32(255 / (2**bits - 1))
+    result: Array = np.rint(np.clip(batch, 0, 255) / step) * step
+    return result[0] if single else result
+
+
+def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float = 4.0) -> Array:
+    """Average those pixels of a window whose patches look alike.
+
+    Source: Buades, Coll, Morel 2005, DOI 10.1109/CVPR.2005.38, with the three numbers by which Xu,
+    Evans, Qi 2018, arXiv 1704.01155, name it: 11-3-2, 11-3-4, 13-3-4. A neighbour weighs
+    exp(-d / strength^2), where d is the mean square of the differences between the two patches,
+    over their pixels and channels, as in OpenCV, which they used. OpenCV's function for colour
+    pictures goes through the Lab colours and 8 bits; this one stays in RGB.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    search : int
+        The side of the window of neighbours, an odd number of pixels. It reaches no further than
+        the image is long; at its border the image is mirrored.
+    patch : int
+        The side of a patch, an odd number of pixels, which reaches no further either.
+    strength : float
+        In grey levels, above 0: how unlike a patch may be.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of its range, or the images break their contract.
+    """
+    check_odd("search", search)
+    check_odd("patch", patch)
+    if not is_finite(strength) or strength <= 0:
+        raise ValueError(f"strength: expected grey levels above 0, got {strength!r}")
+    batch, single = as_batch(images)
+    result = np.stack([_nl_means(image, search, patch, strength) for image in batch])
+    return result[0] if single else result
+
+
+def squeeze(
+    images: Array,
+    *,
+    bits: int = 5,
+    size: int = 2,
+    search: int = 11,
+    patch: int = 3,
+    strength: float = 4.0,
+) -> Array:
+    """Reduce the bits, take the median, then the non-local means, one after the other.
+
+    These are the three squeezers that Xu, Evans, Qi 2018, arXiv 1704.01155, found best together on
+    ImageNet. They detect adversaries by three predictions, one a squeezer; a defence that gives one
+    image can only apply them in a row. What pixel deflection's paper did with "the best three" is
+    not known.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    bits : int
+        As in `bit_depth`.
+    size : int
+        Of the median, as in `pdutils.denoising.denoise_median`.
+    search, patch, strength
+        As in `nl_means`.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+
+    Raises
+    ------
+    ValueError
+        As those three.
+    """
+    reduced = denoise_median(bit_depth(images, bits=bits), size=size)
+    return nl_means(reduced, search=search, patch=patch, strength=strength)
+
+
+def random_resize(
+    images: Array, *, smallest: float = 0.9, fill: float = MID_GREY, rng: Rng = None
+) -> Array:
+    """Show each image at a random size, in the middle of a grey ground.
+
+    Source: Xie et al. 2018, arXiv 1711.01991, who enlarge 299 pixels to 299 up to 330, for a
+    network that takes any size. A network of a fixed size cannot be shown more pixels; what is kept
+    is that things are seen at a random scale.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    smallest : float
+        In (0, 1]: the least height as a share of the image's. Each whole height from there up to
+        one pixel less than the image's is equally likely; the width keeps the proportions.
+    fill : float
+        The grey level of the ground, 0 to 255. Xie et al. pad with 0 after scaling to [-1, 1],
+        which is 127.5.
+    rng : int, numpy.random.Generator, list of Generator, or None
+        Each image draws from a stream of its own, see `pdutils._utils`.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+        Scaled bilinearly, antialiased.
+
+    Raises
+    ------
+    ValueError
+        If a knob is out of its range, or the images break their contract.
+    """
+    return _laid_on_ground(images, smallest, fill, rng, sizes=True, places=False)
+
+
+def random_pad(
+    images: Array, *, smallest: float = 0.9, fill: float = MID_GREY, rng: Rng = None
+) -> Array:
+    """Show each image at one smaller size, at a random place of a grey ground.
+
+    Source: Xie et al. 2018, arXiv 1711.01991, who put 299 pixels at a random place of 331. For a
+    network of a fixed size the whole is scaled to that: the share of the ground is the same, 299 of
+    331 being nine tenths.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    smallest : float
+        In (0, 1]: the height as a share of the image's; 1 leaves the images as they are.
+    fill, rng
+        As in `random_resize`.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+        Scaled bilinearly, antialiased.
+
+    Raises
+    ------
+    ValueError
+        If a knob is out of its range, or the images break their contract.
+    """
+    return _laid_on_ground(images, smallest, fill, rng, sizes=False, places=True)
+
+
+def random_resize_pad(
+    images: Array, *, smallest: float = 0.9, fill: float = MID_GREY, rng: Rng = None
+) -> Array:
+    """Show each image at a random size, at a random place of a grey ground.
+
+    Source: Xie et al. 2018, arXiv 1711.01991, who enlarge 299 pixels to 299 up to 330 and put them
+    at a random place of 331. For a network of a fixed size the whole is scaled to that.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    smallest, fill, rng
+        As in `random_resize`.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+        Scaled bilinearly, antialiased.
+
+    Raises
+    ------
+    ValueError
+        If a knob is out of its range, or the images break their contract.
+    """
+    return _laid_on_ground(images, smallest, fill, rng, sizes=True, places=True)
+
+
+def crop_rescale(images: Array, *, side: float = 0.4, rng: Rng = None) -> Array:
+    """Cut a part out of each image at a random place and scale it back to the image's size.
+
+    Source: Guo et al. 2018, arXiv 1711.00117, who cut 90 x 90 of 224 x 224 pixels and average the
+    predictions of 30 crops; this gives one.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255].
+    side : float
+        In (0, 1]: the sides of the part as a share of the image's; 1 leaves the images as they are.
+    rng : int, numpy.random.Generator, list of Generator, or None
+        Each image draws from a stream of its own, see `pdutils._utils`.
+
+    Returns
+    -------
+    ndarray of float32, the shape of `images`
+        Scaled bilinearly.
+
+    Raises
+    ------
+    ValueError
+        If the side is out of its range, or the images break their contract.
+    """
+    _check_share("side", side)
+    batch, single = as_batch(images)
+    height, width = batch.shape[1:3]
+    part = _scaled_side(height, side), _scaled_side(width, side)
+    result = np.empty_like(batch)
+    for i, stream in enumerate(streams(rng, len(batch))):
+        top, left = _random_place((height, width), part, stream)
+        crop = batch[i, top : top + part[0], left : left + part[1]]
+        result[i] = _resized(crop, (height, width))
+    return result[0] if single else result
+
+
+PEERS: dict[str, Callable[..., Array]] = {
+    "bit_depth": bit_depth,
+    "median": denoise_median,
+    "nl_means": nl_means,
+    "squeeze": squeeze,
+    "bilateral": denoise_bilateral,
+    "tv": denoise_tv,
+    "wiener": denoise_wiener,
+    "jpeg": denoise_jpeg,
+    "dct": denoise_dct,
+    "random_resize": random_resize,
+    "random_pad": random_pad,
+    "random_resize_pad": random_resize_pad,
+    "crop_rescale": crop_rescale,
+}
+
+
+def _nl_means(image: Array, search: int, patch: int, strength: float) -> Array:
+    # scikit-image 0.26 compares patches one pixel narrower than it is asked to, but divides by
+    # the pixels of the whole patch: of 3 x 3 it takes less than half of the difference.
+    height, width, _ = image.shape
+    reach, rim = (
+        [min(side // 2, length - 1) for length in (height, width)] for side in (search, patch)
+    )
+    rows, columns = height + 2 * rim[0], width + 2 * rim[1]
+    # A plane a channel: NumPy is slow on an axis of three.
+    planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))
+    around = [(r + m, r + m) for r, m in zip(reach, rim, strict=True)]
+    mirrored = np.pad(planes, [(0, 0), *around], mode="reflect")
+    centre = mirrored[:, reach[0] : reach[0] + rows, reach[1] : reach[1] + columns]
+    total, weights = np.zeros_like(planes), np.zeros((height, width), dtype=np.float32)
+    sides = 2 * rim[0] + 1, 2 * rim[1] + 1
+    scale = np.float32(-1 / (len(planes) * math.prod(sides) * strength**2))
+    for down, right in np.ndindex(2 * reach[0] + 1, 2 * reach[1] + 1):
+        other = mirrored[:, down : down + rows, right : right + columns]
+        difference = other - centre
+        unlike = _box_sum(np.einsum("chw,chw->hw", difference, difference), sides)
+        weight = np.exp(scale * unlike)
+        total += weight * other[:, rim[0] : rim[0] + height, rim[1] : rim[1] + width]
+        weights += weight
+    averaged: Array = np.moveaxis(total / weights, 0, -1)
+    return np.ascontiguousarray(averaged)
+
+
+def _box_sum(values: Array, sides: tuple[int, int]) -> Array:
+    """Sum the values of each box of these sides that lies inside."""
+    for axis, side in enumerate(sides):
+        length = values.shape[axis] - side + 1
+        parts = [values.take(range(i, i + length), axis=axis) for i in range(side)]
+        values = np.sum(parts, axis=0)
+    return values
+
+
+def _laid_on_ground(
+    images: Array, smallest: float, fill: float, rng: Rng, *, sizes: bool, places: bool
+) -> Array:
+    """Lay each image, made smaller, on a grey ground: at a random size, place, or both."""
+    _check_share("smallest", smallest)
+    if not is_number(fill) or not 0 <= fill <= 255:
+        raise ValueError(f"fill: expected a grey level from 0 to 255, got {fill!r}")
+    batch, single = as_batch(images)
+    frame = batch.shape[1:3]
+    result = np.full_like(batch, fill)
+    for i, stream in enumerate(streams(rng, len(batch))):
+        height = _scaled_side(frame[0], smallest)
+        if sizes:
+            height = int(stream.integers(height, max(frame[0], height + 1)))
+        size = height, _scaled_side(frame[1], height / frame[0])
+        middle = (frame[0] - size[0]) // 2, (frame[1] - size[1]) // 2
+        top, left = _random_place(frame, size, stream) if places else middle
+        result[i, top : top + size[0], left : left + size[1]] = _resized(batch[i], size)
+    return result[0] if single else result
+
+
+def _random_place(
+    frame: tuple[int, ...], size: tuple[int, int], rng: np.random.Generator
+) -> tuple[int, int]:
+    return int(rng.integers(frame[0] - size[0] + 1)), int(rng.integers(frame[1] - size[1] + 1))
+
+
+def _scaled_side(length: int, share: float) -> int:
+    return max(1, round(length * share))
+
+
+def _resized(image: Array, size: tuple[int, ...]) -> Array:
+    """Scale an image bilinearly, in floating point, a channel at a time."""
+    if image.shape[:2] == tuple(size):
+        return image
+    height, width = size
+    channels = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(3)]
+    bilinear = Image.Resampling.BILINEAR
+    return np.stack([np.asarray(c.resize((width, height), bilinear)) for c in channels], axis=-1)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not is_number(value) or not 0 < value <= 1:
+        raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")

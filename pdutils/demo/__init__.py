@@ -1,0 +1,23 @@
+"""What the notebooks work on: an image with its adversary, many images, the shipped drawings.
+
+Begin with `examples.load_case`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "examples": [
+            "Case",
+            "Collection",
+            "image_names",
+            "load_case",
+            "load_clean",
+            "load_collection",
+        ],
+        "shipped": ["DemoImage", "demo_images", "demo_root", "demo_weights"],
+        "drawing": ["CLASS_NAMES", "draw_animal", "draw_animals"],
+        "network": ["demo_network"],
+    },
+)

@@ -1,0 +1,15 @@
+"""The defence under sliders: plain ones for the notebooks, and the explorer as a widget.
+
+Begin with `sliders` for one picture that follows its knobs, `widget.explorer` for all of them.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "sliders": [],
+        "engine": ["Explorer", "Settings", "as_code"],
+        "widget": ["ExplorerWidget", "explorer"],
+    },
+)

@@ -1,0 +1,287 @@
+"""Rates, their differences and means over images, each with its 95% interval."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from pdutils._utils import LARGEST
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many of n, with the 95% interval of Wilson.
+
+    Attributes
+    ----------
+    successes, n : int
+        0 <= successes <= n.
+
+    Raises
+    ------
+    ValueError
+        If n is below 1 or `successes` is not in [0, n].
+    """
+
+    successes: int
+    n: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n <= LARGEST or not 0 <= self.successes <= self.n:
+            raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {self!r}")
+
+    @classmethod
+    def of(cls, hits: NDArray[np.bool_]) -> "Rate":
+        """Count the hits of a boolean array.
+
+        Parameters
+        ----------
+        hits : ndarray of bool, shape (n,)
+            True for each success.
+
+        Returns
+        -------
+        Rate
+        """
+        return cls(int(np.sum(hits)), int(np.size(hits)))
+
+    @property
+    def value(self) -> float:
+        """The share of successes, in [0, 1]."""
+        return self.successes / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% score interval (Wilson 1927, DOI 10.1080/01621459.1927.10502953)."""
+        bounds = stats.binomtest(self.successes, self.n).proportion_ci(method="wilson")
+        return float(bounds.low), float(bounds.high)
+
+    def __repr__(self) -> str:
+        return f"Rate({self.successes}, {self.n})"
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The difference of two rates on the same images: the first's minus the second's.
+
+    Attributes
+    ----------
+    both, first_only, second_only, neither : int
+        How many images are hits of both, of one alone, of none.
+
+    Raises
+    ------
+    ValueError
+        If a count is negative or all are 0.
+    """
+
+    both: int
+    first_only: int
+    second_only: int
+    neither: int
+
+    def __post_init__(self) -> None:
+        counts = (self.both, self.first_only, self.second_only, self.neither)
+        if min(counts) < 0 or not 1 <= sum(counts) <= LARGEST:
+            raise ValueError(f"expected counts of at least 0, not all of them 0, got {self!r}")
+
+    @classmethod
+    def of(
+        cls, first_hits: NDArray[np.bool_], second_hits: NDArray[np.bool_]
+    ) -> "PairedDifference":
+        """Count two boolean arrays over the same images.
+
+        Parameters
+        ----------
+        first_hits, second_hits : ndarray of bool, shape (n,)
+            True for each success; the i-th of both belong to the same image.
+
+        Returns
+        -------
+        PairedDifference
+
+        Raises
+        ------
+        ValueError
+            If they are not boolean or their shapes differ.
+        """
+        first, second = np.asarray(first_hits), np.asarray(second_hits)
+        if first.dtype != np.bool_ or second.dtype != np.bool_ or first.shape != second.shape:
+            raise ValueError(
+                "expected two boolean arrays of one shape, got "
+                f"{first.dtype} {first.shape} and {second.dtype} {second.shape}"
+            )
+        both, first_only = int(np.sum(first & second)), int(np.sum(first & ~second))
+        second_only = int(np.sum(~first & second))
+        return cls(both, first_only, second_only, first.size - both - first_only - second_only)
+
+    @property
+    def n(self) -> int:
+        """The number of images."""
+        return self.both + self.first_only + self.second_only + self.neither
+
+    @property
+    def first(self) -> Rate:
+        """The first rate."""
+        return Rate(self.both + self.first_only, self.n)
+
+    @property
+    def second(self) -> Rate:
+        """The second rate."""
+        return Rate(self.both + self.second_only, self.n)
+
+    @property
+    def value(self) -> float:
+        """The first rate minus the second, in [-1, 1]."""
+        return (self.first_only - self.second_only) / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% hybrid score interval for paired data.
+
+        Method 10 of Newcombe 1998, DOI
+        10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C.
+        """
+        first_low, first_high = _arms(self.first)
+        second_low, second_high = _arms(self.second)
+        phi = self._correlation
+        below = first_low**2 - 2 * phi * first_low * second_high + second_high**2
+        above = first_high**2 - 2 * phi * first_high * second_low + second_low**2
+        # |phi| <= 1 leaves both a sum of squares; rounding may take them below 0 by a hair.
+        low, high = (math.sqrt(max(square, 0.0)) for square in (below, above))
+        return self.value - low, self.value + high
+
+    @property
+    def _correlation(self) -> float:
+        """The coefficient phi of the two rows of hits, drawn towards 0 where it is positive."""
+        excess: float = self.both * self.neither - self.first_only * self.second_only
+        if excess > 0:
+            excess = max(excess - self.n / 2, 0.0)
+        hits = self.first.successes, self.second.successes
+        spread = math.prod(k * (self.n - k) for k in hits)
+        return excess / math.sqrt(spread) if spread else 0.0
+
+    @property
+    def p_value(self) -> float:
+        """The exact two-sided p-value of McNemar's test (1947, DOI 10.1007/BF02295996).
+
+        How likely so lopsided a split of the images that only one of the two hits would be if
+        both hit equally often; 1 if there is no such image.
+        """
+        discordant = self.first_only + self.second_only
+        if discordant == 0:
+            return 1.0
+        return float(stats.binomtest(self.first_only, discordant).pvalue)
+
+    @property
+    def verdict(self) -> str:
+        """What the interval and the test say, in words: "more", "fewer" or "not told apart".
+
+        For few images the two may disagree, since only the test is exact; then nothing is told.
+        """
+        low, high = self.interval
+        if low <= 0 <= high or self.p_value >= 0.05:
+            return "not told apart"
+        return "more" if low > 0 else "fewer"
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
+        return f"{self.value:+.2f} [{low:+.2f}, {high:+.2f}], {p}"
+
+
+def _arms(rate: Rate) -> tuple[float, float]:
+    """How far a rate's interval reaches down and up from it."""
+    low, high = rate.interval
+    return rate.value - low, high - rate.value
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over n images, with its 95% interval.
+
+    Attributes
+    ----------
+    value : float
+        The mean.
+    low, high : float
+        The interval; NaN for n = 1.
+    n : int
+        The number of values.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(
+        cls,
+        values: NDArray[np.floating],
+        *,
+        least: float = 0.0,
+        greatest: float = math.inf,
+    ) -> "Mean":
+        """Take the mean of some values.
+
+        The interval does not leave the range of what the values could be. Without a bound it is
+        Student's, m - t s to m + t s; with one, Student's for the logarithm of the distance d from
+        it, whose standard error is that of the mean divided by d (delta method); with two, for the
+        logit, the logarithm of the ratio of the two distances. None assumes more than the first.
+        A mean on a bound, or a value beyond `least`, has the first too.
+
+        Parameters
+        ----------
+        values : ndarray, shape (n,)
+            One an image.
+        least, greatest : float
+            What the values could be: from 0 on by default, as norms and ratios; 0 to 1 for shares,
+            -1 to 1 for correlations, from minus infinity on for differences.
+
+        Returns
+        -------
+        Mean
+
+        Raises
+        ------
+        ValueError
+            If there are no values, they are no row of numbers, or there is a greatest and no least.
+        """
+        if np.ndim(values) != 1 or len(values) == 0:
+            raise ValueError(f"expected a row of values, got shape {np.shape(values)}")
+        if greatest != math.inf and least == -math.inf:
+            raise ValueError("expected a least value beside the greatest, got none")
+        n, mean = len(values), float(np.mean(values))
+        if n == 1:
+            return cls(mean, math.nan, math.nan, n)
+        error = float(np.std(values, ddof=1)) / math.sqrt(n)
+        reach = float(stats.t.ppf(0.975, n - 1)) * error
+        free = least == -math.inf or np.min(values) < least
+        if free or reach == 0 or not least < mean < greatest:
+            return cls(mean, mean - reach, mean + reach, n)
+        above, below = mean - least, greatest - mean
+        if greatest == math.inf:
+            width = math.exp(reach / above)
+            return cls(mean, least + above / width, least + above * width, n)
+        width = math.exp(reach * (1 / above + 1 / below))
+        low, high = (
+            least + (greatest - least) * odds / (1 + odds)
+            for odds in (above / below / width, above / below * width)
+        )
+        return cls(mean, low, high, n)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% interval."""
+        return self.low, self.high
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.2f} [{low:.2f}, {high:.2f}]"

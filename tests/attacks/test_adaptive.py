@@ -1,0 +1,534 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import photo, photos
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage import color, restoration
+
+from pdutils._utils import streams
+from pdutils.activation import robust_cam
+from pdutils.attacks.adaptive import bpda, expected_gradient
+from pdutils.attacks.gradient import igsm
+from pdutils.classifiers import load_classifier
+from pdutils.defenses.pipeline import Defense
+from pdutils.deflection import draw_writes, pixel_deflection
+from pdutils.demo.examples import load_collection
+from pdutils.denoising import denoise, denoise_wavelet
+from pdutils.files import labelled_files
+from pdutils.images import load_image
+from pdutils.metrics import linf
+
+BACKWARD = ["identity", "wavelet", "exact"]
+#: Small, but every part of it does something to a picture of 32 x 32 pixels.
+WITH_MAP = Defense(deflections=60, window=4, activation="rcam", k=3)
+WITHOUT_MAP = Defense(deflections=60, window=4, reading="paper")
+ALONE = Defense(deflections=60, window=4, denoiser=None)
+WAVELETS = Defense(deflections=0)
+
+
+def assert_same_but_for_signs_of_nothing(result, expected):
+    # Where a gradient is all but 0 its sign is chance: another batch size may round it otherwise.
+    assert np.mean(result != expected) < 2e-3
+
+
+class Fixed:
+    """A network whose gradients are those that it was made with, the last one again and again."""
+
+    def __init__(self, *gradients):
+        self.gradients = list(gradients)
+        self.shown = []
+
+    def check_labels(self, labels, n):
+        return np.full(n, labels)
+
+    def loss_gradient(self, images, labels, batch_size):
+        self.shown.append(images.copy())
+        gradient = self.gradients.pop(0) if len(self.gradients) > 1 else self.gradients[0]
+        slope = np.broadcast_to(gradient, images.shape).astype(np.float32)
+        return slope, np.zeros((len(images), 2), np.float32)
+
+
+class Watched:
+    """A defence that keeps what it is given and what it gives."""
+
+    def __init__(self, defense):
+        self.inner = defense
+        self.mapped, self.maps, self.defended, self.maps_used = [], [], [], []
+
+    def activation_map(self, classifier, images):
+        self.mapped.append(images.copy())
+        self.maps.append(self.inner.activation_map(classifier, images))
+        return self.maps[-1]
+
+    def transform(self, classifier, images, *, rng=None, activation_map=None):
+        self.defended.append(images.copy())
+        self.maps_used.append(activation_map)
+        return self.inner.transform(classifier, images, rng=rng, activation_map=activation_map)
+
+
+# --- the bound and the grid ---
+
+
+@given(
+    eps=st.one_of(st.integers(1, 255), st.floats(1, 40)),
+    step=st.sampled_from([0.1, 0.5, 3, 255]),
+    iterations=st.integers(1, 3),
+    draws=st.integers(1, 2),
+    backward=st.sampled_from(BACKWARD),
+    targeted=st.booleans(),
+    amount=st.sampled_from([0.0, 0.97, 5.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_the_result_is_in_the_box_and_on_the_grid(
+    toy, eps, step, iterations, draws, backward, targeted, amount, seed
+):
+    # A great amount makes an image that touches 0 and 255.
+    images = np.clip(127 + amount * (photos(2) - 127), 0, 255).astype(np.float32)
+    adversaries = bpda(
+        toy,
+        images,
+        [seed % 6, 1],
+        defense=WITH_MAP,
+        eps=eps,
+        step=step,
+        iterations=iterations,
+        draws=draws,
+        gradient=backward,
+        targeted=targeted,
+        rng=seed,
+    )
+    assert adversaries.dtype == np.float32
+    assert adversaries.shape == images.shape
+    np.testing.assert_array_equal(adversaries, np.rint(adversaries))
+    assert adversaries.min() >= 0
+    assert adversaries.max() <= 255
+    assert np.abs(adversaries - np.rint(images)).max() <= eps
+
+
+def test_images_off_the_grid_are_rounded_first(toy):
+    options = {"defense": WITHOUT_MAP, "iterations": 2, "rng": 0}
+    off = photo() + np.float32(0.3)
+    np.testing.assert_array_equal(bpda(toy, off, 0, **options), bpda(toy, photo(), 0, **options))
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy, backward):
+    for images in (photo(), photos(1), photos(2)):
+        before = images.copy()
+        images.flags.writeable = False
+        options = {"defense": WITH_MAP, "gradient": backward, "rng": 0}
+        adversaries = bpda(toy, images, 0, iterations=2, **options)
+        slope = expected_gradient(toy, images, 0, **options)
+        assert adversaries.shape == slope.shape == images.shape
+        assert not np.shares_memory(adversaries, images)
+        np.testing.assert_array_equal(images, before)
+
+
+# --- a step is a step ---
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_one_step_by_hand(toy, targeted):
+    batch, labels = photos(3), [0, 3, 5]
+    expected = []
+    for image, label, stream in zip(batch, labels, streams(11, 3), strict=True):
+        chances = robust_cam(toy, image, k=3)
+        deflected = pixel_deflection(image, 60, 4, activation_map=chances, rng=[stream])
+        slope, _ = toy.loss_gradient(denoise(deflected), label)
+        towards = -1 if targeted else 1
+        expected.append(np.clip(image + towards * 3 * np.sign(slope), 0, 255))
+    options = {"eps": 8, "step": 3, "iterations": 1, "targeted": targeted, "rng": 11}
+    result = bpda(toy, batch, labels, defense=WITH_MAP, **options)
+    assert_same_but_for_signs_of_nothing(result, np.stack(expected))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_four_steps_by_hand(toy, targeted):
+    image = photo(seed=3)
+    (stream,) = streams(5, 1)
+    iterate = image.astype(np.float64)
+    for _ in range(4):
+        shown = np.rint(iterate).astype(np.float32)
+        slope = np.zeros_like(image)
+        for _ in range(2):
+            deflected = pixel_deflection(shown, 60, 4, reading="paper", rng=[stream])
+            slope += toy.loss_gradient(denoise(deflected), 2)[0]
+        iterate = iterate + (-0.7 if targeted else 0.7) * np.sign(slope)
+        iterate = np.clip(np.clip(iterate, image - 2, image + 2), 0, 255)
+    options = {"eps": 2.9, "step": 0.7, "iterations": 4, "draws": 2, "targeted": targeted, "rng": 5}
+    result = bpda(toy, image, 2, defense=WITHOUT_MAP, **options)
+    assert_same_but_for_signs_of_nothing(result, np.rint(iterate))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_without_a_defence_it_is_igsm(toy, targeted):
+    batch, labels = photos(3), [0, 3, 5]
+    options = {"eps": 5, "step": 0.7, "iterations": 6, "targeted": targeted}
+    result = bpda(toy, batch, labels, defense=None, **options)
+    np.testing.assert_array_equal(result, igsm(toy, batch, labels, **options))
+
+
+def test_all_steps_are_taken_and_the_last_iterate_is_kept():
+    network = Fixed(np.float32(1))
+    image = np.full((16, 16, 3), 90, np.float32)
+    options = {"defense": ALONE, "eps": 9, "step": 0.5, "rng": 0}
+    result = bpda(network, image, 0, iterations=7, **options)
+    # 3.5 is halfway; NumPy rounds 93.5 to the even 94.
+    np.testing.assert_array_equal(result, np.full_like(image, 94))
+    shown = [batch[0, 0, 0, 0] for batch in network.shown]
+    np.testing.assert_array_equal(shown, np.rint(90 + 0.5 * np.arange(7)))
+
+
+def test_an_iterate_does_not_wait_beyond_white_or_black():
+    # 250, 254, cut at 255, 255, and from there back by 4.
+    options = {"defense": ALONE, "eps": 8, "step": 4, "iterations": 4, "rng": 0}
+    white = bpda(Fixed(1, 1, 1, -1), np.full((16, 16, 3), 250, np.float32), 0, **options)
+    np.testing.assert_array_equal(white, np.full((16, 16, 3), 251))
+    black = bpda(Fixed(-1, -1, -1, 1), np.full((16, 16, 3), 5, np.float32), 0, **options)
+    np.testing.assert_array_equal(black, np.full((16, 16, 3), 4))
+
+
+# --- the defence is the one that is met ---
+
+
+def test_the_map_is_made_of_the_current_iterate(toy):
+    watched = Watched(WITH_MAP)
+    options = {"eps": 6, "step": 2, "draws": 3, "rng": 4}
+    bpda(toy, photos(2), [0, 1], defense=watched, iterations=3, **options)
+    assert len(watched.mapped) == 3
+    np.testing.assert_array_equal(watched.mapped[0], photos(2))
+    for taken in (1, 2):
+        before = bpda(toy, photos(2), [0, 1], defense=WITH_MAP, iterations=taken, **options)
+        np.testing.assert_array_equal(watched.mapped[taken], before)
+    assert not np.array_equal(watched.maps[0], watched.maps[2])
+    # Each of the three draws of a step is of that step's iterate, with its map.
+    assert len(watched.defended) == 9
+    for i in range(9):
+        np.testing.assert_array_equal(watched.defended[i], watched.mapped[i // 3])
+        assert watched.maps_used[i] is watched.maps[i // 3]
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+@pytest.mark.parametrize("defense", [WITH_MAP, WITHOUT_MAP], ids=["map", "paper"])
+def test_the_gradient_is_taken_at_the_very_image_that_the_defence_gives(
+    toy, monkeypatch, defense, backward
+):
+    shown = []
+    loss_gradient = toy.loss_gradient
+
+    def spy(images, labels, **options):
+        shown.append(images.copy())
+        return loss_gradient(images, labels, **options)
+
+    monkeypatch.setattr(toy, "loss_gradient", spy)
+    expected_gradient(toy, photos(2), 0, defense=defense, gradient=backward, draws=2, rng=9)
+    generators = streams(9, 2)
+    for seen in shown:
+        np.testing.assert_allclose(
+            seen, defense.transform(toy, photos(2), rng=generators), atol=1e-3
+        )
+    assert len(shown) == 2
+    assert not np.array_equal(*shown)
+
+
+def test_every_step_draws_afresh_and_each_image_by_itself():
+    network = Fixed(np.float32(0))
+    bpda(network, np.stack([photo()] * 2), 0, defense=ALONE, iterations=3, draws=2, rng=1)
+    draws = [image.tobytes() for batch in network.shown for image in batch]
+    assert len(draws) == len(set(draws)) == 12
+
+
+def test_a_seed_gives_the_same_adversary_again(toy):
+    first, again, other = (
+        bpda(toy, photo(), 0, defense=ALONE, iterations=3, rng=seed) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+@pytest.mark.parametrize("defense", [WITH_MAP, WITHOUT_MAP], ids=["map", "paper"])
+def test_the_result_does_not_depend_on_the_batch(toy, defense, backward):
+    # Another size of a batch is compiled anew, which takes seconds: two sizes are enough.
+    batch, labels = photos(2), np.array([1, 4])
+    options = {"defense": defense, "gradient": backward, "iterations": 3, "draws": 2}
+
+    def attack(chosen, batch_size=32):
+        rng = [streams(3, 2)[i] for i in chosen]
+        return bpda(toy, batch[chosen], labels[chosen], rng=rng, batch_size=batch_size, **options)
+
+    together = attack([0, 1])
+    assert_same_but_for_signs_of_nothing(together, attack([0, 1], batch_size=1))
+    assert_same_but_for_signs_of_nothing(together[::-1], attack([1, 0]))
+    for i in range(2):
+        assert_same_but_for_signs_of_nothing(together[i : i + 1], attack([i]))
+
+
+# --- the gradient ---
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_the_expected_gradient_is_the_mean_over_draws(toy, backward):
+    batch, labels = photos(2), [0, 3]
+    options = {"defense": WITH_MAP, "gradient": backward}
+    generators = streams(2, 2)
+    single = [expected_gradient(toy, batch, labels, rng=generators, **options) for _ in range(4)]
+    mean = expected_gradient(toy, batch, labels, draws=4, rng=2, **options)
+    np.testing.assert_allclose(mean, np.mean(single, axis=0), atol=1e-6)
+    assert not np.allclose(mean, single[0], rtol=0.1)
+
+
+def test_the_identity_gives_the_gradient_at_the_defended_image(toy):
+    batch, labels = photos(3), [0, 3, 5]
+    defended = WITHOUT_MAP.transform(toy, batch, rng=2)
+    expected, _ = toy.loss_gradient(defended, labels)
+    result = expected_gradient(toy, batch, labels, defense=WITHOUT_MAP, rng=2)
+    np.testing.assert_allclose(result, expected, atol=1e-7)
+
+
+def by_scikit_image(image, sigma_scale):
+    """Denoise in double precision, as today's library does, and as that of 2018 did."""
+    rgb = image / 255
+    if sigma_scale == "rgb":
+        options = {"convert2ycbcr": True, "rescale_sigma": True, "channel_axis": -1}
+        return 255 * restoration.denoise_wavelet(rgb, sigma=0.04, **options)
+    ycbcr = color.rgb2ycbcr(rgb)
+    for channel in range(3):
+        plane = ycbcr[..., channel]
+        low, span = plane.min(), np.ptp(plane)
+        stretched = (plane - low) / span
+        shrunk = restoration.denoise_wavelet(stretched, sigma=0.04, rescale_sigma=False)
+        ycbcr[..., channel] = low + span * np.clip(shrunk, 0, 1)
+    return 255 * np.clip(color.ycbcr2rgb(ycbcr), 0, 1)
+
+
+@pytest.mark.parametrize("backward", ["wavelet", "exact"])
+@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
+def test_wavelets_have_the_derivative_that_finite_differences_give(sigma_scale, backward):
+    rng = np.random.default_rng(0)
+    # So strong a contrast that both clips act, and no two extremes tie.
+    image = np.clip(128 + 2 * (photo() - 128), 0, 255) + rng.uniform(-0.3, 0.3, (32, 32, 3))
+    image = image.astype(np.float32)
+    slope = rng.normal(size=image.shape)
+    defense = replace(WAVELETS, denoiser_options={"sigma_scale": sigma_scale})
+    np.testing.assert_allclose(
+        by_scikit_image(image, sigma_scale),
+        denoise_wavelet(image, sigma_scale=sigma_scale),
+        atol=0.01,
+    )
+    result = expected_gradient(Fixed(slope), image, 0, defense=defense, gradient=backward)
+
+    def along(direction):
+        ends = (by_scikit_image(image + h * direction, sigma_scale) for h in (1e-4, -1e-4))
+        return np.sum(slope * np.subtract(*ends)) / 2e-4
+
+    brightness = image @ [0.299, 0.587, 0.114]
+    # Where the brightness is greatest or least, a pixel moves the range that sigma is a share of.
+    ends = [np.unravel_index(at, (32, 32)) for at in (brightness.argmin(), brightness.argmax())]
+    places = [(*end, 1) for end in ends] + [tuple(rng.integers(0, (32, 32, 3))) for _ in range(60)]
+    # Where the result is clipped, and nearly so.
+    given = denoise_wavelet(image, sigma_scale=sigma_scale)
+    clipped = np.argwhere((given <= 0.5) | (given >= 254.5))
+    assert sigma_scale == "rgb" or len(clipped) > 60
+    places += [tuple(place) for place in clipped[rng.permutation(len(clipped))[:60]]]
+    for place in places:
+        direction = np.zeros(image.shape)
+        direction[place] = 1
+        assert result[place] == pytest.approx(along(direction), abs=2e-3), place
+    # It is far from the identity.
+    assert np.abs(result - slope).mean() > 0.2
+
+
+@pytest.mark.parametrize("reading", ["blog", "repo", "paper"])
+@pytest.mark.parametrize("activation", ["none", "rcam"])
+def test_the_exact_gradient_of_deflection_is_that_of_a_loop_over_the_writes(
+    toy, reading, activation
+):
+    image, label = photo(seed=2), 4
+    # So many that later draws see earlier writes.
+    defense = Defense(
+        deflections=500, window=3, reading=reading, activation=activation, denoiser=None
+    )
+    chances = defense.activation_map(toy, image)
+    (stream,) = streams(8, 1)
+    writes = draw_writes((32, 32), 500, 3, chances, reading, stream)
+    deflected, origin = image.copy(), np.arange(image.size).reshape(image.shape)
+    columns = (writes.to_row, writes.to_column, writes.from_row, writes.from_column, writes.channel)
+    for to_row, to_column, from_row, from_column, channel in zip(*columns, strict=True):
+        channels = slice(None) if channel == -1 else channel
+        for values in (deflected, origin):
+            values[to_row, to_column, channels] = values[from_row, from_column, channels]
+    slope, _ = toy.loss_gradient(deflected, label)
+    expected = np.zeros(image.size)
+    for place, value in zip(origin.ravel(), slope.ravel(), strict=True):
+        expected[place] += value
+    result = expected_gradient(toy, image, label, defense=defense, gradient="exact", rng=8)
+    np.testing.assert_allclose(result.ravel(), expected, atol=1e-7)
+    assert np.mean(result == 0) > 0.1
+
+
+def test_the_exact_gradient_is_the_slope_of_the_defended_loss(toy):
+    image, label = photo(seed=1), 2
+    rng = np.random.default_rng(0)
+
+    def loss(images):
+        defended = WITHOUT_MAP.transform(toy, images.astype(np.float32), rng=6)
+        return -np.log(toy.predict(defended)[label])
+
+    gradients = {
+        backward: expected_gradient(
+            toy, image, label, defense=WITHOUT_MAP, gradient=backward, rng=6
+        )
+        for backward in BACKWARD
+    }
+    errors = {backward: 0.0 for backward in BACKWARD}
+    for _ in range(5):
+        # Along a gradient, so that the loss moves by more than its rounding.
+        direction = np.sign(gradients["exact"]) * rng.uniform(0, 0.4, image.shape)
+        slope = (loss(image + direction) - loss(image - direction)) / 2
+        for backward, gradient in gradients.items():
+            errors[backward] += abs(np.sum(gradient * direction) / slope - 1) / 5
+    assert errors["exact"] < 0.02
+    assert errors["exact"] < errors["wavelet"]
+    assert errors["exact"] < errors["identity"]
+
+
+def test_an_object_that_holds_a_defence_is_differentiated_like_it(toy):
+    named = Watched(WITH_MAP)
+    named.defense = WITH_MAP
+    for backward in BACKWARD:
+        options = {"gradient": backward, "rng": 1}
+        np.testing.assert_array_equal(
+            expected_gradient(toy, photo(), 0, defense=named, **options),
+            expected_gradient(toy, photo(), 0, defense=WITH_MAP, **options),
+        )
+
+
+# --- it gets through the defence ---
+
+
+def mean_loss(classifier, defense, images, labels):
+    probabilities = [
+        classifier.predict(defense.transform(classifier, images, rng=seed)) for seed in (91, 92, 93)
+    ]
+    return -np.mean(np.log(np.mean(probabilities, axis=0)[np.arange(len(labels)), labels]))
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+@pytest.mark.parametrize("defense", [WITH_MAP, WITHOUT_MAP], ids=["map", "paper"])
+def test_it_moves_the_loss_behind_the_defence(toy, defense, backward):
+    batch = photos(6)
+    labels = toy.predict(batch).argmin(axis=1)
+    options = {"defense": defense, "eps": 8, "step": 1, "gradient": backward, "rng": 0}
+    options["batch_size"] = 2
+    towards = bpda(toy, batch, labels, targeted=True, **options)
+    away = bpda(toy, batch, labels, **options)
+    clean = mean_loss(toy, defense, batch, labels)
+    assert mean_loss(toy, defense, towards, labels) < clean - 0.1
+    assert mean_loss(toy, defense, away, labels) > clean + 0.1
+
+
+def accuracy(classifier, defense, images, labels):
+    """Under each of three draws that the attacker has not seen."""
+    draws = [defense.transform(classifier, images, rng=seed) for seed in (91, 92, 93)]
+    return [np.mean(classifier.predict(defended).argmax(axis=1) == labels) for defended in draws]
+
+
+@pytest.mark.slow
+def test_a_defence_that_turns_plain_adversaries_back_does_not_turn_these_back():
+    demo = load_classifier("demo")
+    drawings = load_collection(demo, 8, seed=0)
+    options = {"eps": 12, "step": 1, "iterations": 20}
+    plain = igsm(demo, drawings.images, drawings.labels, **options)
+    fooled = demo.predict(plain).argmax(axis=1) != drawings.labels
+    assert fooled.mean() > 0.7
+    images, labels = drawings.images[fooled], drawings.labels[fooled]
+    options |= {"defense": Defense(), "gradient": "wavelet", "rng": 0}
+    adversaries = bpda(demo, images, labels, **options)
+    assert min(accuracy(demo, Defense(), plain[fooled], labels)) > 0.2
+    assert max(accuracy(demo, Defense(), adversaries, labels)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_no_photo_is_seen_right_behind_the_defence(real, monkeypatch):
+    monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
+    weights = real / "weights" / "mobilenet_v2.weights.h5"
+    mobilenet = load_classifier("mobilenet_v2", weights)
+    files = labelled_files(real / "imagenet")[:8]
+    images = np.stack([load_image(path, mobilenet.input_size) for path, _ in files])
+    labels = np.array([mobilenet.index(label) for _, label in files])
+    right = mobilenet.predict(images).argmax(axis=1) == labels
+    images, labels = images[right][:6], labels[right][:6]
+    assert len(labels) == 6
+    defense = Defense(deflections=1500, activation="rcam")
+    adversaries = bpda(mobilenet, images, labels, defense=defense, eps=4, rng=0)
+    assert linf(images, adversaries).max() <= 4
+    assert accuracy(mobilenet, defense, adversaries, labels) == [0, 0, 0]
+
+
+# --- wrong input ---
+
+
+@pytest.mark.parametrize("eps", [0, 0.99, 256, np.nan, "8", None, True])
+def test_wrong_eps(toy, eps):
+    with pytest.raises(ValueError, match=r"eps: expected 1 to 255 grey levels .* got"):
+        bpda(toy, photo(), 0, defense=None, eps=eps)
+
+
+@pytest.mark.parametrize("step", [0, -1, 256, np.nan, "1", None])
+def test_wrong_steps(toy, step):
+    with pytest.raises(ValueError, match=r"step: expected a number of grey levels in .* got"):
+        bpda(toy, photo(), 0, defense=None, step=step)
+
+
+@pytest.mark.parametrize("name", ["iterations", "draws", "batch_size"])
+@pytest.mark.parametrize("count", [0, -1, 2.0, "1", None, True])
+def test_wrong_counts(toy, name, count):
+    with pytest.raises(ValueError, match=rf"{name}: expected a whole number of at least 1, got"):
+        bpda(toy, photo(), 0, defense=None, **{name: count})
+    if name != "iterations":
+        with pytest.raises(ValueError, match=rf"{name}: expected a whole number"):
+            expected_gradient(toy, photo(), 0, defense=None, **{name: count})
+
+
+@pytest.mark.parametrize("attack", [bpda, expected_gradient])
+def test_a_gradient_that_the_defence_does_not_have(toy, attack):
+    def refuses(match, defense, gradient):
+        with pytest.raises(ValueError, match=match):
+            attack(toy, photo(), 0, defense=defense, gradient=gradient)
+
+    refuses(r"gradient: expected one of \('identity', .*\), got 'straight'", ALONE, "straight")
+    refuses(r"'wavelet' needs a wavelet denoiser, got a defence without", ALONE, "wavelet")
+    median = Defense(denoiser="median")
+    coarse = Defense(denoiser_options={"wavelet": "db2", "sigma": 0.1})
+    stranger = SimpleNamespace(transform=None, activation_map=None)
+    for gradient in ("wavelet", "exact"):
+        refuses(r"gradient: expected the denoiser 'wavelet' .* got 'median'", median, gradient)
+        refuses(r"no other options than mode, sigma, sigma_scale; got .*db2", coarse, gradient)
+        refuses(r"needs a Defense to differentiate, got namespace", stranger, gradient)
+        refuses(r"needs a Defense to differentiate, got None", None, gradient)
+
+
+@pytest.mark.parametrize("labels", [6, -1, [0, 1], 1.0, "cat", None])
+def test_wrong_labels(toy, labels):
+    for attack in (bpda, expected_gradient):
+        with pytest.raises(ValueError, match=r"labels: expected"):
+            attack(toy, photo(), labels, defense=None)
+
+
+@pytest.mark.parametrize("images", [photo() / 255, photo(32, 31), photo().astype(np.float64)])
+def test_wrong_images(toy, images):
+    for attack in (bpda, expected_gradient):
+        with pytest.raises(ValueError, match=r"images: "):
+            attack(toy, images, 0, defense=None)
+
+
+def test_wrong_seeds(toy):
+    for attack in (bpda, expected_gradient):
+        with pytest.raises(ValueError, match=r"rng: expected"):
+            attack(toy, photo(), 0, defense=ALONE, rng=-1)

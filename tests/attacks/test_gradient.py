@@ -1,0 +1,498 @@
+import numpy as np
+import pytest
+from conftest import photo, photos
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pdutils.attacks.gradient import fgsm, igsm, igsm_path, pgd
+from pdutils.images import load_image, save_image
+from pdutils.metrics import linf, relative_l2
+
+ATTACKS = [fgsm, igsm, pgd]
+
+
+def predicted(classifier, images):
+    return classifier.predict(images).argmax(axis=-1)
+
+
+def assert_same_but_for_signs_of_nothing(result, expected):
+    # Where a gradient is all but 0 its sign is chance: another batch size may round it otherwise.
+    assert np.mean(result != expected) < 1e-3
+
+
+@pytest.fixture
+def shown(toy, monkeypatch):
+    """The batches that the network is shown by an attack."""
+    batches = []
+    loss_gradient = toy.loss_gradient
+
+    def spy(images, labels, **options):
+        batches.append(images.copy())
+        return loss_gradient(images, labels, **options)
+
+    monkeypatch.setattr(toy, "loss_gradient", spy)
+    return batches
+
+
+# --- the bound and the grid ---
+
+
+def contrast(image, amount):
+    """An image that touches 0 and 255 for a great amount."""
+    return np.clip(127 + amount * (image - 127), 0, 255).astype(np.float32)
+
+
+@given(
+    eps=st.one_of(st.integers(1, 255), st.floats(1, 40)),
+    step=st.one_of(st.sampled_from([0.1, 0.5, 1, 3]), st.floats(0.01, 255)),
+    iterations=st.integers(1, 4),
+    targeted=st.booleans(),
+    stop_at=st.sampled_from([None, "success", 0.0, 0.2]),
+    random_start=st.booleans(),
+    amount=st.sampled_from([0.0, 0.97, 5.0]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_the_result_is_in_the_box_and_on_the_grid(
+    toy, eps, step, iterations, targeted, stop_at, random_start, amount, seed
+):
+    images = contrast(photos(2), amount)
+    clean = np.rint(images)
+    options = {"step": step, "iterations": iterations, "targeted": targeted, "stop_at": stop_at}
+    for adversaries in (
+        fgsm(toy, images, [seed % 6, 1], eps=eps, targeted=targeted),
+        igsm(toy, images, [seed % 6, 1], eps=eps, **options),
+        pgd(toy, images, 1, eps=eps, random_start=random_start, rng=seed, **options),
+    ):
+        assert adversaries.dtype == np.float32
+        assert adversaries.shape == images.shape
+        np.testing.assert_array_equal(adversaries, np.rint(adversaries))
+        assert adversaries.min() >= 0
+        assert adversaries.max() <= 255
+        assert np.abs(adversaries - clean).max() <= eps
+
+
+def test_images_off_the_grid_are_rounded_first(toy):
+    image = photo()
+    off = image + np.float32(0.3)
+    for attack in (fgsm, igsm):
+        np.testing.assert_array_equal(attack(toy, off, 0), attack(toy, image, 0))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_saved_adversary_is_the_one_that_was_measured(toy, tmp_path, attack):
+    options = {"rng": 0} if attack is pgd else {}
+    adversary = attack(toy, photo(), 0, eps=3.7, **options)
+    save_image(tmp_path / "adversary.png", adversary)
+    loaded = load_image(tmp_path / "adversary.png")
+    np.testing.assert_array_equal(loaded, adversary)
+    np.testing.assert_array_equal(toy.predict(loaded), toy.predict(adversary))
+
+
+# --- a step is a step ---
+
+
+@pytest.mark.parametrize("eps", [1, 4, 7.9, 60, 255])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_fgsm_is_clean_plus_eps_times_the_sign(toy, eps, targeted):
+    batch, labels = photos(3), [0, 3, 5]
+    gradient, _ = toy.loss_gradient(batch, labels)
+    towards = -1 if targeted else 1
+    expected = np.clip(batch + towards * np.floor(eps) * np.sign(gradient), 0, 255)
+    result = fgsm(toy, batch, labels, eps=eps, targeted=targeted)
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("step", [0.4, 1, 2.6, 30])
+def test_one_step_by_hand(toy, step):
+    image = photo()
+    gradient, _ = toy.loss_gradient(image, 2)
+    moved = np.clip(step * np.sign(gradient), -8, 8)
+    expected = np.rint(np.clip(image + moved, 0, 255))
+    result = igsm(toy, image, 2, eps=8, step=step, iterations=1)
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("step", [0.3, 1, 2.5])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_four_steps_by_hand(toy, step, targeted):
+    image = photo(seed=3)
+    iterate = image.astype(np.float64)
+    for _ in range(4):
+        gradient, _ = toy.loss_gradient(np.rint(iterate).astype(np.float32), 2)
+        iterate = iterate + (-step if targeted else step) * np.sign(gradient)
+        iterate = np.clip(np.clip(iterate, image - 5, image + 5), 0, 255)
+    result = igsm(toy, image, 2, eps=5, step=step, iterations=4, targeted=targeted)
+    np.testing.assert_array_equal(result, np.rint(iterate))
+
+
+class Slopes:
+    """A network whose gradient is 1 everywhere, or -1, as it is told to be step by step."""
+
+    def __init__(self, *slopes):
+        self.slopes = list(slopes)
+
+    def check_labels(self, labels, n):
+        return np.full(n, labels)
+
+    def loss_gradient(self, images, labels, batch_size):
+        return np.full_like(images, self.slopes.pop(0)), np.zeros((len(images), 2), np.float32)
+
+
+def test_an_iterate_does_not_wait_beyond_white_or_black():
+    # 250, 254, cut at 255, 255, and from there back by 4.
+    white = igsm(Slopes(1, 1, 1, -1), np.full((2, 2, 3), 250, np.float32), 0, step=4, iterations=4)
+    np.testing.assert_array_equal(white, np.full((2, 2, 3), 251))
+    black = igsm(Slopes(-1, -1, -1, 1), np.full((2, 2, 3), 5, np.float32), 0, step=4, iterations=4)
+    np.testing.assert_array_equal(black, np.full((2, 2, 3), 4))
+
+
+def test_an_iterate_does_not_wait_beyond_the_box():
+    grey = igsm(Slopes(1, 1, 1, -1), np.full((2, 2, 3), 90, np.float32), 0, step=4, iterations=4)
+    np.testing.assert_array_equal(grey, np.full((2, 2, 3), 94))
+    still = igsm(Slopes(0, 0), np.full((2, 2, 3), 90, np.float32), 0, iterations=2)
+    np.testing.assert_array_equal(still, np.full((2, 2, 3), 90))
+
+
+def test_fractional_steps_get_on(toy):
+    image = photo()
+    gradient, _ = toy.loss_gradient(image, 0)
+    # Rounding each iterate would stay at the image for ever.
+    after_one = igsm(toy, image, 0, step=0.4, iterations=1)
+    after_two = igsm(toy, image, 0, step=0.4, iterations=2)
+    after_many = igsm(toy, image, 0, step=0.4, iterations=20)
+    np.testing.assert_array_equal(after_one, image)
+    np.testing.assert_array_equal(after_two, np.clip(image + np.sign(gradient), 0, 255))
+    assert linf(image, after_many) == 8
+
+
+# --- it fools the network ---
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
+def test_attacks_lower_the_probability_of_the_true_class(request, kind, attack):
+    classifier = request.getfixturevalue(kind)
+    batch = photos(8)
+    clean = classifier.predict(batch)
+    labels = clean.argmax(axis=1)
+    options = {"rng": 0} if attack is pgd else {}
+    attacked = classifier.predict(attack(classifier, batch, labels, eps=8, **options))
+    rows = np.arange(8)
+    assert attacked[rows, labels].mean() < clean[rows, labels].mean() - 0.02
+    assert np.mean(attacked.argmax(axis=1) == labels) <= 0.25
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
+def test_targeted_attacks_raise_the_probability_of_the_target(request, kind, attack):
+    classifier = request.getfixturevalue(kind)
+    batch = photos(8)
+    clean = classifier.predict(batch)
+    targets = clean.argmin(axis=1)
+    options = {"rng": 0} if attack is pgd else {}
+    adversaries = attack(classifier, batch, targets, eps=8, targeted=True, **options)
+    attacked = classifier.predict(adversaries)
+    rows = np.arange(8)
+    assert attacked[rows, targets].mean() > clean[rows, targets].mean() + 0.02
+
+
+def test_more_eps_and_more_steps_go_farther(toy):
+    batch = photos(4)
+    labels = predicted(toy, batch)
+
+    def probability(**options):
+        return toy.predict(igsm(toy, batch, labels, **options))[np.arange(4), labels].mean()
+
+    by_eps = [probability(eps=eps) for eps in (1, 4, 16)]
+    assert by_eps[0] > by_eps[1] > by_eps[2]
+    by_iterations = [probability(eps=16, iterations=n) for n in (1, 5, 15)]
+    assert by_iterations[0] > by_iterations[1] > by_iterations[2]
+
+
+# --- the random start ---
+
+
+def test_the_path_is_what_igsm_has_after_each_step(toy):
+    image = photo() + 0.3
+    path = igsm_path(toy, image, 2, eps=2, step=0.7, iterations=5)
+    np.testing.assert_array_equal(path[0], np.rint(image))
+    for steps in range(1, 6):
+        by_itself = igsm(toy, image, 2, eps=2, step=0.7, iterations=steps)
+        np.testing.assert_array_equal(path[steps], by_itself)
+    with pytest.raises(ValueError, match=r"image: expected one of shape \(H, W, 3\)"):
+        igsm_path(toy, photos(2), 2)
+
+
+def test_pgd_without_a_random_start_is_igsm(toy):
+    batch = photos(2)
+    options = {"eps": 5, "step": 2, "iterations": 3, "targeted": True, "stop_at": 0.9}
+    np.testing.assert_array_equal(
+        pgd(toy, batch, [0, 1], random_start=False, **options), igsm(toy, batch, [0, 1], **options)
+    )
+
+
+@pytest.mark.parametrize("eps", [6, 6.9])
+def test_the_random_start_is_uniform_in_the_box(toy, shown, eps):
+    # Away from 0 and 255, so that nothing is cut off.
+    clean = np.full((8, 32, 32, 3), 128, np.float32)
+    pgd(toy, clean, 0, eps=eps, iterations=1, rng=0)
+    (start,) = shown
+    offsets, counts = np.unique(start - clean, return_counts=True)
+    np.testing.assert_array_equal(offsets, np.arange(-6, 7))
+    # Rounding gives the two outermost grey levels half of what the others get.
+    shares = counts / counts.sum() * 12
+    np.testing.assert_allclose(shares[1:-1], 1, atol=0.08)
+    np.testing.assert_allclose(shares[[0, -1]], 0.5, atol=0.06)
+
+
+def test_each_image_starts_anew_from_its_own_stream(toy, shown):
+    same = np.stack([photo()] * 2)
+    options = {"eps": 8, "iterations": 1}
+    for images in (same, same, same[:1]):
+        pgd(toy, images, 0, rng=7, **options)
+    pgd(toy, same, 0, rng=8, **options)
+    first, again, alone, other = shown
+    assert not np.array_equal(first[0], first[1])
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first[:1], alone)
+    assert not np.array_equal(first, other)
+
+
+def test_the_same_seed_gives_the_same_adversary(toy):
+    first, again, other = (pgd(toy, photo(), 0, iterations=3, rng=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+# --- stopping ---
+
+
+def steps_until_it_stops(shown):
+    """The number of steps: the last batch is only looked at."""
+    return len(shown) - 1
+
+
+def test_stopping_at_success_stops_at_the_first(toy, shown):
+    image = photo(seed=5)
+    label = int(predicted(toy, image))
+    options = {"eps": 8, "step": 0.5}
+    adversary = igsm(toy, image, label, iterations=50, stop_at="success", **options)
+    steps = steps_until_it_stops(shown)
+    assert 1 < steps < 50
+    assert predicted(toy, adversary) != label
+    np.testing.assert_array_equal(adversary, igsm(toy, image, label, iterations=steps, **options))
+    before = igsm(toy, image, label, iterations=steps - 1, **options)
+    assert predicted(toy, before) == label
+
+
+def test_a_targeted_attack_stops_when_the_target_is_seen(toy, shown):
+    image = photo(seed=5)
+    target = int(np.argsort(toy.predict(image))[-3])
+    options = {"eps": 16, "step": 0.5, "targeted": True}
+    adversary = igsm(toy, image, target, iterations=60, stop_at="success", **options)
+    steps = steps_until_it_stops(shown)
+    assert 1 < steps < 60
+    assert predicted(toy, adversary) == target
+    before = igsm(toy, image, target, iterations=steps - 1, **options)
+    assert predicted(toy, before) != target
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_stopping_at_a_confidence(toy, shown, targeted):
+    image = photo(seed=5)
+    order = np.argsort(toy.predict(image))
+    label = int(order[-2] if targeted else order[-1])
+    options = {"eps": 16, "step": 0.5, "targeted": targeted}
+    success = igsm(toy, image, label, iterations=80, stop_at="success", **options)
+    confidence = float(toy.predict(success).max()) + 0.02
+    shown.clear()
+    sure = igsm(toy, image, label, iterations=80, stop_at=confidence, **options)
+    steps = steps_until_it_stops(shown)
+    assert 1 < steps < 80
+    before = igsm(toy, image, label, iterations=steps - 1, **options)
+    for adversary, enough in ((sure, True), (before, False)):
+        probabilities = toy.predict(adversary)
+        fooled = (probabilities.argmax() == label) == targeted
+        assert (fooled and probabilities.max() >= confidence) == enough
+
+
+def test_confidence_in_the_true_class_is_no_reason_to_stop(toy):
+    image = photo(seed=5)
+    label = int(predicted(toy, image))
+    # It is surer than asked for at the start, but of the right class.
+    adversary = igsm(toy, image, label, stop_at=float(toy.predict(image).max()) - 0.02)
+    assert predicted(toy, adversary) != label
+
+
+def test_stopping_at_0_is_stopping_at_success(toy):
+    image = photo(seed=5)
+    label = int(predicted(toy, image))
+    expected = igsm(toy, image, label, stop_at="success")
+    for zero in (0, 0.0, np.float32(0)):
+        np.testing.assert_array_equal(igsm(toy, image, label, stop_at=zero), expected)
+
+
+def test_an_attack_that_never_gets_there_gives_its_last_step(toy, shown):
+    image = photo(seed=5)
+    label = int(predicted(toy, image))
+    options = {"eps": 4, "iterations": 7}
+    result = igsm(toy, image, label, stop_at=0.999, **options)
+    assert len(shown) == 7
+    np.testing.assert_array_equal(result, igsm(toy, image, label, **options))
+
+
+def test_without_a_reason_to_stop_all_steps_are_taken(toy, shown):
+    igsm(toy, photos(2), [0, 1], iterations=9)
+    assert [len(batch) for batch in shown] == [2] * 9
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_an_image_that_is_there_already_is_left_as_it_is(toy, targeted):
+    image = photo()
+    best = int(predicted(toy, image))
+    label = best if targeted else (best + 1) % 6
+    result = igsm(toy, image, label, targeted=targeted, stop_at="success")
+    np.testing.assert_array_equal(result, image)
+    without = igsm(toy, image, label, targeted=targeted)
+    assert not np.array_equal(without, image)
+
+
+def test_finished_images_leave_the_batch(toy, shown):
+    batch = photos(8)
+    labels = predicted(toy, batch)
+    labels[3] = (labels[3] + 1) % 6
+    igsm(toy, batch, labels, step=0.5, iterations=30, stop_at="success")
+    sizes = [len(images) for images in shown]
+    assert sizes[0] == 8
+    assert sizes[1] <= 7
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 3
+
+
+@pytest.mark.parametrize("stop_at", [None, "success", 0.25])
+def test_the_result_does_not_depend_on_the_batch(toy, stop_at):
+    batch = photos(7)
+    labels = predicted(toy, batch)
+    options = {"eps": 8, "step": 0.7, "iterations": 25, "stop_at": stop_at}
+    together = igsm(toy, batch, labels, **options)
+    by_two = igsm(toy, batch, labels, batch_size=2, **options)
+    backwards = igsm(toy, batch[::-1], labels[::-1], **options)[::-1]
+    alone = np.stack([igsm(toy, batch[i], int(labels[i]), **options) for i in range(7)])
+    for other in (by_two, backwards, alone):
+        assert_same_but_for_signs_of_nothing(together, other)
+
+
+def test_pgd_does_not_depend_on_the_batch_size(toy):
+    batch = photos(5)
+    labels = predicted(toy, batch)
+    options = {"iterations": 5, "rng": 3, "stop_at": "success"}
+    together = pgd(toy, batch, labels, **options)
+    assert_same_but_for_signs_of_nothing(together, pgd(toy, batch, labels, batch_size=2, **options))
+    first_two = pgd(toy, batch[:2], labels[:2], **options)
+    assert_same_but_for_signs_of_nothing(together[:2], first_two)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy, attack):
+    for images in (photo(), photos(1), photos(2)):
+        labels = np.zeros(len(images) if images.ndim == 4 else 1, np.int64)
+        labels = labels if images.ndim == 4 else 0
+        before = images.copy()
+        images.flags.writeable = False
+        result = attack(toy, images, labels)
+        assert result.shape == images.shape
+        assert not np.shares_memory(result, images)
+        np.testing.assert_array_equal(images, before)
+
+
+# --- how strong a perturbation is ---
+
+
+def test_relative_l2_by_hand():
+    image = np.zeros((1, 2, 3), np.float32)
+    image[0] = [[3, 0, 0], [0, 4, 0]]
+    other = image.copy()
+    other[0, 1, 2] = 2
+    # A change of 2 to a norm of 5.
+    assert relative_l2(image, other) == pytest.approx(0.4)
+    pair = relative_l2(np.stack([image, image]), np.stack([image, other]))
+    np.testing.assert_allclose(pair, [0, 0.4])
+    assert pair.dtype == np.float32
+
+
+def test_relative_l2_of_black():
+    black = np.zeros((2, 4, 4, 3), np.float32)
+    other = black.copy()
+    other[1] = 200
+    np.testing.assert_array_equal(relative_l2(black, other), [0, np.inf])
+
+
+def test_linf_by_hand():
+    image = photo(4, 4)
+    other = image.copy()
+    other[1, 2, 0] -= 3
+    other[3, 3, 2] += 2
+    assert linf(image, other) == 3
+    assert linf(other, image) == 3
+    np.testing.assert_array_equal(linf(np.stack([image, image]), np.stack([image, other])), [0, 3])
+
+
+@pytest.mark.parametrize("measure", [relative_l2, linf])
+def test_measures_of_unlike_shapes(measure):
+    for image, other in ((photos(2), photo()), (photos(2), photos(3)), (photo(8, 8), photo(8, 9))):
+        with pytest.raises(ValueError, match=r"others: expected the shape \(.*\), got \(.*\)"):
+            measure(image, other)
+    with pytest.raises(ValueError, match=r"others: expected dtype float32"):
+        measure(photo(), photo().astype(np.float64))
+
+
+# --- wrong input ---
+
+
+@pytest.mark.parametrize("eps", [0, 0.99, -8, 256, np.nan, np.inf, "8", None])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_wrong_eps(toy, attack, eps):
+    with pytest.raises(ValueError, match=r"eps: expected 1 to 255 grey levels .* got"):
+        attack(toy, photo(), 0, eps=eps)
+
+
+@pytest.mark.parametrize("step", [0, -1, 256, np.nan, np.inf, "1", None])
+@pytest.mark.parametrize("attack", [igsm, pgd])
+def test_wrong_steps(toy, attack, step):
+    with pytest.raises(ValueError, match=r"step: expected a number of grey levels in .* got"):
+        attack(toy, photo(), 0, step=step)
+
+
+@pytest.mark.parametrize("iterations", [0, -1, 2.0, "10", None, 2**70])
+@pytest.mark.parametrize("attack", [igsm, pgd])
+def test_wrong_iterations(toy, attack, iterations):
+    with pytest.raises(ValueError, match=r"iterations: expected a whole number of at least 1, got"):
+        attack(toy, photo(), 0, iterations=iterations)
+
+
+@pytest.mark.parametrize("stop_at", [1.5, 1, -0.1, np.nan, "Success", True, [0.5]])
+@pytest.mark.parametrize("attack", [igsm, pgd])
+def test_wrong_stops(toy, attack, stop_at):
+    with pytest.raises(ValueError, match=r"stop_at: expected None, 'success' or a number .* got"):
+        attack(toy, photo(), 0, stop_at=stop_at)
+
+
+@pytest.mark.parametrize("labels", [6, -1, [0, 1], 1.0, "cat", None])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_wrong_labels(toy, attack, labels):
+    with pytest.raises(ValueError, match=r"labels: expected"):
+        attack(toy, photo(), labels)
+
+
+@pytest.mark.parametrize("images", [photo() / 255, photo(32, 31), photo().astype(np.float64)])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_wrong_images(toy, attack, images):
+    with pytest.raises(ValueError, match=r"images: "):
+        attack(toy, images, 0)
+
+
+@pytest.mark.parametrize("rng", [-1, 0.5, "seed", [np.random.default_rng(0)] * 2])
+def test_wrong_seeds(toy, rng):
+    with pytest.raises(ValueError, match=r"expected|must be"):
+        pgd(toy, photo(), 0, rng=rng)

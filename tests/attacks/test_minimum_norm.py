@@ -1,0 +1,489 @@
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from conftest import photo, photos
+
+from pdutils.attacks import minimum_norm
+from pdutils.attacks.gradient import fgsm
+from pdutils.attacks.minimum_norm import carlini_wagner, deepfool, fgsm_smallest, jsma, lbfgs
+from pdutils.classifiers import Classifier
+from pdutils.metrics import linf, relative_l2
+
+ATTACKS = [fgsm_smallest, deepfool, carlini_wagner, jsma, lbfgs]
+TARGETED = [fgsm_smallest, carlini_wagner, jsma, lbfgs]
+
+#: What makes them quick on the toys, and gives JSMA as many values as 32 x 32 pixels need.
+QUICK = {
+    fgsm_smallest: {},
+    deepfool: {},
+    carlini_wagner: {},
+    jsma: {"max_share": 0.2},
+    lbfgs: {"search_steps": 4, "iterations": 10},
+}
+
+
+def predicted(classifier, images):
+    return classifier.predict(images).argmax(axis=-1)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """A network whose logits are linear in the pixels: the smallest perturbation is known."""
+    import keras
+
+    inputs = keras.Input((16, 16, 3))
+    start = keras.initializers.RandomNormal(stddev=1, seed=4)
+    outputs = keras.layers.Dense(4, activation="softmax", kernel_initializer=start)(
+        keras.layers.Flatten()(inputs)
+    )
+    return Classifier(keras.Model(inputs, outputs), preprocess=lambda x: x / 255)
+
+
+def grey_photos(n):
+    """Pictures far from black and white, so that no bound is met."""
+    return np.rint(128 + (photos(n, 16, 16) - 128) * 0.5).astype(np.float32)
+
+
+def distances(classifier, images):
+    """The exact distance of each image to each class, in grey levels; 0 to its own."""
+    kernel, bias = (np.asarray(w, np.float64) for w in classifier.model.layers[-1].weights)
+    logits = images.reshape(len(images), -1).astype(np.float64) / 255 @ kernel + bias
+    best = logits.argmax(axis=1)
+    gaps = logits.max(axis=1, keepdims=True) - logits
+    norms = np.linalg.norm(kernel[:, best].T[:, None] - kernel.T[None], axis=2) / 255
+    return np.divide(gaps, norms, out=np.zeros_like(gaps), where=norms > 0)
+
+
+def length(images, adversaries):
+    changes = (adversaries - images).reshape(len(images), -1).astype(np.float64)
+    return np.linalg.norm(changes, axis=1)
+
+
+# --- what holds for every attack ---
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_it_fools_the_network_with_what_an_8_bit_file_holds(toy, attack):
+    images = photos(6)
+    labels = predicted(toy, images)
+    before = images.copy()
+    images.flags.writeable = False
+    adversaries = attack(toy, images, labels, **QUICK[attack])
+    assert adversaries.dtype == np.float32
+    assert adversaries.shape == images.shape
+    np.testing.assert_array_equal(adversaries, np.rint(adversaries))
+    assert adversaries.min() >= 0
+    assert adversaries.max() <= 255
+    assert (predicted(toy, adversaries) != labels).all()
+    assert relative_l2(images, adversaries).max() < 0.15
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("attack", TARGETED)
+def test_it_reaches_a_target(toy, attack):
+    images = photos(4)
+    targets = np.argsort(toy.predict(images), axis=1)[:, -3]
+    options = QUICK[attack] | ({"max_share": 0.5} if attack is jsma else {})
+    adversaries = attack(toy, images, targets, targeted=True, **options)
+    reached = predicted(toy, adversaries) == targets
+    # A single step along the sign need not get there.
+    assert reached.mean() >= (0.5 if attack is fgsm_smallest else 1)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_image_that_is_misclassified_comes_back_as_it_is(toy, attack):
+    images = photos(3)
+    labels = predicted(toy, images)
+    labels[1] = (labels[1] + 1) % 6
+    adversaries = attack(toy, images, labels, **QUICK[attack])
+    np.testing.assert_array_equal(adversaries[1], images[1])
+    assert linf(images, adversaries)[[0, 2]].min() > 0
+
+
+@pytest.mark.parametrize("attack", TARGETED)
+def test_an_image_that_is_seen_as_the_target_comes_back_as_it_is(toy, attack):
+    image = photo()
+    label = int(predicted(toy, image))
+    np.testing.assert_array_equal(attack(toy, image, label, targeted=True), image)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_one_image_is_a_batch_of_one(toy, attack):
+    image = photo(seed=3)
+    label = int(predicted(toy, image))
+    alone = attack(toy, image, label, **QUICK[attack])
+    assert alone.shape == image.shape
+    batch = attack(toy, image[None], [label], **QUICK[attack])
+    np.testing.assert_array_equal(batch[0], alone)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_result_does_not_depend_on_the_batch(toy, attack):
+    images = photos(5)
+    labels = predicted(toy, images)
+    together = attack(toy, images, labels, **QUICK[attack])
+    by_two = attack(toy, images, labels, batch_size=2, **QUICK[attack])
+    backwards = attack(toy, images[::-1], labels[::-1], **QUICK[attack])[::-1]
+    for other in (by_two, backwards):
+        # Sums in another order round otherwise, and a value half-way between two follows them.
+        assert np.mean(together != other) < 2e-3
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_images_off_the_grid_are_rounded_first(toy, attack):
+    image = photo(seed=3)
+    label = int(predicted(toy, image))
+    off = attack(toy, image + np.float32(0.2), label, **QUICK[attack])
+    np.testing.assert_array_equal(off, attack(toy, image, label, **QUICK[attack]))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_black_images_are_no_error(toy, attack):
+    black = np.zeros((2, 32, 32, 3), np.float32)
+    label = int(predicted(toy, black)[0])
+    adversaries = attack(toy, black, label, **QUICK[attack])
+    np.testing.assert_array_equal(adversaries, np.rint(adversaries))
+
+
+def test_no_bars_and_no_words(toy, capfd):
+    for attack in ATTACKS:
+        attack(toy, photos(2), predicted(toy, photos(2)), **QUICK[attack])
+    assert capfd.readouterr() == ("", "")
+
+
+# --- how short a perturbation is, where the shortest is known ---
+
+
+@pytest.mark.parametrize(
+    ("attack", "n", "factor"), [(deepfool, 6, 1.15), (carlini_wagner, 6, 1.35), (lbfgs, 2, 1.3)]
+)
+def test_it_is_close_to_the_shortest_where_the_network_is_linear(linear, attack, n, factor):
+    images = grey_photos(n)
+    exact = np.sort(distances(linear, images), axis=1)[:, 1]
+    # Rounding is little beside it.
+    assert exact.min() > 15
+    labels = predicted(linear, images)
+    adversaries = attack(linear, images, labels)
+    assert (predicted(linear, adversaries) != labels).all()
+    ratio = length(images, adversaries) / exact
+    assert ratio.min() >= 1 - 1e-4
+    assert ratio.max() <= factor
+
+
+@pytest.mark.parametrize(("attack", "factor"), [(carlini_wagner, 1.3), (lbfgs, 1.4)])
+def test_a_target_is_reached_by_a_short_way_too(linear, attack, factor):
+    images = grey_photos(3)
+    exact = distances(linear, images)
+    targets = exact.argmax(axis=1)
+    adversaries = attack(linear, images, targets, targeted=True)
+    np.testing.assert_array_equal(predicted(linear, adversaries), targets)
+    ratio = length(images, adversaries) / exact.max(axis=1)
+    assert ratio.min() >= 1 - 1e-4
+    # A third class may stand in the way, so the border to the target is a lower bound only.
+    assert np.median(ratio) <= factor
+
+
+def test_without_lengthening_a_short_perturbation_is_rounded_away(toy, monkeypatch):
+    images = photos(16)
+    labels = predicted(toy, images)
+    lengthened = deepfool(toy, images, labels)
+    monkeypatch.setattr(minimum_norm, "_FACTORS", np.ones(1))
+    as_found = deepfool(toy, images, labels)
+    assert (predicted(toy, lengthened) != labels).all()
+    assert (predicted(toy, as_found) == labels).mean() > 0.1
+    kept = predicted(toy, as_found) != labels
+    np.testing.assert_array_equal(lengthened[kept], as_found[kept])
+    assert (length(images, lengthened) <= 11 * length(images, as_found) + 100).all()
+
+
+def test_overshoot_and_confidence_go_farther(linear):
+    images = grey_photos(3)
+    labels = predicted(linear, images)
+    near, far = (length(images, deepfool(linear, images, labels, overshoot=o)) for o in (0, 0.3))
+    np.testing.assert_allclose(far / near, 1.3, rtol=0.06)
+    near, far = (
+        length(images, carlini_wagner(linear, images, labels, confidence=c)) for c in (0, 5)
+    )
+    assert (far > near * 1.05).all()
+    probabilities = np.sort(linear.predict(carlini_wagner(linear, images, labels, confidence=5)))
+    assert np.log(probabilities[:, -1] / probabilities[:, -2]).min() > 4.5
+
+
+def test_deepfool_looks_at_no_more_than_its_candidates(toy, monkeypatch):
+    images = photos(5)
+    sizes = []
+    gradient = toy.network.step("gradient")
+
+    def counted(shown, labels):
+        sizes.append(len(shown))
+        return gradient(shown, labels)
+
+    monkeypatch.setitem(toy.network._compiled, "gradient", counted)
+    deepfool(toy, images, predicted(toy, images), candidates=3, batch_size=7)
+    # Two images at a time, three gradients of each.
+    assert set(sizes) == {6, 3}
+
+
+def test_deepfool_stops_soon_after_the_border(toy, monkeypatch):
+    calls = []
+    gradient = toy.network.step("gradient")
+
+    def counted(shown, labels):
+        calls.append(len(shown))
+        return gradient(shown, labels)
+
+    monkeypatch.setitem(toy.network._compiled, "gradient", counted)
+    for image in photos(8):
+        calls.clear()
+        deepfool(toy, image, predicted(toy, image))
+        # One that overshoots at the end only creeps along the border for its 50 steps.
+        assert 2 <= len(calls) <= 5
+
+
+# --- the smallest step ---
+
+
+def test_the_smallest_step_is_that_of_a_plain_search(toy):
+    images = photos(10)
+    labels = predicted(toy, images)
+    result = fgsm_smallest(toy, images, labels, max_eps=6)
+    for image, label, adversary in zip(images, labels, result, strict=True):
+        for eps in range(1, 7):
+            expected = fgsm(toy, image, label, eps=eps)
+            if predicted(toy, expected) != label:
+                break
+        assert np.mean(adversary != expected) < 2e-3
+
+
+class Islands:
+    """A network that is fooled by some brightnesses only, with gaps between them."""
+
+    def __init__(self, *fooled):
+        self.fooled = fooled
+        self.sizes = []
+
+    def check_labels(self, labels, n):
+        return np.broadcast_to(labels, (n,)).astype(np.int64)
+
+    def loss_gradient(self, images, labels, batch_size):
+        return np.ones_like(images), None
+
+    def predict(self, images, batch_size):
+        self.sizes.append(len(images))
+        seen = np.isin(images[:, 0, 0, 0], self.fooled).astype(int)
+        return np.eye(2, dtype=np.float32)[seen]
+
+
+def test_success_at_a_small_step_counts_though_a_greater_one_fails():
+    grey = np.full((3, 3, 3), 90, np.float32)
+    # Halving the span from 1 to 16 looks at 8 and 12 first, and finds 13 at best.
+    result = fgsm_smallest(Islands(92, 103), grey, 0, max_eps=16)
+    np.testing.assert_array_equal(result, grey + 2)
+    np.testing.assert_array_equal(fgsm_smallest(Islands(92), grey, 0, max_eps=1), grey + 1)
+
+
+def test_finished_images_leave_the_batch():
+    greys = np.stack([np.full((3, 3, 3), v, np.float32) for v in (80, 85, 88)])
+    network = Islands(90)
+    result = fgsm_smallest(network, greys, 0, max_eps=8)
+    np.testing.assert_array_equal(result[:, 0, 0, 0], [88, 90, 90])
+    # All at first, then until the steps of 2 and of 5 have been taken.
+    assert network.sizes == [3, 3, 3, 2, 2, 2, 1, 1, 1]
+
+
+# --- JSMA ---
+
+
+@pytest.mark.parametrize("step", [255, 40, -255])
+def test_jsma_changes_the_two_values_that_matter_most(toy, step):
+    image = photo(seed=2)
+    order = np.argsort(toy.predict(image))
+    label, target = int(order[-1]), int(order[-2])
+    expected = image.copy()
+    for _ in range(500):
+        gradient, probabilities = toy.loss_gradient(expected, target)
+        if probabilities.argmax() == target:
+            break
+        gain = -gradient.ravel() * np.sign(step)
+        gain[expected.ravel() == (255 if step > 0 else 0)] = -np.inf
+        best = np.argsort(gain)[-2:]
+        flat = expected.ravel()
+        flat[best] = np.clip(flat[best] + step, 0, 255)
+        expected = flat.reshape(image.shape)
+    result = jsma(toy, image, label, step=step, max_share=1)
+    np.testing.assert_array_equal(result, expected)
+    assert predicted(toy, result) == target
+
+
+def test_jsma_changes_no_more_than_its_share(toy):
+    images = photos(3)
+    targets = np.argsort(toy.predict(images), axis=1)[:, 0]
+    result = jsma(toy, images, targets, targeted=True, max_share=0.005)
+    changed = (result != images).sum(axis=(1, 2, 3))
+    # 15 values of 3072, and the two that exceed the share.
+    assert changed.max() <= 17
+    assert changed.max() >= 15
+
+
+# --- L-BFGS ---
+
+
+def test_the_search_closes_in_on_the_greatest_weight_that_succeeds():
+    image = np.zeros((1, 1, 3), np.float32)
+    for border, first in itertools.product((0.003, 5.0, 700.0), (1.0, 50.0)):
+        search = minimum_norm._Search(image, first)
+        best = 0.0
+        for _ in range(14):
+            success = search.const <= border
+            best = max(best, search.const) if success else best
+            search.note(np.full_like(image, np.rint(200 / (1 + search.const))), success)
+        assert border / 1.2 < best <= border
+        np.testing.assert_array_equal(search.best, np.full_like(image, np.rint(200 / (1 + best))))
+
+
+def test_a_search_that_never_succeeds_gives_the_last():
+    image = np.zeros((1, 1, 3), np.float32)
+    search = minimum_norm._Search(image, 1.0)
+    for value in (1, 2, 3):
+        search.note(np.full_like(image, value), False)
+    assert search.const == pytest.approx(1e-3)
+    np.testing.assert_array_equal(search.best, np.full_like(image, 3))
+
+
+def test_the_next_weight_lies_between_in_powers():
+    search = minimum_norm._Search(np.zeros((1, 1, 3), np.float32), 1.0)
+    consts = []
+    for success in (False, True, False):
+        search.note(np.ones((1, 1, 3), np.float32), success)
+        consts.append(search.const)
+    np.testing.assert_allclose(consts, [0.1, 10**-0.5, 10**-0.75])
+
+
+def test_what_comes_out_for_a_weight_is_stationary(linear):
+    image = grey_photos(1)[0]
+    target = np.int64(distances(linear, image[None])[0].argmax())
+    found = minimum_norm._lbfgs(linear, image, target, 0.5, 200)
+    # Where the pull of the norm and that of the cross-entropy are equal.
+    gradient, _ = linear.loss_gradient(found, target)
+    pull = 2 * 0.5 * (found - image) / 255
+    assert np.abs(pull).max() > 0.01
+    np.testing.assert_allclose(pull, -255 * gradient, atol=0.02 * np.abs(pull).max())
+
+
+def test_the_weight_of_the_norm_shortens(linear):
+    image = grey_photos(1)
+    label = predicted(linear, image)
+    far, near = (
+        lbfgs(linear, image, label, search_steps=1, initial_const=const) for const in (0.01, 1)
+    )
+    assert (predicted(linear, far) != label).all()
+    assert length(image, far) > 1.1 * length(image, near)
+
+
+# --- beside Foolbox ---
+
+
+@pytest.fixture(scope="module")
+def foolbox():
+    # It imports from a module of SciPy that is to go.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import foolbox
+    return foolbox
+
+
+@pytest.fixture(scope="module")
+def foolbox_model(foolbox, toy):
+    import tensorflow as tf
+
+    def logits(x):
+        return tf.math.log(toy.model(toy.preprocess(x * 255)))
+
+    return foolbox.TensorFlowModel(logits, bounds=(0, 1))
+
+
+def foolbox_adversaries(model, attack, images, labels, epsilons=None):
+    import tensorflow as tf
+
+    unit = tf.constant(images / np.float32(255))
+    _, clipped, success = attack(model, unit, tf.constant(labels), epsilons=epsilons)
+    if epsilons is None:
+        return np.asarray(clipped) * 255, np.asarray(success)
+    return [np.asarray(c) * 255 for c in clipped], np.asarray(success)
+
+
+@pytest.mark.slow
+def test_the_smallest_step_is_foolboxs(toy, foolbox, foolbox_model):
+    images = photos(20)
+    labels = predicted(toy, images)
+    epsilons = np.arange(1, 17) / 255
+    _, success = foolbox_adversaries(
+        foolbox_model, foolbox.attacks.FGSM(random_start=False), images, labels, epsilons
+    )
+    smallest = 1 + success.argmax(axis=0)
+    assert success.any(axis=0).all()
+    assert np.mean(linf(images, fgsm_smallest(toy, images, labels)) == smallest) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", [deepfool, carlini_wagner, lbfgs])
+def test_perturbations_are_about_as_short_as_foolboxs(toy, foolbox, foolbox_model, attack):
+    images = photos(12)
+    labels = predicted(toy, images)
+    other = {
+        deepfool: foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=6, overshoot=0.02),
+    }.get(attack, foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=200))
+    theirs, success = foolbox_adversaries(foolbox_model, other, images, labels)
+    ours = attack(toy, images, labels)
+    assert success.mean() >= 0.95
+    assert (predicted(toy, ours) != labels).mean() >= 0.95
+    # Theirs is not rounded to 8 bits, which costs ours some of its length here.
+    ratio = np.median(length(images, ours)) / np.median(length(images, theirs))
+    assert 0.6 < ratio < 1.5
+
+
+# --- wrong input ---
+
+
+def test_deepfool_has_no_targeted_form(toy):
+    with pytest.raises(ValueError, match="targeted: expected False, for DeepFool has no targeted"):
+        deepfool(toy, photo(), 0, targeted=True)
+
+
+@pytest.mark.parametrize(
+    ("attack", "knob", "values"),
+    [
+        (fgsm_smallest, "max_eps", [0, 256, 2.0, "8", True, None]),
+        (deepfool, "iterations", [0, 1.5, None]),
+        (deepfool, "overshoot", [-0.1, np.nan, np.inf, "0"]),
+        (deepfool, "candidates", [1, 2.5]),
+        (carlini_wagner, "confidence", [-1, np.nan, None]),
+        (carlini_wagner, "learning_rate", [0, -1, np.inf]),
+        (carlini_wagner, "iterations", [0, 2.0]),
+        (carlini_wagner, "search_steps", [0, "3"]),
+        (carlini_wagner, "initial_const", [0, np.nan]),
+        (jsma, "step", [0, 256, -256, 1.5]),
+        (jsma, "max_share", [0, 1.1, np.nan]),
+        (lbfgs, "iterations", [0, 2.0]),
+        (lbfgs, "search_steps", [0]),
+        (lbfgs, "initial_const", [0, -1, np.inf]),
+    ],
+)
+def test_wrong_knobs(toy, attack, knob, values):
+    for value in (*values, 2**70):
+        with pytest.raises(ValueError, match=rf"{knob}: expected .* got {value!r}"):
+            attack(toy, photo(), 0, **{knob: value})
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_wrong_labels_and_images(toy, attack):
+    for labels in (6, -1, [0, 1], 1.0, None):
+        with pytest.raises(ValueError, match="labels: expected"):
+            attack(toy, photo(), labels)
+    for images in (photo() / 255, photo(32, 31), photo().astype(np.float64)):
+        with pytest.raises(ValueError, match="images: "):
+            attack(toy, images, 0)
+    with pytest.raises(ValueError, match="batch_size: expected at least 1"):
+        attack(toy, photo(), 0, batch_size=0)

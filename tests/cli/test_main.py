@@ -1,0 +1,932 @@
+import errno
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_args
+
+import nbformat
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from conftest import photo
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from pdutils import classifiers, deflection, denoising
+from pdutils._utils import streams
+from pdutils.classifiers import ClassifierSource
+from pdutils.cli import main, runner
+from pdutils.defenses import pipeline
+from pdutils.deflection import pixel_deflection
+from pdutils.demo.shipped import demo_root
+from pdutils.denoising import denoise
+from pdutils.evaluation import evaluate, registry, report, scores
+from pdutils.evaluation.cost import estimate
+from pdutils.evaluation.datasets import DrawingSource, chosen, folder_source
+from pdutils.evaluation.store import Store, StoreError
+from pdutils.images import load_image, min_max, on_grid, save_image, save_map
+
+
+@pytest.fixture(scope="module", autouse=True)
+def art_is_loaded():
+    """Load ART outside of any test: it sets up logging anew, which closes a stream of pytest's."""
+    import pdutils.defenses.art  # noqa: F401
+
+
+@pytest.fixture
+def with_toy(toy, monkeypatch):
+    classifiers._loaded.cache_clear()
+    monkeypatch.setattr(classifiers, "load_classifier", lambda name, weights: toy)
+    yield toy
+    classifiers._loaded.cache_clear()
+
+
+@pytest.fixture
+def picture(tmp_path) -> Path:
+    path = tmp_path / "cat_1.png"
+    save_image(path, photo(seed=3))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Seven labelled pictures, and one that is none."""
+    for i, label in enumerate(("ant", "bee", "cat", "dog", "eel", "fox", "ant")):
+        save_image(tmp_path / "photos" / f"{label}_{i}.png", photo(seed=i))
+    (tmp_path / "photos" / "bee_9.png").write_text("no picture")
+    return tmp_path / "photos"
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Carry out a command line; give its status and what it printed."""
+    try:
+        status = main.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def table(out: str) -> list[list[str]]:
+    return [line.split() for line in out.split("\n\n")[1].splitlines()[1:]]
+
+
+def row(classifier, probabilities) -> list[list[str]]:
+    best = sorted(range(len(probabilities)), key=lambda i: -probabilities[i])[:5]
+    return [[classifier.class_names[i], f"{probabilities[i]:.3f}"] for i in best]
+
+
+def side_by_side(classifier, before, after) -> list[list[str]]:
+    rows = zip(row(classifier, before), row(classifier, after), strict=True)
+    return [[*left, *right] for left, right in rows]
+
+
+def test_help_is_quick():
+    code = (
+        "import sys\nfrom pdutils.cli.main import main\n"
+        "try:\n    main(['defend', '--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'tensorflow', 'keras', 'skimage', 'papermill', 'nbformat'}\n"
+        "sys.exit(bool(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0
+    assert "IMAGE|FOLDER" in found.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["defend"], ["evaluate"], ["table"]])
+def test_help_has_examples_or_lists_the_commands(capsys, command):
+    status, out, _ = run(capsys, *command, "--help")
+    assert status == 0
+    assert ("examples:" in out) == bool(command)
+    assert "python -m pdutils" in out
+
+
+def test_the_words_of_the_options_are_those_of_the_functions():
+    assert tuple(denoising.DENOISERS) == main.DENOISERS
+    assert get_args(pipeline.MapKind) == main.MAPS
+    assert get_args(deflection.Reading) == main.READINGS
+    assert get_args(denoising.SigmaScale) == main.SIGMA_SCALES
+    assert tuple(classifiers._SCALINGS) == get_args(classifiers.Scaling) == main.SCALINGS
+    assert tuple(scores.PROTOCOLS) == main.PROTOCOLS
+    assert tuple(scores.DECISIONS) == main.DECISIONS
+    options = main._parser().parse_args(["defend", "x"])
+    assert main._defense(options) == pipeline.Defense()
+    assert main._parser().parse_args(["run"]).timeout == runner.TIMEOUT
+
+
+def test_defend_shows_the_top_five_before_and_after(capsys, with_toy, picture):
+    status, out, _ = run(capsys, "defend", picture, "--seed", 4, "--window", 3, "--sigma", 0.1)
+    image = load_image(picture)
+    deflected = pixel_deflection(image, 200, 3, rng=_stream_of_run(4))
+    after = with_toy.predict(denoise(deflected, "wavelet", sigma=0.1))
+    assert status == 0
+    assert table(out) == side_by_side(with_toy, with_toy.predict(image), after)
+    changed = np.any(deflected != image, axis=-1).mean()
+    assert f"Deflection changed {changed:.1%} of the pixels" in out
+    assert "200 deflections (blog reading, window 3) without a map" in out
+    assert "wavelet denoising, sigma 0.1" in out
+
+
+def _stream_of_run(seed: int, run: int = 0) -> list[np.random.Generator]:
+    (first,) = streams(seed, 1)
+    return [[first, *first.spawn(run)][run]]
+
+
+def test_the_columns_of_the_table_are_aligned(capsys, with_toy, picture):
+    _, out, _ = run(capsys, "defend", picture)
+    lines = out.split("\n\n")[1].splitlines()
+    assert len(lines) == 6
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert lines[0].index("after") == lines[1].index(lines[1].split()[2], 6)
+
+
+def test_several_runs_are_averaged_and_the_first_is_saved(capsys, with_toy, picture, tmp_path):
+    saved = tmp_path / "defended.png"
+    _, out, _ = run(capsys, "defend", picture, "--runs", 3, "--denoiser", "median", "--save", saved)
+    image = load_image(picture)
+    defended = [
+        denoise(pixel_deflection(image, 200, rng=_stream_of_run(0, i)), "median") for i in range(3)
+    ]
+    after = np.mean([with_toy.predict(each) for each in defended], axis=0)
+    assert table(out) == side_by_side(with_toy, with_toy.predict(image), after)
+    np.testing.assert_array_equal(load_image(saved), on_grid(defended[0]))
+    assert "mean of 3 runs" in out
+
+
+def test_a_map_file_spares_pixels(capsys, with_toy, picture, tmp_path):
+    spared = np.zeros((32, 32), dtype=np.float32)
+    spared[:, :16] = 1
+    save_map(tmp_path / "map.png", spared)
+    saved = tmp_path / "defended.png"
+    options = ["--map", tmp_path / "map.png", "--denoiser", "none", "--save", saved]
+    status, _, _ = run(capsys, "defend", picture, *options)
+    changed = np.any(load_image(saved) != load_image(picture), axis=-1)
+    assert status == 0
+    assert not changed[:, :16].any()
+    assert changed[:, 16:].any()
+
+
+def test_a_folder_s_maps_are_found_by_name(capsys, with_toy, folder, tmp_path, monkeypatch):
+    (folder / "bee_9.png").unlink()
+    maps = {path.name: np.random.default_rng(i).random((32, 32), dtype=np.float32)
+            for i, path in enumerate(sorted(folder.iterdir()))}  # fmt: skip
+    for name, chances in maps.items():
+        save_map(tmp_path / "maps" / name, chances)
+    seen, predict = [], pipeline.Defense.predict
+
+    def recorded(self, classifier, images, **options):
+        seen.extend(zip(images, options["activation_map"], strict=True))
+        return predict(self, classifier, images, **options)
+
+    monkeypatch.setattr(pipeline.Defense, "predict", recorded)
+    options = ["--map", tmp_path / "maps", "--batch-size", 3]
+    status, out, _ = run(capsys, "defend", folder, *options)
+    assert status == 0
+    assert f"spared by the maps in {tmp_path / 'maps'}" in out
+    for (image, chances), path in zip(seen, sorted(folder.iterdir()), strict=True):
+        np.testing.assert_array_equal(image, load_image(path))
+        np.testing.assert_allclose(chances, min_max(maps[path.name]), atol=1e-4)
+    seen.clear()
+    run(capsys, "defend", folder / "cat_2.png", "--map", tmp_path / "maps")
+    np.testing.assert_allclose(
+        np.squeeze(seen[0][1]) if np.ndim(seen[0][1]) > 1 else np.stack([s[1] for s in seen]),
+        min_max(maps["cat_2.png"]), atol=1e-4,
+    )  # fmt: skip
+    (tmp_path / "maps" / "cat_2.png").unlink()
+    for path in (folder, folder / "cat_2.png"):
+        status, _, err = run(capsys, "defend", path, "--map", tmp_path / "maps")
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"{tmp_path / 'maps' / 'cat_2.png'}: no such map" in err
+
+
+def test_a_map_of_another_size_is_named(capsys, with_toy, picture, tmp_path):
+    save_map(tmp_path / "map.png", np.eye(16, dtype=np.float32))
+    status, _, err = run(capsys, "defend", picture, "--map", tmp_path / "map.png")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "map.png: expected a map of 32 x 32" in err
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPE", ".gif", ".webp", ".ico"])
+def test_a_picture_that_is_saved_with_a_loss_is_told_and_judged_anew(
+    capsys, with_toy, picture, tmp_path, suffix
+):
+    saved = tmp_path / f"defended{suffix}"
+    status, out, _ = run(capsys, "defend", picture, "--save", saved)
+    held = load_image(saved, with_toy.input_size)
+    _, plain, _ = run(capsys, "defend", picture, "--save", tmp_path / "defended.png")
+    if np.array_equal(held, load_image(tmp_path / "defended.png")):
+        assert out == plain
+        return
+    seen = row(with_toy, with_toy.predict(held))
+    assert status == 0
+    assert f"{saved} holds another picture" in out
+    assert out.rstrip().endswith(f"Seen in it: {', '.join(' '.join(one) for one in seen)}.")
+    assert "another picture" not in plain
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".gif", ".webp"])
+def test_these_endings_lose_something(tmp_path, suffix):
+    save_image(tmp_path / f"a{suffix}", photo())
+    assert not np.array_equal(load_image(tmp_path / f"a{suffix}"), photo())
+
+
+def test_a_place_that_cannot_be_written_is_named_before_a_classifier_is_loaded(
+    capsys, picture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(classifiers, "load_classifier", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "a.png", tmp_path):
+        name = place if place.suffix else place.with_suffix(".png")
+        name.parent.is_dir() and name.mkdir()
+        status, _, err = run(capsys, "defend", picture, "--save", name)
+        assert (status, err.count("\n")) == (1, 1)
+        assert err.startswith(f"error: {name}: ")
+
+
+def test_defend_takes_a_model_of_ones_own(capsys, toy, network, folder, tmp_path, monkeypatch):
+    status, out, _ = run(capsys, "defend", folder / "cat_2.png", *network)
+    assert status == 0
+    assert "seen by toy_gap" in out
+    image = load_image(folder / "cat_2.png")
+    before = [line[:2] for line in table(out)]
+    assert before == row(toy, toy.predict(image))
+    status, by_name, _ = run(capsys, "defend", folder, *network)
+    (tmp_path / "names.json").write_bytes(json.dumps(toy.class_names).encode("utf-16"))
+    again = [*network[:-1], tmp_path / "names.json"]
+    assert (status, run(capsys, "defend", folder, *again)[:2]) == (0, (0, by_name))
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["--weights", "x.h5"], 1, "holds its weights"),
+        (["--preprocess", "0..2"], 2, "--preprocess: invalid choice: '0..2' (choose from -1..1, "),
+        (["--class-names", "{latin}"], 1, "latin.txt: expected a text in UTF-8"),
+        (["--class-names", "{few}"], 1, "expected 6 class names"),
+        (["--classifier", "demo"], 1, "preprocess and class_names go with a .keras file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["defend", "evaluate"])
+def test_what_does_not_go_with_a_model_of_ones_own_is_told(
+    capsys, network, folder, tmp_path, command, options, status, message
+):
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "few.txt").write_text("ant")
+    places = {"latin": tmp_path / "latin.txt", "few": tmp_path / "few.txt"}
+    given = [option.format(**places) for option in options]
+    found, _, err = run(capsys, command, folder, *network, *given)
+    assert (found, err.count("\n")) == (status, 1)
+    assert message in err
+
+
+def test_what_a_folder_holds_besides_is_counted_in_a_line(capsys, with_toy, network, folder):
+    (folder / "a.heic").touch()
+    (folder / "b.heic").touch()
+    for arguments in (["defend", folder], ["evaluate", folder, *network]):
+        _, _, err = run(capsys, *arguments)
+        assert f"{folder}: passed over 2 entries: 2 .heic\n" in err
+
+
+def test_names_that_are_no_utf_8_are_defended_evaluated_and_printed(capsys, network, folder):
+    rough = os.fsdecode(b"caf\xe9")
+    (folder / "cat_2.png").rename(folder / f"cat_{rough}.png")
+    (folder / f"ant_{rough}.png").write_bytes(b"no picture")
+    kept = folder.parent / f"{rough}.sqlite"
+    status, out, _ = run(capsys, "evaluate", folder, *network, *ASKED, "--output", kept)
+    assert status == 0
+    assert r"skipped ant_caf\xe9.png: " in out
+    assert r"cat_caf\xe9.png" in set(stored(kept)["image"])
+    out.encode("utf-8")
+    status, out, _ = run(capsys, "table", kept, "--output", folder.parent / rough)
+    assert (status, r"ant_caf\xe9.png" in out) == (0, True)
+    assert len(list((folder.parent / rough).iterdir())) > 4
+    for path in (folder, folder / f"cat_{rough}.png"):
+        status, out, err = run(capsys, "defend", path, *network)
+        assert (status, err) == (0, "")
+        assert r"caf\udce9.png" in out
+    # What goes on reads the same names.
+    assert run(capsys, "evaluate", folder, *network, *ASKED, "--output", kept)[0] == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp437"])
+def test_what_a_terminal_cannot_show_is_written_out(tmp_path, encoding):
+    name = os.fsdecode("猫_é".encode() + b"\xe9.png")
+    code = (
+        "import sys, pdutils.cli.main as c\n"
+        "c._table = lambda options: print(options.file) or 0\n"
+        "sys.exit(c.main())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, "table", tmp_path / name],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert found.stdout.startswith(str(tmp_path).encode())
+    assert found.stdout.rstrip().endswith(rb"\udce9.png")
+
+
+def test_a_reader_that_has_had_enough_ends_the_command_quietly(records, tmp_path):
+    large = "import pdutils.cli.main as c; c._table = lambda _: print('x\\n' * 200_000) or 0"
+    small = "import pdutils.cli.main as c; c._table = lambda _: print('x') or 0"
+    noisy = f"{large.replace('or 0', 'or 1 / 0')}"
+    for change, arguments in (
+        ("", ["table", records]),
+        ("", ["evaluate", "--help"]),
+        (large, ["table", "x"]),
+        (small, ["table", "x"]),
+        (noisy, ["table", "x"]),
+    ):
+        code = f"{change}\nimport sys\nfrom pdutils.cli.main import main\nsys.exit(main())"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        for both in (False, True):
+            read, write = os.pipe()
+            os.close(read)
+            error = write if both else subprocess.PIPE
+            found = subprocess.run(command, stdout=write, stderr=error)
+            os.close(write)
+            assert found.stderr == (None if both else b"")
+            # argparse itself does not mind that nobody reads its help.
+            assert found.returncode in (141, 0 if "--help" in command else 141)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_what_cannot_be_printed_is_an_error_in_one_line(records):
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pdutils", "table", str(records)]
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert found.returncode == 1
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.endswith("No space left on device\n")
+    assert found.stderr.count("\n") == 1
+
+
+def test_another_pipe_that_breaks_is_an_error(capsys, monkeypatch):
+    def fail(options):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr(main, "_check_paths", fail)
+    assert run(capsys, "defend", "x.png") == (1, "", "error: Broken pipe\n")
+
+
+@pytest.mark.parametrize("kind", ["cam", "rcam"])
+def test_a_map_can_be_made(capsys, with_toy, picture, kind):
+    _, out, _ = run(capsys, "defend", picture, "--map", kind, "--deflections", 300)
+    defense = pipeline.Defense(deflections=300, activation=kind)
+    image = load_image(picture)
+    after = defense.predict(with_toy, image, rng=0)
+    assert table(out) == side_by_side(with_toy, with_toy.predict(image), after)
+
+
+def test_nothing_may_be_done(capsys, with_toy, picture):
+    _, out, _ = run(capsys, "defend", picture, "--deflections", 0, "--denoiser", "none")
+    assert all(row[:2] == row[2:] for row in table(out))
+    assert "Defence: nothing" in out
+    assert "stays" in out
+
+
+def test_a_folder_is_counted_before_and_after(capsys, with_toy, folder):
+    status, out, _ = run(capsys, "defend", folder, "--deflections", 50, "--seed", 2)
+    files = sorted(path for path in folder.iterdir() if path.name != "bee_9.png")
+    spawned = np.random.default_rng(2).spawn(len(files))
+    hits = np.zeros((2, 2), dtype=int)
+    for path, stream in zip(files, spawned, strict=True):
+        image, label = load_image(path), with_toy.class_names.index(path.name[:3])
+        deflected = pixel_deflection(image, 50, rng=[stream])
+        for i, seen in enumerate((image, denoise(deflected))):
+            ranks = list(np.argsort(-with_toy.predict(seen)))
+            hits[0, i] += ranks[0] == label
+            hits[1, i] += label in ranks[:5]
+    assert status == 0
+    rows = [line.replace("[", " [").split() for line in out.split("\n\n")[1].splitlines()[1:]]
+    assert [[name, before, after] for name, before, _, _, after, *_ in rows] == [
+        [name, *(f"{count / 7:.2f}" for count in pair)]
+        for name, pair in zip(("top1", "top5"), hits, strict=True)
+    ]
+    assert "n = 7 images" in out
+    assert f"skipped {folder / 'bee_9.png'}: " in out
+
+
+def test_the_batch_size_does_not_change_what_is_drawn(capsys, with_toy, folder, monkeypatch):
+    seen = []
+    predict = pipeline.Defense.transform
+
+    def recorded(self, *arguments, **options):
+        result = predict(self, *arguments, **options)
+        seen.append(result)
+        return result
+
+    monkeypatch.setattr(pipeline.Defense, "transform", recorded)
+    for size in (1, 3, 32):
+        run(capsys, "defend", folder, "--batch-size", size)
+    by_size = [np.concatenate(seen[start:stop]) for start, stop in ((0, 7), (7, 10), (10, 11))]
+    np.testing.assert_array_equal(by_size[0], by_size[1])
+    np.testing.assert_array_equal(by_size[0], by_size[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["nothing.png"], 1, "nothing.png: no such file"),
+        (["{text}"], 1, "expected a picture"),
+        (["{folder}", "--save", "x.png"], 2, "--save takes the result of one image"),
+        (["{folder}", "--map", "x.png"], 2, "--map takes one of none, cam, rcam with a folder"),
+        (["{folder}", "--map", "{picture}"], 2, "or a folder of maps, got "),
+        (["{folder}", "--map", "{empty}"], 1, "ant_0.png: no such map; 8 of 8 pictures have none"),
+        (["{picture}", "--map", "x.png"], 1, "x.png: no such file"),
+        (["{picture}", "--map", "{picture}"], 1, "expected a grey picture"),
+        (["{picture}", "--denoiser", "none", "--sigma-scale", "rgb"], 2, "--sigma-scale goes with"),
+        (["{picture}", "--denoiser", "median", "--sigma", "1"], 1, "median: no option sigma"),
+        (["{picture}", "--denoiser", "blur"], 2, "invalid choice: 'blur'"),
+        (["{picture}", "--window", "0"], 1, "window: expected"),
+        (["{picture}", "--window", "wide"], 2, "invalid int value: 'wide'"),
+        (["{picture}", "--deflections", "-1"], 1, "deflections: expected"),
+        (["{picture}", "--runs", "0"], 1, "runs: expected"),
+        (["{picture}", "--seed", "-1"], 2, "--seed: expected a whole number of at least 0"),
+        (["{picture}", "--save", "{text}"], 1, "expected a name that ends in .png"),
+        (["{folder}", "--batch-size", "0"], 1, "batch_size: expected at least 1"),
+        (["{unknown}"], 1, "has no class 'yak'"),
+        (["{empty}"], 1, "expected pictures"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(
+    capsys, with_toy, picture, folder, tmp_path, options, status, message
+):
+    places = {"picture": picture, "folder": folder}
+    for name in ("empty", "unknown"):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+    save_image(tmp_path / "unknown" / "yak_1.png", photo())
+    places["text"] = tmp_path / "notes.txt"
+    places["text"].write_text("no picture")
+    found, _, err = run(capsys, "defend", *(option.format(**places) for option in options))
+    assert found == status
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            PermissionError(13, "Permission denied", "results"),
+            1,
+            "error: results: Permission denied\n",
+        ),
+        (ValueError("two\nlines"), 1, "error: two lines\n"),
+    ],
+)
+def test_an_exception_becomes_a_status_and_a_line(capsys, monkeypatch, raised, status, line):
+    def fail(options):
+        raise raised
+
+    monkeypatch.setattr(main, "_check_paths", fail)
+    assert run(capsys, "defend", "x.png") == (status, "", line)
+
+
+def test_a_fault_of_the_program_is_not_hidden(capsys, monkeypatch):
+    monkeypatch.setattr(main, "_check_paths", lambda options: {}["missing"])
+    with pytest.raises(KeyError):
+        main.main(["defend", "x.png"])
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """What the command line asks the runner for, which then runs nothing."""
+    calls = []
+    form = inspect.signature(runner.run_notebooks)
+
+    def record(*arguments, **options):
+        calls.append(form.bind(*arguments, **options).arguments)
+        return []
+
+    monkeypatch.setattr(runner, "run_notebooks", record)
+    monkeypatch.setattr(
+        runner, "find_notebooks", lambda folder=None: [Path("01_a.ipynb"), Path("12_b.ipynb")]
+    )
+    return calls
+
+
+def test_run_takes_the_blog_by_default(capsys, asked):
+    run(capsys, "run")
+    run(capsys, "run", "--all")
+    assert [call["notebooks"] for call in asked] == [
+        [Path("01_a.ipynb")],
+        [Path("01_a.ipynb"), Path("12_b.ipynb")],
+    ]
+    assert asked[0]["output"] == demo_root() / "results"
+    assert (asked[0]["parameters"], asked[0]["timeout"]) == ({}, 3600)
+    assert asked[0]["jobs"] in (1, 2)
+
+
+def test_run_passes_its_options_on(capsys, asked, tmp_path):
+    options = ["--classifier", "vgg19", "-p", "seed", "-1", "-p", "image", "a b.png"]
+    run(capsys, "run", "12", *options, "--timeout", 9, "--jobs", 3, "--output", tmp_path)
+    assert asked == [
+        {
+            "notebooks": [Path("12_b.ipynb")],
+            "output": tmp_path,
+            "parameters": {"classifier": "vgg19", "seed": "-1", "image": "a b.png"},
+            "timeout": 9,
+            "jobs": 3,
+        }
+    ]
+
+
+@pytest.fixture
+def notebook(tmp_path) -> Path:
+    tagged = new_code_cell("number = 2", metadata={"tags": ["parameters"]})
+    cells = [new_markdown_cell("# One"), tagged, new_code_cell("half = 1\nhalf / number")]
+    made = new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    nbformat.write(made, tmp_path / "01_one.ipynb")
+    return tmp_path / "01_one.ipynb"
+
+
+def test_run_names_what_failed_with_its_error_and_its_cell(capsys, notebook, tmp_path):
+    output = tmp_path / "results"
+    status, out, err = run(capsys, "run", notebook, "--output", output, "-p", "number", "0")
+    assert status == 1
+    assert "01_one failed: ZeroDivisionError: division by zero\n    half = 1\n" in err
+    assert "0 of 1 notebooks" in out
+    status, out, _ = run(capsys, "run", notebook, "--output", output)
+    assert status == 0
+    assert "1 of 1 notebooks" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "no notebook 'nope'; known: "),
+        (["{notebook}", "-p", "other", "1"], "no parameter 'other' in 01_one; known: number"),
+        (["{notebook}", "--classifier", "demo"], "no parameter 'classifier'"),
+        (["{notebook}", "--classifier", "my.keras"], "into notebook 8: run 08 -p model_file"),
+        (["{notebook}", "-p", "number", "two"], "number: expected a number, got 'two' (01_one)"),
+    ],
+)
+def test_run_refuses_what_it_does_not_know(capsys, notebook, tmp_path, arguments, message):
+    given = [argument.format(notebook=notebook) for argument in arguments]
+    status, _, err = run(capsys, "run", *given, "--output", tmp_path / "results")
+    assert status == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.fixture
+def network(toy, tmp_path, monkeypatch) -> list[object]:
+    """The options that name the toy, saved as a file of one's own with its class names."""
+    monkeypatch.setattr(classifiers, "deterministic", lambda: None)
+    toy.model.save(tmp_path / "toy.keras")
+    (tmp_path / "names.txt").write_text("\n".join(toy.class_names) + "\n")
+    names = ["--class-names", tmp_path / "names.txt"]
+    return ["--classifier", tmp_path / "toy.keras", "--preprocess", "-1..1", *names]
+
+
+ASKED = ["--attacks", "fgsm:eps=4", "--defenses", "pd:deflections=60", "wd", "--runs", 3]
+
+
+def without_times(records: pd.DataFrame) -> pd.DataFrame:
+    return records.drop(columns="seconds")
+
+
+def stored(path: Path) -> pd.DataFrame:
+    with Store.open(path) as store:
+        return store.records()
+
+
+def evaluated(toy, images, **options) -> pd.DataFrame:
+    """What the function gives that the command is to call."""
+    return evaluate.evaluate(
+        toy, images, ["fgsm:eps=4"], ["pd:deflections=60", "wd"], runs=3, **options
+    )
+
+
+def test_evaluate_keeps_records_and_prints_shares(capsys, network, toy, folder, tmp_path):
+    kept = tmp_path / "kept" / "records.sqlite"
+    status, out, _ = run(
+        capsys, "evaluate", folder, *network, *ASKED, "--seed", 4, "--output", kept
+    )
+    wanted = evaluated(toy, folder_source(folder, toy), seed=4)
+    assert status == 0
+    pd.testing.assert_frame_equal(without_times(stored(kept)), without_times(wanted))
+    shares = report.Report.of(wanted, "paper", "majority").tables["accuracy"]
+    assert report.markdown(shares).strip() in out
+    assert "Destruction" not in out
+    assert "skipped bee_9.png: " in out
+    assert f"table {kept}" in out
+
+
+def test_evaluate_goes_on_where_it_ended(capsys, network, folder, tmp_path, monkeypatch):
+    kept = ["--output", tmp_path / "records.sqlite", "--batch-size", 2]
+    made, more = [], evaluate._records
+
+    def counted(*arguments):
+        made.append(arguments)
+        if len(made) == 7:
+            raise KeyboardInterrupt
+        return more(*arguments)
+
+    monkeypatch.setattr(evaluate, "_records", counted)
+    status, _, err = run(capsys, "evaluate", folder, *network, *ASKED, *kept)
+    assert (status, err) == (130, "interrupted\n")
+    assert run(capsys, "evaluate", folder, *network, *ASKED, *kept)[0] == 0
+    # Four chunks, two attacks, three defences, and the one that was interrupted.
+    assert len(made) == 4 * 2 * 3 + 1
+    again = [*kept[:1], tmp_path / "again.sqlite", *kept[2:]]
+    assert run(capsys, "evaluate", folder, *network, *ASKED, *again)[0] == 0
+    pd.testing.assert_frame_equal(
+        without_times(stored(tmp_path / "records.sqlite")),
+        without_times(stored(tmp_path / "again.sqlite")),
+    )
+
+
+def test_evaluate_takes_a_list_and_a_limit(capsys, network, toy, folder, tmp_path):
+    rows = [f"{label}_{i}.png {4 - i}" for i, label in enumerate(("ant", "bee", "cat", "dog"))]
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    listing = ["--images-list", tmp_path / "list.txt"]
+    kept = tmp_path / "records.sqlite"
+    status, _, _ = run(capsys, "evaluate", folder, *network, *listing, "--output", kept)
+    assert status == 0
+    assert dict(zip(stored(kept)["image"], stored(kept)["label"], strict=True)) == {
+        "ant_0.png": 4,
+        "bee_1.png": 3,
+        "cat_2.png": 2,
+        "dog_3.png": 1,
+    }
+    kept = tmp_path / "few.sqlite"
+    options = ["--limit", 3, "--seed", 2, "--output", kept]
+    run(capsys, "evaluate", folder, *network, *options)
+    wanted = set(chosen(folder_source(folder, toy), 3, seed=2).names) - {"bee_9.png"}
+    assert set(stored(kept)["image"]) == wanted
+
+
+def test_evaluate_draws_for_the_demo_alone(capsys, network, tmp_path):
+    kept = tmp_path / "records.sqlite"
+    status, out, _ = run(capsys, "evaluate", "drawings:3", "--seed", 6, "--output", kept)
+    assert (status, "n = " in out) == (0, True)
+    assert list(stored(kept)["image"]) == list(DrawingSource(3).names)
+    # The pictures follow from the seed too.
+    other = tmp_path / "other.sqlite"
+    run(capsys, "evaluate", "drawings:3", "--seed", 7, "--output", other)
+    assert not np.array_equal(stored(kept)["p_label"], stored(other)["p_label"])
+    status, _, err = run(capsys, "evaluate", "drawings:3", *network)
+    assert (status, "classes of the demo" in err) == (1, True)
+
+
+def test_evaluate_names_folders_without_a_picture(capsys, network, folder):
+    (folder / "fox").mkdir()
+    status, _, err = run(capsys, "evaluate", folder, *network)
+    assert status == 0
+    assert f"{folder / 'fox'}: no picture" in err
+
+
+def test_a_dry_run_tells_the_cost_and_writes_nothing(capsys, network, toy, folder, tmp_path):
+    kept = tmp_path / "records.sqlite"
+    options = [*ASKED, "--output", kept, "--dry-run"]
+    status, out, _ = run(capsys, "evaluate", folder, *network, *options)
+    found = estimate(
+        toy, folder_source(folder, toy), ["fgsm:eps=4"], ["pd:deflections=60", "wd"], runs=3
+    )
+    total = [line.split() for line in out.splitlines() if line.startswith("total")]
+    assert status == 0
+    assert total[0][1:3] == [f"{found.total.forward:.0f}", f"{found.total.backward:.0f}"]
+    assert f"{found.records} records" in out
+    assert not kept.exists()
+
+
+def test_evaluate_asks_for_repeatable_operations_before_the_network_is_loaded(
+    capsys, network, folder, monkeypatch
+):
+    calls = []
+    load = ClassifierSource.load
+    monkeypatch.setattr(classifiers, "deterministic", lambda: calls.append("deterministic"))
+    monkeypatch.setattr(ClassifierSource, "load", lambda self: calls.append("load") or load(self))
+    run(capsys, "evaluate", folder, *network)
+    assert calls[:2] == ["deterministic", "load"]
+
+
+def test_evaluate_sends_workers_what_they_find_from_anywhere(
+    capsys, network, folder, tmp_path, monkeypatch
+):
+    calls = []
+    form = inspect.signature(evaluate.evaluate_into)
+
+    def record(*arguments, **options):
+        calls.append(form.bind(*arguments, **options).arguments)
+        raise ValueError("recorded")
+
+    monkeypatch.setattr(evaluate, "evaluate_into", record)
+    monkeypatch.chdir(tmp_path)
+    network[1] = "toy.keras"
+    cluster = ["--scheduler", "tcp://there:8786", "--batch-size", 5]
+    run(capsys, "evaluate", folder.name, *network, *ASKED, *cluster)
+    (call,) = calls
+    assert call["classifier"].name == str(tmp_path / "toy.keras")
+    assert (call["scheduler"], call["batch_size"], call["runs"]) == ("tcp://there:8786", 5, 3)
+    assert call["attacks"] == ["fgsm:eps=4"]
+    assert call["defenses"] == ["pd:deflections=60", "wd"]
+
+
+def test_evaluate_keeps_records_where_the_same_command_finds_them_again(
+    capsys, network, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("pdutils.demo.shipped.checkout", lambda: tmp_path)
+    files = []
+    for seed in (1, 1, 2):
+        status, out, _ = run(capsys, "evaluate", folder, *network, *ASKED, "--seed", seed)
+        assert status == 0
+        files.append(re.search(r"records: (\S+\.sqlite)", out)[1])
+    assert files[0] == files[1] != files[2]
+    assert len(stored(files[0])) == len(stored(files[2]))
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "message"),
+    [
+        (["nowhere"], 1, "nowhere: no such folder; drawings:N makes drawings"),
+        (["drawings:none"], 1, "expected drawings:N"),
+        (["drawings:0"], 1, "expected drawings:N with N at least 1"),
+        (["drawings:2", "--images-list", "x"], 2, "--images-list goes with a folder"),
+        (["{folder}", "--attacks", "magic"], 1, "attack: expected one of none, fgsm"),
+        (["{folder}", "--attacks", "fgsm:window=2"], 1, "fgsm: no knob window"),
+        (["{folder}", "--defenses", "pd:window=0"], 1, "pd: window: expected"),
+        (["{folder}", "--images-list", "nowhere.txt"], 1, "nowhere.txt: no such list"),
+        (["{folder}", "--limit", "0"], 1, "n: expected at least 1 image"),
+        (["{folder}", "--runs", "0"], 1, "runs: expected a whole number of at least 1"),
+        (["{folder}", "--runs", "0", "--dry-run"], 1, "runs: expected at least 1"),
+        (["{folder}", "--scheduler", "there"], 1, "scheduler: expected an address"),
+        (["{folder}", "--weights", "x.h5"], 1, "holds its weights"),
+        (["{folder}", "--output", "{text}"], 1, "expected a file of records"),
+        (["{folder}", "--class-names", "nowhere.txt"], 1, "nowhere.txt: No such file"),
+        (["{folder}", "--preprocess", "0..2"], 2, "--preprocess: invalid choice"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_in_one_line(
+    capsys, network, folder, tmp_path, options, status, message
+):
+    (tmp_path / "notes.txt").write_text("no records " * 500)
+    places = {"folder": folder, "text": tmp_path / "notes.txt"}
+    given = [option.format(**places) for option in options]
+    # What comes later counts.
+    base = [] if given[0].startswith("drawings") else network
+    found, _, err = run(capsys, "evaluate", *base, *given)
+    assert found == status
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_the_help_of_evaluate_lists_attacks_and_defences_with_their_knobs(capsys):
+    _, out, _ = run(capsys, "evaluate", "--help")
+    for name in (*registry.attack_names(), *registry.defense_names()):
+        assert f"\n{name} " in out
+    assert "eps=8, step=1, iterations=50" in out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "table"])
+def test_help_needs_no_framework(command):
+    code = (
+        f"import sys\nfrom pdutils.cli.main import main\n"
+        f"try:\n    main(['{command}', '--help'])\n"
+        f"except SystemExit:\n    pass\n"
+        f"sys.exit(bool({{'tensorflow', 'art', 'distributed'}} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.fixture
+def records(capsys, network, folder, tmp_path) -> Path:
+    kept = tmp_path / "mine.sqlite"
+    run(capsys, "evaluate", folder, *network, *ASKED, "--output", kept)
+    return kept
+
+
+def test_table_prints_and_writes_what_the_report_says(capsys, records, tmp_path):
+    output = tmp_path / "tables"
+    options = ["--protocol", "plain", "--decision", "worst", "--output", output]
+    status, out, _ = run(capsys, "table", records, *options)
+    wanted = report.Report.of(stored(records), "plain", "worst")
+    assert status == 0
+    assert out.startswith(str(wanted).rstrip())
+    assert "bee_9.png" in out
+    assert "not finished" not in out
+    files = {path.name for path in output.iterdir()}
+    assert {"mine.md", "mine_accuracy.csv", "mine_accuracy.tex", "mine_numbers.csv"} <= files
+    assert all(f"written: {output / name}" in out for name in files)
+    status, out, _ = run(capsys, "table", records)
+    assert out.startswith(str(report.Report.of(stored(records), "paper", "majority")).rstrip())
+    assert "written" not in out
+
+
+def test_table_compares_with_the_defence_that_is_asked_for(capsys, records):
+    spelled = next(text for text in stored(records).defense.unique() if text != "none")
+    status, out, _ = run(capsys, "table", records, "--baseline", spelled)
+    wanted = report.Report.of(stored(records), "paper", "majority", spelled)
+    assert status == 0
+    assert out.startswith(str(wanted).rstrip())
+    assert str(wanted) != str(report.Report.of(stored(records), "paper", "majority"))
+    status, _, err = run(capsys, "table", records, "--baseline", "tv")
+    assert status == 1
+    assert "baseline: expected one of the defences none, " in err
+
+
+def test_table_says_when_the_evaluation_is_not_finished(
+    capsys, network, folder, tmp_path, monkeypatch
+):
+    more, chunks = evaluate._read_chunk, []
+
+    def once(*arguments):
+        chunks.append(arguments)
+        if len(chunks) == 2:
+            raise KeyboardInterrupt
+        return more(*arguments)
+
+    monkeypatch.setattr(evaluate, "_read_chunk", once)
+    kept = tmp_path / "records.sqlite"
+    run(capsys, "evaluate", folder, *network, "--batch-size", 3, "--output", kept)
+    _, out, _ = run(capsys, "table", kept)
+    assert "3 of 8 images so far: the evaluation is not finished" in out
+
+
+def test_table_refuses_what_holds_no_records(capsys, network, folder, tmp_path, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "_read_chunk", interrupted)
+    run(capsys, "evaluate", folder, *network, "--output", tmp_path / "begun.sqlite")
+    (tmp_path / "notes.txt").write_text("no records " * 500)
+    for name, message in (
+        ("begun.sqlite", "no record is finished yet"),
+        ("none.sqlite", "no such file of records"),
+        ("notes.txt", "expected a file of records"),
+    ):
+        status, _, err = run(capsys, "table", tmp_path / name)
+        assert (status, err.count("\n")) == (1, 1)
+        assert err.startswith("error: ")
+        assert message in err
+    assert run(capsys, "table", tmp_path / "none.sqlite", "--decision", "best")[0] == 2
+
+
+def test_control_c_that_became_another_error_on_its_way_is_control_c_still(
+    capsys, network, folder, tmp_path, monkeypatch
+):
+    def swallowing(*arguments):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise TypeError from None
+
+    monkeypatch.setattr(evaluate, "_read_chunk", swallowing)
+    handler = signal.getsignal(signal.SIGINT)
+    status, _, err = run(capsys, "evaluate", folder, *network, "--output", tmp_path / "a.sqlite")
+    assert (status, err) == (130, "interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--scheduler", "local:2"]])
+def test_control_c_ends_an_evaluation_and_keeps_what_it_did(
+    capsys, network, folder, tmp_path, options
+):
+    kept = tmp_path / "records.sqlite"
+    attack = ["--attacks", "fgsm", "igsm:iterations=100000", "--batch-size", 1, "--output", kept]
+    arguments = [str(option) for option in [folder, *network, *attack, *options]]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pdutils", "evaluate", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not (before := _stored_so_far(kept)) and process.poll() is None:
+            time.sleep(0.2)
+        children = psutil.Process(process.pid).children(recursive=True)
+        # As a terminal does it: to all processes, and once.
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert (process.returncode, err) == (130, "interrupted\n")
+    assert not psutil.wait_procs(children, timeout=300)[1]
+    assert before
+    assert before <= _stored_so_far(kept)
+
+
+def _stored_so_far(path: Path) -> set[tuple]:
+    try:
+        records = stored(path)
+    except (FileNotFoundError, StoreError):
+        return set()
+    return set(records.astype(str).itertuples(index=False, name=None))

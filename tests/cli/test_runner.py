@@ -1,0 +1,379 @@
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from pdutils.cli import runner
+
+PLACE = "import json, os, sys\nprint(json.dumps([sys.executable, os.getcwd(), os.getpid()]))"
+BARS = "import sys\nfrom tqdm import tqdm\nfor _ in tqdm(range(3), file=sys.stdout):\n    pass"
+RESULTS = "from IPython.display import JSON\nJSON({'headline': f'x is {x}', 'x': x, 'both': both})"
+
+
+def write(path: Path, *cells: str, parameters: str = "both = 1") -> Path:
+    """Write a notebook of a heading, a first cell, one of parameters, and cells of code."""
+    tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    first = new_code_cell("first = None")
+    heading = new_markdown_cell(f"# {path.stem}\n\nProse.")
+    notebook = new_notebook(cells=[heading, first, tagged, *map(new_code_cell, cells)])
+    notebook.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "-"}
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def outputs(path: Path) -> list:
+    cells = nbformat.read(path, as_version=4).cells
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def printed(path: Path) -> str:
+    return "".join(output.text for output in outputs(path) if output.output_type == "stream")
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("source") / "notebooks"
+    return [
+        write(folder / "01_good.ipynb", PLACE, BARS, RESULTS, parameters="x = 1\nboth = 1"),
+        write(folder / "02_bad.ipynb", "print('before')", "first = 1\n1 / 0", "print('after')"),
+        write(folder / "03_slow.ipynb", "import time\ntime.sleep(3600)"),
+        write(folder / "04_dead.ipynb", "import os\nos._exit(3)"),
+        write(folder / "05_again.ipynb", PLACE, "print('x' in globals())\nprint(both)"),
+        # No cell of it takes long.
+        write(
+            folder / "06_long.ipynb", *["import time\ntime.sleep(8)"] * 3, parameters="images = 9"
+        ),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(notebooks, tmp_path_factory):
+    """Run them all, on a machine whose `python3` kernel is a program that fails."""
+    wrong = tmp_path_factory.mktemp("jupyter")
+    spec = {"argv": ["false"], "display_name": "wrong", "language": "python"}
+    (wrong / "kernels" / "python3").mkdir(parents=True)
+    (wrong / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+    output = tmp_path_factory.mktemp("run") / "results"
+    log = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(log):
+        patch.setenv("JUPYTER_PATH", str(wrong))
+        patch.chdir(output.parent)
+        asked = {"x": 5, "both": [1, "two"]}
+        outcomes = runner.run_notebooks(notebooks, output, asked, timeout=20, jobs=2)
+    return output, {outcome.name: outcome for outcome in outcomes}, log.getvalue()
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "2"), ("3", "3")])
+def test_notebooks_that_run_at_once_share_the_cores(tmp_path, monkeypatch, own, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", own)
+    ask = "import os\nprint(os.environ['OPENBLAS_NUM_THREADS'])"
+    path = write(tmp_path / "source" / "01_ask.ipynb", ask)
+    runner.run_notebooks([path], tmp_path / "results", {}, jobs=2)
+    assert printed(tmp_path / "results" / path.name) == f"{expected}\n"
+
+
+def test_one_failure_does_not_stop_the_others(run, notebooks):
+    output, outcomes, _ = run
+    assert list(outcomes) == [path.stem for path in notebooks]
+    assert [name for name, outcome in outcomes.items() if outcome.failure is None] == [
+        "01_good",
+        "05_again",
+    ]
+    assert {path.name for path in output.iterdir()} == {f"{name}.ipynb" for name in outcomes}
+
+
+def test_a_failure_has_its_error_and_the_cell(run):
+    _, outcomes, _ = run
+    failure = outcomes["02_bad"].failure
+    assert failure == runner.Failure("ZeroDivisionError: division by zero", "first = 1\n1 / 0")
+
+
+def test_what_a_failed_notebook_did_is_kept_with_the_error(run):
+    output, _, _ = run
+    assert printed(output / "02_bad.ipynb") == "before\n"
+    error = outputs(output / "02_bad.ipynb")[-1]
+    assert (error.output_type, error.ename) == ("error", "ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "source"),
+    [
+        (
+            "03_slow",
+            "CellTimeoutError: the 20 s of the notebook are over: --timeout S gives it more",
+            "time.sleep(3600)",
+        ),
+        (
+            "06_long",
+            "CellTimeoutError: the 20 s of the notebook are over: --timeout S gives it more, "
+            "and -p images N less to do",
+            "time.sleep(8)",
+        ),
+        ("04_dead", "DeadKernelError: Kernel died", "os._exit(3)"),
+    ],
+)
+def test_a_kernel_that_hangs_or_dies_is_a_failure_that_shows(run, name, error, source):
+    output, outcomes, _ = run
+    failure = outcomes[name].failure
+    assert failure.error == error
+    assert failure.source.endswith(source)
+    assert outputs(output / f"{name}.ipynb")[-1].evalue == error.partition(": ")[2]
+
+
+def test_each_notebook_gets_the_parameters_that_it_knows(run):
+    output, _, _ = run
+    shown = [found.data for found in outputs(output / "01_good.ipynb") if "data" in found]
+    assert shown[-1]["application/json"] == {"headline": "x is 5", "x": 5, "both": [1, "two"]}
+    assert printed(output / "05_again.ipynb").splitlines()[1:] == ["False", "[1, 'two']"]
+
+
+def test_the_kernels_are_fresh_ones_of_this_interpreter_in_this_folder(run):
+    output, _, _ = run
+    places = [
+        json.loads(printed(output / name).splitlines()[0])
+        for name in ("01_good.ipynb", "05_again.ipynb")
+    ]
+    for executable, folder, _ in places:
+        assert executable == sys.executable
+        assert Path(folder) == output.parent
+    assert places[0][2] != places[1][2]
+
+
+def test_bars_do_not_litter_the_outputs(run):
+    output, _, _ = run
+    assert printed(output / "01_good.ipynb").count("\n") == 1
+
+
+def test_the_log_has_one_line_a_notebook(run):
+    _, outcomes, log = run
+    states = {line.split()[0]: line.split()[1:] for line in log.splitlines()}
+    assert set(states) == set(outcomes)
+    assert len(log.splitlines()) == len(outcomes)
+    assert states["01_good"][1:] == ["s", "ok"]
+    assert states["02_bad"][1:] == ["s", "failed"]
+
+
+def test_the_sources_are_left_as_they_were(notebooks, run):
+    assert not any(outputs(path) for path in notebooks)
+
+
+def test_a_terminal_gets_a_bar_over_the_cells(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    path = write(tmp_path / "01_bar.ipynb", "1", "", "2", parameters="a = 1")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    runner.run_notebooks([path], tmp_path / "results", {"a": 2})
+    # Three cells, the parameters, and those that replace them; the empty cell does not run.
+    assert "01_bar" in sys.stderr.getvalue()
+    assert "5/5" in sys.stderr.getvalue()
+
+
+def test_an_error_message_has_no_colour_codes(tmp_path):
+    path = write(tmp_path / "01_red.ipynb", "raise ValueError('\\x1b[31mred\\x1b[0m')")
+    (outcome,) = runner.run_notebooks([path], tmp_path / "results")
+    assert outcome.failure.error == "ValueError: red"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_the_kernel_and_leaves_what_was_finished(tmp_path, number, status):
+    write(tmp_path / "01_done.ipynb", "print('done')")
+    slow = "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(3600)"
+    write(tmp_path / "02_slow.ipynb", slow)
+    results = tmp_path / "results"
+    results.mkdir()
+    write(results / "02_slow.ipynb", "'an earlier result'")
+    before = (results / "02_slow.ipynb").read_bytes()
+    command = [sys.executable, "-m", "pdutils", "run", "01_done.ipynb", "02_slow.ipynb"]
+    with subprocess.Popen(
+        [*command, "--output", "results", "--jobs", "1"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, log = process.communicate(timeout=300)
+    assert process.returncode == status
+    assert "Traceback" not in log
+    assert printed(results / "01_done.ipynb") == "done\n"
+    assert (results / "02_slow.ipynb").read_bytes() == before
+    assert {path.suffix for path in results.iterdir()} == {".ipynb"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_the_blog_is_01_to_09(tmp_path):
+    for name in ("01_a", "09_b", "10_c", "notes", "1_d"):
+        write(tmp_path / f"{name}.ipynb")
+    chosen = [path.stem for path in runner.choose_notebooks(folder=tmp_path)]
+    assert chosen == ["01_a", "09_b"]
+    every = runner.choose_notebooks(everything=True, folder=tmp_path)
+    assert [path.stem for path in every] == ["01_a", "09_b", "10_c"]
+
+
+@pytest.mark.parametrize("name", ["02", "02_two", "02_two.ipynb"])
+def test_a_notebook_goes_by_number_name_or_path(tmp_path, name):
+    paths = [write(tmp_path / f"{stem}.ipynb") for stem in ("01_one", "02_two", "10_ten")]
+    assert runner.choose_notebooks([name], folder=tmp_path) == [paths[1]]
+    assert runner.choose_notebooks([str(paths[2])], folder=tmp_path / "empty") == [paths[2]]
+    assert runner.choose_notebooks(["10", name, "02"], folder=tmp_path) == paths[1:]
+
+
+def test_an_unknown_notebook_lists_the_known_ones(tmp_path):
+    write(tmp_path / "01_one.ipynb")
+    with pytest.raises(runner.UsageError, match=r"no notebook '7'; known: 01_one$"):
+        runner.choose_notebooks(["01", "7"], folder=tmp_path)
+    with pytest.raises(runner.UsageError, match="no notebook NN_topic"):
+        runner.choose_notebooks(folder=tmp_path / "empty")
+
+
+def test_an_unknown_parameter_lists_the_known_ones(tmp_path):
+    one = write(tmp_path / "01_one.ipynb", "hidden = 1", parameters="a = 1\nb = 'x'  # why")
+    two = write(tmp_path / "02_two.ipynb", parameters="c = [1, 2]")
+    with pytest.raises(runner.UsageError, match=r"no parameter 'c' in 01_one; known: a, b$"):
+        runner.run_notebooks([one], tmp_path / "results", {"a": 1, "c": 1})
+    with pytest.raises(runner.UsageError, match=r"'hidden' in any of .*; known: a, b, c$"):
+        runner.run_notebooks([one, two], tmp_path / "results", {"hidden": 1})
+    assert not (tmp_path / "results").exists()
+    assert runner.assign_parameters([one, two], {"a": 1, "c": 2}) == {one: {"a": 1}, two: {"c": 2}}
+
+
+def test_what_is_no_notebook_is_refused(tmp_path):
+    (tmp_path / "01_text.ipynb").write_text("no JSON")
+    with pytest.raises(runner.UsageError, match="expected a notebook"):
+        runner.run_notebooks([tmp_path / "01_text.ipynb"], tmp_path / "results")
+
+
+@pytest.mark.parametrize("options", [{"timeout": 0}, {"jobs": 0}])
+def test_no_time_and_no_jobs_are_refused(tmp_path, options):
+    with pytest.raises(ValueError, match="at least 1"):
+        runner.run_notebooks([], tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ("-1", -1),
+        ("0.04", 0.04),
+        ("1e-3", 1e-3),
+        ("True", True),
+        ("false", False),
+        ("None", None),
+        ("null", None),
+        ("[1, 2.5]", [1, 2.5]),
+        ("(1, 2)", [1, 2]),
+        ("{'a': 1}", {"a": 1}),
+        ("'5'", "5"),
+        ("mobilenet_v2", "mobilenet_v2"),
+        ("../a b/c.png", "../a b/c.png"),
+        ("007", "007"),
+        ("1+2j", "1+2j"),
+        ("{1, 2}", "{1, 2}"),
+        ("", ""),
+    ],
+)
+def test_values_are_read_as_literals(text, value):
+    read = runner.parse_value(text)
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("2024", "", "2024"),
+        ("None", "", "None"),
+        ("true", "channel", "true"),
+        ("[1]", "", "[1]"),
+        ("'x'", "", "'x'"),
+        ("", "badger", ""),
+        ("400", 200, 400),
+        ("1e2", 200, 100),
+        ("-1", 0, -1),
+        ("0.5", 1, 0.5),
+        ("1", 0.04, 1.0),
+        ("1e-3", 0.04, 1e-3),
+        ("False", True, False),
+        ("[1, 2e0, 0.5]", [4, 8], [1, 2, 0.5]),
+        ("1, 2", [4, 8], [1, 2]),
+        ("[]", [4, 8], []),
+        ("[1, 'x']", [], [1, "x"]),
+        ("{'a': 'b'}", {"FGSM": "fgsm"}, {"a": "b"}),
+        ("5", None, 5),
+        ("none", None, None),
+        ("x", None, "x"),
+    ],
+)
+def test_a_value_takes_the_kind_of_the_notebook_s_own(text, default, value):
+    read = runner.parse_value(text, default)
+    assert read == value
+    assert type(read) is type(value)
+    if isinstance(value, list):
+        assert [type(entry) for entry in read] == [type(entry) for entry in value]
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "expected"),
+    [
+        ("many", 200, "a number"),
+        ("none", 0, "a number"),
+        ("True", 0, "a number"),
+        ("nan", 0.04, "a number"),
+        ("1e999", 0.04, "a number"),
+        ("9" * 400, 0.04, "a number that a float can hold"),
+        ("[1]", 1, "a number"),
+        ("1", True, "true or false"),
+        ("4", [4, 8], "a list such as [4, 8]"),
+        ("[1, 'x']", [4, 8], "a list such as [4, 8]"),
+        ("{'a': 1}", {"FGSM": "fgsm"}, "a dictionary such as {'FGSM': 'fgsm'}"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused(text, default, expected):
+    with pytest.raises(ValueError, match=f"^{re.escape(f'expected {expected}, got {text!r}')}$"):
+        runner.parse_value(text, default)
+
+
+def test_each_notebook_reads_a_value_in_its_own_kind(tmp_path):
+    first = write(tmp_path / "01_one.ipynb", parameters="folder = ''\nstep = 1.0\nboth: int = 2")
+    other = write(tmp_path / "02_two.ipynb", parameters="folder = None\nstep = 1\na = b = -1")
+    asked = {"folder": "2024", "step": "1e0", "b": "3", "both": "4"}
+    found = runner.assign_parameters([first, other], asked)
+    assert found == {
+        first: {"folder": "2024", "step": 1.0, "both": 4},
+        other: {"folder": 2024, "step": 1, "b": 3},
+    }
+    assert [type(values["step"]) for values in found.values()] == [float, int]
+    assert runner.assign_parameters([first], {"both": [1]}) == {first: {"both": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("many", r"step: expected a number, got 'many' \(01_one\)"),
+        (os.fsdecode(b"caf\xe9"), r"step: expected a text in UTF-8, got caf\\xe9"),
+    ],
+)
+def test_a_value_that_cannot_be_given_names_its_parameter(tmp_path, value, said):
+    path = write(tmp_path / "01_one.ipynb", parameters="step = 1.0")
+    with pytest.raises(runner.UsageError, match=said):
+        runner.run_notebooks([path], tmp_path / "results", {"step": value})

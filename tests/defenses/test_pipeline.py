@@ -1,0 +1,367 @@
+import numpy as np
+import pytest
+from conftest import photo, photos
+
+from pdutils._utils import streams
+from pdutils.activation import cam, robust_cam
+from pdutils.defenses.pipeline import Defense
+from pdutils.deflection import pixel_deflection
+from pdutils.denoising import denoise
+
+NOTHING = Defense(deflections=0, denoiser=None)
+
+#: Each of the knobs away from its default, so that one that is not passed on shows.
+UNUSUAL = {"deflections": 90, "window": 3, "denoiser": "wavelet"}
+OPTIONS = {"sigma": 0.1, "wavelet": "db2", "sigma_scale": "rgb"}
+
+
+def map_by_hand(classifier, images, activation):
+    if activation == "none":
+        return None
+    if activation == "rcam":
+        return robust_cam(classifier, images, k=3, combine="geometric")
+    labels = [int(classifier.predict(image).argmax()) for image in images]
+    return cam(classifier, images, labels)
+
+
+# --- the pipeline is its parts, one after the other ---
+
+
+@pytest.mark.parametrize("activation", ["none", "cam", "rcam"])
+@pytest.mark.parametrize("reading", ["blog", "repo", "paper"])
+@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
+def test_transform_is_map_then_deflection_then_denoising(request, kind, reading, activation):
+    classifier = request.getfixturevalue(kind)
+    batch = photos(3)
+    defense = Defense(
+        **UNUSUAL,
+        denoiser_options=OPTIONS,
+        reading=reading,
+        activation=activation,
+        k=3,
+        combine="geometric",
+    )
+    chances = map_by_hand(classifier, batch, activation)
+    deflected = pixel_deflection(
+        batch, 90, 3, activation_map=chances, reading=reading, rng=np.random.default_rng(5)
+    )
+    expected = denoise(deflected, "wavelet", **OPTIONS)
+    np.testing.assert_array_equal(defense.transform(classifier, batch, rng=5), expected)
+    assert not np.array_equal(expected, denoise(batch, "wavelet", **OPTIONS))
+
+
+def test_the_map_is_made_of_the_image_and_its_most_probable_class(toy):
+    batch = photos(3)
+    by_cam = Defense(activation="cam").activation_map(toy, batch)
+    np.testing.assert_array_equal(by_cam, map_by_hand(toy, batch, "cam"))
+    by_rcam = Defense(activation="rcam").activation_map(toy, batch)
+    np.testing.assert_array_equal(by_rcam, robust_cam(toy, batch, k=5, combine="paper"))
+    assert Defense(activation="none").activation_map(toy, batch) is None
+    single = Defense(activation="cam").activation_map(toy, batch[1])
+    np.testing.assert_allclose(single, by_cam[1], atol=1e-4)
+
+
+def test_maps_are_scaled_up_as_asked(toy):
+    batch = photos(3)
+    by_rcam = Defense(activation="rcam", upscale="tf1").activation_map(toy, batch)
+    np.testing.assert_array_equal(by_rcam, robust_cam(toy, batch, upscale="tf1"))
+    by_cam = Defense(activation="cam", upscale="tf1").activation_map(toy, batch)
+    best = toy.predict(batch).argmax(axis=1)
+    np.testing.assert_array_equal(by_cam, cam(toy, batch, best, upscale="tf1"))
+    with pytest.raises(ValueError, match=r"upscale: expected one of .* got 'nearest'"):
+        Defense(upscale="nearest")
+
+
+def test_no_map_is_made_that_nothing_would_use(toy, monkeypatch):
+    monkeypatch.setattr(toy, "predict", lambda *_: pytest.fail("the network was asked"))
+    monkeypatch.setattr(toy, "features", lambda *_, **__: pytest.fail("the network was asked"))
+    image = photo()
+    for activation in ("cam", "rcam"):
+        defense = Defense(deflections=0, activation=activation)
+        assert defense.activation_map(toy, image) is None
+        np.testing.assert_array_equal(defense.transform(toy, image), denoise(image))
+    Defense().transform(toy, image)
+    Defense(activation="cam").transform(toy, image, activation_map=np.zeros((32, 32), np.float32))
+
+
+def test_a_hot_map_spares_the_picture(toy):
+    batch = photos(4)
+    deflections = {"deflections": 60, "denoiser": None}
+    open_ = Defense(**deflections).transform(toy, batch, rng=0)
+    for activation in ("cam", "rcam"):
+        defense = Defense(**deflections, activation=activation)
+        spared = defense.transform(toy, batch, rng=0)
+        heat = defense.activation_map(toy, batch)
+        changed = (spared != batch).any(axis=-1)
+        assert changed.sum() < (open_ != batch).any(axis=-1).sum()
+        assert heat[changed].mean() < heat.mean() - 0.05
+
+
+def test_the_defaults_are_the_blogs():
+    assert Defense() == Defense(
+        deflections=200,
+        window=10,
+        reading="blog",
+        activation="none",
+        k=None,
+        combine="paper",
+        upscale="half_pixel",
+        denoiser="wavelet",
+        denoiser_options={},
+        runs=1,
+        aggregate="mean",
+    )
+
+
+def test_parts_that_are_left_out(toy):
+    batch = photos(2)
+    np.testing.assert_array_equal(NOTHING.transform(toy, batch), batch)
+    np.testing.assert_array_equal(NOTHING.predict(toy, batch), toy.predict(batch))
+    only_denoised = Defense(deflections=0).transform(toy, batch)
+    np.testing.assert_array_equal(only_denoised, denoise(batch))
+    only_deflected = Defense(denoiser=None).transform(toy, batch, rng=1)
+    np.testing.assert_array_equal(only_deflected, pixel_deflection(batch, rng=1))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("median", {"size": 5}), ("jpeg", {"quality": 30})]
+)
+def test_any_denoiser_takes_its_place(toy, method, options):
+    defense = Defense(denoiser=method, denoiser_options=options)
+    expected = denoise(pixel_deflection(photo(), rng=2), method, **options)
+    np.testing.assert_array_equal(defense.transform(toy, photo(), rng=2), expected)
+
+
+def test_a_given_map_takes_the_place_of_the_made_one(toy):
+    batch = photos(3)
+    given = np.random.default_rng(0).uniform(0, 1, (3, 32, 32)).astype(np.float32)
+    for activation in ("none", "cam"):
+        defense = Defense(activation=activation, denoiser=None)
+        result = defense.transform(toy, batch, rng=3, activation_map=given)
+        expected = pixel_deflection(batch, activation_map=given, rng=3)
+        np.testing.assert_array_equal(result, expected)
+        assert not np.array_equal(result, defense.transform(toy, batch, rng=3))
+
+
+def test_a_given_map_of_ones_spares_everything_in_every_run(toy):
+    ones = np.ones((2, 32, 32), np.float32)
+    defense = Defense(denoiser=None, runs=3)
+    batch = photos(2)
+    runs = defense.predict_runs(toy, batch, activation_map=ones)
+    np.testing.assert_array_equal(runs, np.stack([toy.predict(batch)] * 3))
+    single = defense.predict(toy, batch[0], activation_map=ones[0])
+    np.testing.assert_allclose(single, toy.predict(batch[0]), atol=1e-5)
+
+
+# --- runs ---
+
+
+@pytest.mark.parametrize("activation", ["none", "rcam"])
+def test_each_run_is_a_transform_the_first_with_the_same_seed(toy, activation):
+    batch = photos(3)
+    defense = Defense(runs=4, activation=activation)
+    runs = defense.predict_runs(toy, batch, rng=9)
+    assert runs.shape == (4, 3, 6)
+    defended = defense.transform(toy, batch, rng=9)
+    np.testing.assert_allclose(runs[0], toy.predict(defended), atol=1e-5)
+    parts = [stream.spawn(3) for stream in streams(9, 3)]
+    for run in range(3):
+        defended = defense.transform(toy, batch, rng=[part[run] for part in parts])
+        np.testing.assert_allclose(runs[1 + run], toy.predict(defended), atol=1e-5)
+
+
+def test_each_run_draws_anew(toy):
+    runs = Defense(runs=5).predict_runs(toy, photo(), rng=0)
+    assert runs.shape == (5, 6)
+    assert len({tuple(run) for run in runs}) == 5
+
+
+def test_the_first_runs_do_not_depend_on_their_number(toy):
+    few = Defense(runs=2).predict_runs(toy, photos(2), rng=4)
+    many = Defense(runs=5).predict_runs(toy, photos(2), rng=4)
+    np.testing.assert_array_equal(few, many[:2])
+
+
+def test_the_map_is_made_once_for_all_runs(toy, monkeypatch):
+    calls = []
+    features = toy.features
+    monkeypatch.setattr(toy, "features", lambda *a, **o: calls.append(1) or features(*a, **o))
+    Defense(runs=4, activation="rcam").predict(toy, photos(2))
+    assert len(calls) == 1
+
+
+class Oracle:
+    """A network that gives the predictions it is told to, one batch after the other."""
+
+    def __init__(self, *predictions):
+        self.predictions = [np.array(p, np.float32) for p in predictions]
+
+    def predict(self, images):
+        return self.predictions.pop(0)
+
+
+#: Three runs, two images, three classes. The first image gets two votes for class 0, but class 1
+#: is more probable in the mean; the second is a vote each.
+RUNS = [
+    [[0.5, 0.4, 0.1], [0.6, 0.2, 0.2]],
+    [[0.5, 0.4, 0.1], [0.2, 0.6, 0.2]],
+    [[0.0, 1.0, 0.0], [0.3, 0.3, 0.4]],
+]
+
+
+def test_the_mean_of_the_runs_by_hand():
+    mean = Defense(runs=3).predict(Oracle(*RUNS), photos(2))
+    assert mean.dtype == np.float32
+    np.testing.assert_allclose(
+        mean, [[1 / 3, 0.6, 0.2 / 3], [1.1 / 3, 1.1 / 3, 0.8 / 3]], atol=1e-6
+    )
+
+
+def test_the_vote_of_the_runs_by_hand():
+    shares = Defense(runs=3, aggregate="vote").predict(Oracle(*RUNS), photos(2))
+    assert shares.dtype == np.float32
+    np.testing.assert_allclose(shares, [[2 / 3, 1 / 3, 0], [1 / 3, 1 / 3, 1 / 3]], atol=1e-6)
+
+
+def test_one_image_is_averaged_and_voted_on_as_a_batch_is():
+    first = [[run[0]] for run in RUNS]
+    mean = Defense(runs=3).predict(Oracle(*first), photo())
+    np.testing.assert_allclose(mean, [1 / 3, 0.6, 0.2 / 3], atol=1e-6)
+    shares = Defense(runs=3, aggregate="vote").predict(Oracle(*first), photo())
+    np.testing.assert_allclose(shares, [2 / 3, 1 / 3, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "vote"])
+def test_predict_aggregates_predict_runs(toy, aggregate):
+    batch = photos(3)
+    defense = Defense(runs=4, aggregate=aggregate, deflections=500)
+    runs = defense.predict_runs(toy, batch, rng=2)
+    if aggregate == "vote":
+        expected = np.zeros((3, 6))
+        for run in runs:
+            for i in range(3):
+                expected[i, run[i].argmax()] += 1 / 4
+    else:
+        expected = sum(runs.astype(np.float64)) / 4
+    result = defense.predict(toy, batch, rng=2)
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+    np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-5)
+
+
+# --- batches and seeds ---
+
+
+@pytest.mark.parametrize("activation", ["none", "cam", "rcam"])
+def test_each_image_of_a_batch_is_defended_as_alone(toy, activation):
+    batch = photos(4)
+    defense = Defense(activation=activation, runs=2, deflections=100)
+    together = defense.transform(toy, batch, rng=6)
+    predictions = defense.predict(toy, batch, rng=6)
+    for i in range(4):
+        alone = defense.transform(toy, batch[i], rng=[streams(6, 4)[i]])
+        # The network may round a map otherwise in another batch; that moves next to no draw.
+        assert np.mean(np.abs(alone - together[i]) > 1e-3) < 0.01
+        prediction = defense.predict(toy, batch[i], rng=[streams(6, 4)[i]])
+        assert prediction.shape == (6,)
+        np.testing.assert_allclose(prediction, predictions[i], atol=1e-4)
+    np.testing.assert_allclose(defense.predict(toy, batch[:2], rng=6), predictions[:2], atol=1e-4)
+
+
+def test_a_generator_goes_on_from_batch_to_batch(toy):
+    batch = photos(4)
+    rng = np.random.default_rng(3)
+    halves = [Defense().predict(toy, batch[i : i + 2], rng=rng) for i in (0, 2)]
+    whole = Defense().predict(toy, batch, rng=np.random.default_rng(3))
+    np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_defence_and_another_another(toy):
+    image = photo()
+    for function in (Defense().transform, Defense(runs=2).predict, Defense(runs=2).predict_runs):
+        first, again, other = (function(toy, image, rng=seed) for seed in (1, 1, 2))
+        np.testing.assert_array_equal(first, again)
+        assert not np.array_equal(first, other)
+
+
+def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy):
+    for defense in (Defense(activation="rcam"), NOTHING):
+        for images in (photo(), photos(1), photos(2)):
+            before = images.copy()
+            images.flags.writeable = False
+            result = defense.transform(toy, images)
+            assert result.shape == images.shape
+            assert result.dtype == np.float32
+            assert not np.shares_memory(result, images)
+            assert defense.predict(toy, images).shape == (*images.shape[:-3], 6)
+            np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_constant_images(toy, value):
+    image = np.full((32, 32, 3), value, np.float32)
+    for activation in ("none", "cam", "rcam"):
+        prediction = Defense(activation=activation).predict(toy, image, rng=0)
+        np.testing.assert_allclose(prediction, toy.predict(image), atol=1e-5)
+
+
+# --- wrong input ---
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "message"),
+    [
+        ("activation", "gradcam", r"activation: .*'none', 'cam', 'rcam'.* got 'gradcam'"),
+        ("activation", None, r"activation: .* got None"),
+        ("aggregate", "median", r"aggregate: .*'mean', 'vote'.* got 'median'"),
+        ("runs", 0, r"runs: expected a whole number of at least 1, got 0"),
+        ("runs", 2.0, r"runs: .* got 2.0"),
+        ("runs", "3", r"runs: .* got '3'"),
+    ],
+)
+def test_wrong_knobs_are_told_at_once(knob, value, message):
+    with pytest.raises(ValueError, match=message):
+        Defense(**{knob: value})
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"deflections": -1}, r"deflections: expected"),
+        ({"window": 0}, r"window: expected"),
+        ({"reading": "book"}, r"reading: expected"),
+        ({"activation": "rcam", "k": 7}, r"k: expected 1 to 6 classes, got 7"),
+        ({"activation": "rcam", "combine": "sum"}, r"combine: expected"),
+        ({"denoiser": "blur"}, r"method: expected one of"),
+        ({"denoiser": "median", "denoiser_options": {"sigma": 1}}, r"median: no option sigma"),
+        ({"denoiser_options": {"sigma": -1}}, r"sigma: expected at least 0, got -1"),
+    ],
+)
+def test_wrong_knobs_of_the_parts_are_told_in_use(toy, knobs, message):
+    with pytest.raises(ValueError, match=message):
+        Defense(**knobs).transform(toy, photo())
+    with pytest.raises(ValueError, match=message):
+        Defense(**knobs).predict(toy, photo())
+
+
+def test_knobs_are_named_and_do_not_change():
+    with pytest.raises(TypeError):
+        Defense(200)
+    with pytest.raises(AttributeError):
+        Defense().window = 3
+
+
+@pytest.mark.parametrize(
+    "chances",
+    [np.zeros((32, 31), np.float32), np.zeros((32, 32)), np.full((32, 32), 2, np.float32), [[0.5]]],
+)
+def test_wrong_maps(toy, chances):
+    for function in (Defense().transform, Defense().predict, Defense().predict_runs):
+        with pytest.raises(ValueError, match=r"activation_map: expected"):
+            function(toy, photo(), activation_map=chances)
+
+
+@pytest.mark.parametrize("images", [photo() / 255, photo(32, 31), photo().astype(np.float64)])
+def test_wrong_images(toy, images):
+    for defense in (Defense(), Defense(activation="cam"), NOTHING):
+        with pytest.raises(ValueError, match=r"images: "):
+            defense.predict(toy, images)

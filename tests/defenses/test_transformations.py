@@ -1,0 +1,408 @@
+import inspect
+
+import numpy as np
+import pytest
+from conftest import photo, photos
+
+from pdutils._utils import streams
+from pdutils.defenses.transformations import (
+    PEERS,
+    bit_depth,
+    crop_rescale,
+    nl_means,
+    random_pad,
+    random_resize,
+    random_resize_pad,
+    squeeze,
+)
+from pdutils.denoising import DENOISERS
+
+OWN = [bit_depth, nl_means, squeeze, random_resize, random_pad, random_resize_pad, crop_rescale]
+LAID = [random_resize, random_pad, random_resize_pad]
+RANDOM = [*LAID, crop_rescale]
+
+
+def seeded(peer):
+    return {"rng": 3} if peer in RANDOM else {}
+
+
+# --- bit depth ---
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_bit_depth_gives_the_nearest_of_evenly_spaced_levels(bits):
+    image = photo()
+    levels = np.linspace(0, 255, 2**bits)
+    nearest = levels[np.abs(image[..., np.newaxis] - levels).argmin(axis=-1)]
+    np.testing.assert_allclose(bit_depth(image, bits=bits), nearest, atol=1e-4)
+
+
+def test_one_bit_is_black_and_white_and_eight_bits_are_all():
+    ramp = np.repeat(np.arange(256, dtype=np.float32)[np.newaxis, :, np.newaxis], 3, axis=2)
+    expected = np.where(ramp < 128, 0, 255)
+    np.testing.assert_array_equal(bit_depth(ramp, bits=1), expected)
+    np.testing.assert_array_equal(bit_depth(ramp, bits=8), ramp)
+
+
+def test_bit_depth_takes_what_a_denoiser_left_outside_the_range():
+    image = photo()
+    image[0, 0], image[1, 1] = -30, 290
+    result = bit_depth(image, bits=2)
+    np.testing.assert_array_equal(result[0, 0], 0)
+    np.testing.assert_array_equal(result[1, 1], 255)
+
+
+# --- non-local means and the squeezers in a row ---
+
+
+def faint(height, width):
+    """A picture of so little contrast that its patches look alike."""
+    return photo(height, width) / 16 + np.float32(120)
+
+
+@pytest.mark.parametrize(("search", "patch", "strength"), [(5, 3, 2), (5, 3, 4), (7, 5, 30)])
+def test_nl_means_is_its_formula(search, patch, strength):
+    image = faint(8, 7)
+    height, width, _ = image.shape
+    reach, rim = search // 2, patch // 2
+    margin = reach + rim
+    mirrored = np.pad(
+        image.astype(np.float64), ((margin, margin), (margin, margin), (0, 0)), mode="reflect"
+    )
+
+    def patch_at(row, column):
+        top, left = row + margin - rim, column + margin - rim
+        return mirrored[top : top + patch, left : left + patch]
+
+    expected = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            total, weights = np.zeros(3), 0.0
+            for down in range(-reach, reach + 1):
+                for right in range(-reach, reach + 1):
+                    other = patch_at(row + down, column + right)
+                    unlike = np.mean((other - patch_at(row, column)) ** 2)
+                    weight = np.exp(-unlike / strength**2)
+                    total += weight * other[rim, rim]
+                    weights += weight
+            expected[row, column] = total / weights
+    result = nl_means(image, search=search, patch=patch, strength=strength)
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+    assert np.abs(result - image).max() > 0.1
+
+
+@pytest.mark.parametrize("size", [(9, 6), (5, 5), (1, 4), (3, 1), (1, 1)], ids=str)
+def test_the_windows_of_nl_means_reach_no_further_than_the_image_is_long(size):
+    image = faint(*size)
+    whole = 2 * max(size) - 1
+    for knob in ("search", "patch"):
+        expected = nl_means(image, **{knob: whole})
+        assert np.isfinite(expected).all()
+        for value in (whole + 2, 75, 2**62 + 1):
+            np.testing.assert_array_equal(nl_means(image, **{knob: value}), expected)
+
+
+def test_nl_means_of_a_low_and_wide_image_is_cut_in_each_direction():
+    # Two rows: one above or below. Five columns.
+    image = faint(2, 5)
+    mirrored = np.pad(image.astype(np.float64), ((1, 1), (4, 4), (0, 0)), mode="reflect")
+    expected = np.empty_like(image)
+    for row in range(2):
+        for column in range(5):
+            window = mirrored[row : row + 3, column : column + 9]
+            unlike = np.mean((window - image[row, column]) ** 2, axis=-1)
+            weights = np.exp(-unlike / 4**2)
+            expected[row, column] = np.einsum("rc,rck->k", weights, window) / weights.sum()
+    np.testing.assert_allclose(nl_means(image, search=75, patch=1), expected, atol=1e-3)
+
+
+#: Every knob that is a number.
+NUMBERS = [
+    (name, knob)
+    for name, peer in PEERS.items()
+    for knob, option in inspect.signature(peer).parameters.items()
+    if isinstance(option.default, (int, float))
+]
+
+
+@pytest.mark.parametrize("value", [2**63, 2**70, -(2**70), 10**400])
+@pytest.mark.parametrize(("name", "knob"), NUMBERS)
+def test_numbers_that_no_library_can_take(name, knob, value):
+    with pytest.raises(ValueError, match=rf"{knob}: expected .* got -?\d+"):
+        PEERS[name](photo(), **{knob: value})
+
+
+def test_a_search_of_one_pixel_finds_the_pixel():
+    image = photo()
+    np.testing.assert_array_equal(nl_means(image, search=1), image)
+
+
+def test_a_boundless_strength_averages_the_window():
+    image = photo(9, 9)
+    by_hand = image[2:7, 2:7].mean(axis=(0, 1))
+    result = nl_means(image, search=5, strength=1e6)
+    np.testing.assert_allclose(result[4, 4], by_hand, atol=1e-3)
+
+
+def test_nl_means_of_xus_strengths_smooths_more_with_more():
+    image = faint(24, 24)
+    change = {
+        (search, strength): np.abs(nl_means(image, search=search, strength=strength) - image).mean()
+        for search, strength in ((11, 2), (11, 4), (13, 4))
+    }
+    assert 0 < change[11, 2] < change[11, 4] < change[13, 4]
+
+
+def test_squeeze_is_three_squeezers_one_after_the_other():
+    image = photo(12, 13)
+    # The levels of 3 bits, the median of 3 x 3 by hand, and the means of the above.
+    levels = np.linspace(0, 255, 8)
+    reduced = levels[np.abs(image[..., np.newaxis] - levels).argmin(axis=-1)]
+    mirrored = np.pad(reduced, ((1, 1), (1, 1), (0, 0)), mode="symmetric")
+    windows = np.lib.stride_tricks.sliding_window_view(mirrored, (3, 3), axis=(0, 1))
+    median = np.median(windows, axis=(-2, -1)).astype(np.float32)
+    expected = nl_means(median, search=5, patch=5, strength=9)
+    result = squeeze(image, bits=3, size=3, search=5, patch=5, strength=9)
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+
+
+def test_the_squeezers_defaults_are_xus_best_three():
+    image = photo(12, 13)
+    expected = squeeze(image, bits=5, size=2, search=11, patch=3, strength=4)
+    np.testing.assert_array_equal(squeeze(image), expected)
+
+
+# --- a random size, a random place ---
+
+
+def triangle_weights(old, new):
+    """The weights (new, old) of bilinear scaling, antialiased where it makes smaller."""
+    scale = old / new
+    reach = max(scale, 1)
+    rows = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * scale
+        for j in range(old):
+            rows[i, j] = max(0, 1 - abs(j + 0.5 - centre) / reach)
+        rows[i] /= rows[i].sum()
+    return rows
+
+
+def scaled_by_hand(image, height, width):
+    rows = triangle_weights(image.shape[0], height)
+    columns = triangle_weights(image.shape[1], width)
+    return np.einsum("ih,hwc,jw->ijc", rows, image.astype(np.float64), columns)
+
+
+def box(result, ground):
+    """The top, left, height and width of what lies on the ground."""
+    rows = np.flatnonzero((result != ground).any(axis=(1, 2)))
+    columns = np.flatnonzero((result != ground).any(axis=(0, 2)))
+    return rows[0], columns[0], np.ptp(rows) + 1, np.ptp(columns) + 1
+
+
+@pytest.mark.parametrize("peer", LAID)
+@pytest.mark.parametrize("size", [(40, 40), (40, 60)])
+def test_what_lies_on_the_ground_is_the_image_made_smaller(peer, size):
+    image = photo(*size)
+    for seed in range(6):
+        result = peer(image, smallest=0.6, fill=7, rng=seed)
+        top, left, height, width = box(result, 7)
+        assert abs(width / size[1] - height / size[0]) <= 0.5 / size[1] + 1e-9
+        inside = result[top : top + height, left : left + width]
+        np.testing.assert_allclose(inside, scaled_by_hand(image, height, width), atol=1e-3)
+
+
+def boxes(peer, n=400):
+    results = peer(photos(1, 20, 20).repeat(n, axis=0), smallest=0.8, fill=0, rng=0)
+    return np.array([box(result, 0) for result in results])
+
+
+@pytest.mark.parametrize("peer", [random_resize, random_resize_pad])
+def test_every_size_below_the_images_is_equally_likely(peer):
+    _, _, heights, widths = boxes(peer).T
+    np.testing.assert_array_equal(heights, widths)
+    sizes, counts = np.unique(heights, return_counts=True)
+    np.testing.assert_array_equal(sizes, [16, 17, 18, 19])
+    # Of 400 draws 100 each, give or take three standard deviations and a half.
+    np.testing.assert_allclose(counts, 100, atol=30)
+
+
+def test_random_pad_has_one_size_and_every_place():
+    top, left, heights, widths = boxes(random_pad).T
+    np.testing.assert_array_equal(np.unique([heights, widths]), 16)
+    for place in (top, left):
+        places, counts = np.unique(place, return_counts=True)
+        np.testing.assert_array_equal(places, [0, 1, 2, 3, 4])
+        np.testing.assert_allclose(counts, 80, atol=28)
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.15
+
+
+def test_random_resize_stays_in_the_middle():
+    top, left, heights, _ = boxes(random_resize).T
+    np.testing.assert_array_equal(top, (20 - heights) // 2)
+    np.testing.assert_array_equal(left, top)
+
+
+def test_random_resize_pad_has_every_place_that_its_size_leaves():
+    found = boxes(random_resize_pad)
+    for size in (16, 17, 18, 19):
+        rows = found[found[:, 2] == size]
+        for place in (rows[:, 0], rows[:, 1]):
+            np.testing.assert_array_equal(np.unique(place), np.arange(20 - size + 1))
+
+
+def test_at_224_the_sizes_are_xies_nine_tenths():
+    white = np.full((100, 224, 224, 3), 255, np.float32)
+    heights = [box(result, 127.5)[2] for result in random_resize_pad(white, rng=0)]
+    assert min(heights) >= 202
+    assert max(heights) <= 223
+    assert len(set(heights)) > 15
+    assert box(random_pad(white[0], rng=0), 127.5)[2:] == (202, 202)
+
+
+@pytest.mark.parametrize("peer", LAID)
+def test_a_grey_image_vanishes_in_the_ground(peer):
+    grey = np.full((20, 20, 3), 127.5, np.float32)
+    np.testing.assert_allclose(peer(grey, rng=0), grey, atol=1e-4)
+
+
+def test_padding_that_takes_no_room_gives_the_image():
+    image = photo()
+    np.testing.assert_array_equal(random_pad(image, smallest=1, rng=0), image)
+
+
+# --- crops ---
+
+
+def coordinates(height, width):
+    """An image whose first two channels are the row and the column of each pixel."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, 0 * rows], axis=-1).astype(np.float32)
+
+
+def crops(n=400):
+    """The first and the last row and column of each crop of 20 x 30 pixels."""
+    images = np.repeat(coordinates(20, 30)[np.newaxis], n, axis=0)
+    return images, crop_rescale(images, side=0.7, rng=0)
+
+
+def test_a_crop_is_a_part_scaled_to_the_whole():
+    _, results = crops(20)
+    for result in results:
+        top, left = np.rint(result[0, 0, :2]).astype(int)
+        part = coordinates(20, 30)[top : top + 14, left : left + 21]
+        assert part.shape == (14, 21, 3)
+        np.testing.assert_allclose(result, scaled_by_hand(part, 20, 30), atol=1e-3)
+
+
+def test_a_crop_may_lie_anywhere():
+    _, results = crops()
+    for channel, free in ((0, 6), (1, 9)):
+        places, counts = np.unique(np.rint(results[:, 0, 0, channel]), return_counts=True)
+        np.testing.assert_array_equal(places, np.arange(free + 1))
+        mean = 400 / (free + 1)
+        np.testing.assert_allclose(counts, mean, atol=3.5 * np.sqrt(mean))
+
+
+def test_guos_crop_of_224_pixels_is_90():
+    result = crop_rescale(coordinates(224, 224), rng=0)
+    assert result[-1, 0, 0] - result[0, 0, 0] == pytest.approx(89, abs=1e-3)
+
+
+def test_a_crop_of_everything_is_the_image():
+    image = photo()
+    np.testing.assert_array_equal(crop_rescale(image, side=1, rng=0), image)
+
+
+# --- what holds for all of them ---
+
+
+@pytest.mark.parametrize("peer", RANDOM)
+def test_each_image_draws_from_its_own_stream(peer):
+    batch = np.stack([photo(40, 40)] * 4)
+    together = peer(batch, rng=5)
+    np.testing.assert_array_equal(together, peer(batch, rng=5))
+    assert not np.array_equal(together, peer(batch, rng=6))
+    assert not np.array_equal(together[0], together[1])
+    np.testing.assert_array_equal(together[:2], peer(batch[:2], rng=5))
+    third = peer(batch[2], rng=[streams(5, 4)[2]])
+    np.testing.assert_array_equal(together[2], third)
+
+
+@pytest.mark.parametrize("peer", PEERS.values(), ids=PEERS)
+def test_each_image_of_a_batch_is_as_alone(peer):
+    batch = photos(3, 20, 16)
+    generators = {"rng": streams(1, 3)} if peer in RANDOM else {}
+    together = peer(batch, **generators)
+    for i, stream in enumerate(streams(1, 3)):
+        alone = peer(batch[i], **({"rng": [stream]} if peer in RANDOM else {}))
+        np.testing.assert_array_equal(together[i], alone)
+
+
+@pytest.mark.parametrize("peer", OWN)
+def test_nothing_is_changed_in_place_and_the_rank_is_kept(peer):
+    for images in (photo(20, 16), photos(2, 20, 16)):
+        before = images.copy()
+        images.flags.writeable = False
+        result = peer(images, **seeded(peer))
+        assert result.shape == images.shape
+        assert result.dtype == np.float32
+        assert result.flags.c_contiguous
+        assert not np.shares_memory(result, images)
+        np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 2), (33, 31)], ids=str)
+@pytest.mark.parametrize("peer", OWN)
+def test_any_size_is_taken(peer, size):
+    result = peer(photo(*size), **seeded(peer))
+    assert result.shape == (*size, 3)
+    assert np.isfinite(result).all()
+
+
+def test_the_peers_by_name_are_the_functions_of_that_name():
+    own = {peer.__name__: peer for peer in OWN}
+    filters = ("median", "bilateral", "tv", "wiener", "jpeg", "dct")
+    assert own | {name: DENOISERS[name] for name in filters} == PEERS
+    drawn = [name for name in PEERS if "rng" in inspect.signature(PEERS[name]).parameters]
+    assert drawn == [peer.__name__ for peer in RANDOM]
+
+
+# --- wrong input ---
+
+
+@pytest.mark.parametrize(
+    ("peer", "knob", "value"),
+    [
+        (bit_depth, "bits", 0),
+        (bit_depth, "bits", 9),
+        (bit_depth, "bits", 5.0),
+        (bit_depth, "bits", True),
+        (nl_means, "search", 10),
+        (nl_means, "search", 0),
+        (nl_means, "patch", 2),
+        (nl_means, "patch", "3"),
+        (nl_means, "strength", 0),
+        (nl_means, "strength", np.inf),
+        (nl_means, "strength", np.nan),
+        (random_resize, "smallest", 0),
+        (random_pad, "smallest", 1.1),
+        (random_resize_pad, "smallest", None),
+        (random_resize_pad, "smallest", np.nan),
+        (random_pad, "fill", -1),
+        (random_pad, "fill", 256),
+        (crop_rescale, "side", 0),
+        (crop_rescale, "side", 90),
+    ],
+)
+def test_knobs_out_of_their_range(peer, knob, value):
+    with pytest.raises(ValueError, match=rf"{knob}: expected .* got"):
+        peer(photo(), **{knob: value})
+
+
+@pytest.mark.parametrize("peer", OWN)
+@pytest.mark.parametrize("images", [photo() / 255, photo().astype(np.float64), photo()[0]])
+def test_wrong_images(peer, images):
+    with pytest.raises(ValueError, match=r"images: expected"):
+        peer(images)

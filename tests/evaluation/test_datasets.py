@@ -1,0 +1,333 @@
+import hashlib
+import os
+import pickle
+
+import numpy as np
+import pytest
+from conftest import photo, photos
+
+from pdutils.classifiers import Classifier
+from pdutils.demo.drawing import CLASS_NAMES, draw_animals
+from pdutils.demo.examples import Collection
+from pdutils.evaluation import datasets
+from pdutils.images import load_image, save_image
+
+NAMES = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 5)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures in class folders, a class without one, a hidden folder."""
+    for i, name in enumerate(("cat/b.png", "ant/deep/a.png", "cat/a.png")):
+        save_image(tmp_path / "photos" / name, photo(40, 48, seed=i))
+    for name in ("fox", ".thumbnails"):
+        (tmp_path / "photos" / name).mkdir()
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Four pictures of ImageNet's names without a label in them."""
+    for i, name in enumerate(NAMES):
+        save_image(tmp_path / "val" / f"{name}.png", photo(seed=i))
+        (tmp_path / "val" / f"{name}.png").rename(tmp_path / "val" / f"{name}.JPEG")
+    return tmp_path / "val"
+
+
+@pytest.fixture
+def wordnet(toy):
+    """The toy with WordNet ids, in their order."""
+    ids = ["n01440764", "n01443537", "n02443114", "n02447366", "n03000000", "n03995372"]
+    return Classifier(
+        toy.model, preprocess=toy.preprocess, class_names=toy.class_names, class_ids=ids
+    )
+
+
+def listed(tmp_path, text: str):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    return path
+
+
+def drawn(n: int, seed: int = 0) -> datasets.DrawingSource:
+    return datasets.DrawingSource(n, seed)
+
+
+# Folders
+
+
+def test_a_folder_gives_relative_names_numbers_and_scaled_pictures(toy, folder):
+    source = datasets.folder_source(folder, toy)
+    assert source.names == ("ant/deep/a.png", "cat/a.png", "cat/b.png")
+    assert source.labels == (0, 2, 2)
+    assert source.empty_classes == ("fox",)
+    np.testing.assert_array_equal(source.load(2), load_image(folder / "cat" / "b.png", 32))
+
+
+def test_pictures_are_labelled_by_their_names_too(toy, tmp_path):
+    save_image(tmp_path / "eel_1.png", photo())
+    source = datasets.folder_source(tmp_path, toy)
+    assert (source.names, source.labels, source.empty_classes) == (("eel_1.png",), (4,), ())
+
+
+def test_an_unknown_label_names_the_file(toy, folder):
+    save_image(folder / "yak" / "a.png", photo())
+    with pytest.raises(ValueError, match=r"yak/a\.png: toy_gap has no class 'yak'"):
+        datasets.folder_source(folder, toy)
+
+
+def test_imagenets_flat_folder_asks_for_a_list(toy, flat):
+    (flat / f"{NAMES[0]}.JPEG").rename(flat / "ILSVRC2012_val_1.png")
+    with pytest.raises(ValueError, match="need a list of labels"):
+        datasets.folder_source(flat, toy)
+
+
+def test_files_may_be_given_by_hand_once_each(toy, folder):
+    files = [(folder / "cat" / "b.png", "dog"), (folder / "cat" / "a.png", 5)]
+    source = datasets.FolderSource(files, toy)
+    assert (source.names, source.labels) == (("b.png", "a.png"), (3, 5))
+    with pytest.raises(ValueError, match=r"every image once, got b\.png 2 times"):
+        datasets.FolderSource([*files, files[0]], toy)
+    with pytest.raises(ValueError, match="expected a file in"):
+        datasets.FolderSource(files, toy, root=folder / "ant")
+    with pytest.raises(ValueError, match="at least one labelled picture"):
+        datasets.FolderSource([], toy)
+
+
+def test_a_worker_elsewhere_finds_the_files(toy, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    source = pickle.loads(pickle.dumps(datasets.folder_source(".", toy)))
+    monkeypatch.chdir(folder.parent)
+    assert source.load(0).shape == (32, 32, 3)
+
+
+def test_a_picture_that_cannot_be_read_is_an_error_when_it_is_loaded(toy, folder):
+    (folder / "cat" / "a.png").write_text("no picture")
+    source = datasets.folder_source(folder, toy)
+    with pytest.raises(ValueError, match=r"a\.png"):
+        source.load(1)
+    (folder / "cat" / "a.png").unlink()
+    with pytest.raises(FileNotFoundError):
+        source.load(1)
+
+
+def test_the_digest_of_a_folder_tells_names_labels_and_sizes(toy, folder):
+    digest = datasets.folder_source(folder, toy).digest
+    assert digest == datasets.folder_source(folder, toy).digest
+    assert len(bytes.fromhex(digest)) == hashlib.sha256().digest_size
+    relabelled = datasets.FolderSource(
+        [(folder / name, 1) for name in ("ant/deep/a.png", "cat/a.png", "cat/b.png")], toy
+    )
+    assert relabelled.digest != digest
+    with (folder / "cat" / "a.png").open("ab") as file:
+        file.write(b"!")
+    longer = datasets.folder_source(folder, toy).digest
+    assert longer != digest
+    (folder / "cat" / "a.png").rename(folder / "cat" / "aa.png")
+    assert datasets.folder_source(folder, toy).digest not in (digest, longer)
+
+
+# Lists
+
+
+@pytest.mark.parametrize("suffix", ["", ".JPEG"])
+def test_a_list_of_numbers_labels_a_flat_folder_in_its_order(toy, flat, tmp_path, suffix):
+    rows = [f"{NAMES[i]}{suffix} {label}" for i, label in ((2, 5), (0, 0), (3, 1))]
+    source = datasets.listed_source(flat, listed(tmp_path, "\n".join(rows) + "\n\n"), toy)
+    assert source.names == tuple(f"{NAMES[i]}.JPEG" for i in (2, 0, 3))
+    assert source.labels == (5, 0, 1)
+    np.testing.assert_array_equal(source.load(0), photo(seed=2))
+
+
+def test_kaggles_list_takes_the_first_id(wordnet, flat, tmp_path):
+    text = (
+        "ImageId,PredictionString\n"
+        f"{NAMES[1]},n03995372 85 1 499 272 n01440764 131 0 499 254 \n"
+        f"{NAMES[0]},n02443114 131 0 499 254\n"
+    )
+    source = datasets.listed_source(flat, listed(tmp_path, text), wordnet)
+    assert source.names == (f"{NAMES[1]}.JPEG", f"{NAMES[0]}.JPEG")
+    assert source.labels == (5, 2)
+
+
+def test_a_list_may_name_files_in_folders(toy, folder, tmp_path):
+    text = "cat/b.png ant\ncat/a.png dog\n"
+    source = datasets.listed_source(folder, listed(tmp_path, text), toy)
+    assert (source.names, source.labels) == (("cat/b.png", "cat/a.png"), (0, 3))
+
+
+def test_the_development_kits_list_is_refused(toy, flat, tmp_path):
+    with pytest.raises(ValueError, match=r"line 1: .* development kit .* another order"):
+        datasets.listed_source(flat, listed(tmp_path, "490\n361\n171\n"), toy)
+
+
+def test_numbers_that_count_from_one_are_refused(toy, flat, tmp_path):
+    path = listed(tmp_path, f"{NAMES[0]} 6\n{NAMES[1]} 1\n")
+    with pytest.raises(ValueError, match="from 0 to 5, got 1 to 6: they are counted from 1"):
+        datasets.listed_source(flat, path, toy)
+
+
+def test_numbers_do_not_fit_wordnet_ids_in_another_order(wordnet, flat, tmp_path):
+    path = listed(tmp_path, f"{NAMES[0]} 0\n")
+    ids = wordnet.class_ids[::-1]
+    turned = Classifier(wordnet.model, preprocess=wordnet.preprocess, class_ids=ids)
+    assert datasets.listed_source(flat, path, wordnet).labels == (0,)
+    with pytest.raises(ValueError, match="has its classes in another"):
+        datasets.listed_source(flat, path, turned)
+    by_id = listed(tmp_path, f"{NAMES[0]} {ids[1]}\n")
+    assert datasets.listed_source(flat, by_id, turned).labels == (1,)
+
+
+def test_missing_pictures_are_counted_and_the_first_is_named(toy, flat, tmp_path):
+    rows = [f"{NAMES[0]}.JPEG 1", "gone_b.JPEG 2", "gone_a.JPEG 3", "sub/gone.JPEG 4"]
+    with pytest.raises(FileNotFoundError, match=r"3 of the 4 pictures .* first is gone_b\.JPEG"):
+        datasets.listed_source(flat, listed(tmp_path, "\n".join(rows)), toy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "found none"),
+        ("a.png 1\nb.png\n", "line 2: expected a name and a label, got 'b.png'"),
+        ("ImageId,PredictionString\na.png\n", "line 2: expected an image and its classes"),
+        (f"{NAMES[0]} 1\n{NAMES[0]}.JPEG 1\n", "every image once"),
+        (f"{NAMES[0]} yak\n", "JPEG: toy_gap has no class 'yak'"),
+        (f"{NAMES[0]} 7\n", "JPEG: toy_gap has no class '7'"),
+    ],
+)
+def test_a_list_of_another_form_is_refused(toy, flat, tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        datasets.listed_source(flat, listed(tmp_path, text), toy)
+
+
+def test_a_list_that_is_none_is_refused(toy, flat, tmp_path):
+    (tmp_path / "list.png").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(ValueError, match=r"list\.png: expected a text in UTF-8"):
+        datasets.listed_source(flat, tmp_path / "list.png", toy)
+    with pytest.raises(FileNotFoundError, match="no such list"):
+        datasets.listed_source(flat, tmp_path / "none.txt", toy)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        datasets.listed_source(tmp_path / "none", listed(tmp_path, "a 1"), toy)
+
+
+def test_a_list_may_be_in_utf_16(toy, flat, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("\n".join(f"{name} 2" for name in NAMES), encoding="utf-16")
+    assert datasets.listed_source(flat, path, toy).labels == (2, 2, 2, 2)
+
+
+def test_class_folders_that_are_links_are_read_and_loops_are_no_empty_classes(toy, folder):
+    (folder / "eel").symlink_to(folder.parent / "away")
+    (folder.parent / "away").mkdir()
+    (folder / "cat").rename(folder.parent / "cats")
+    (folder / "cat").symlink_to("../cats")
+    (folder / "again").symlink_to(".")
+    (folder / "notes.txt").touch()
+    source = datasets.folder_source(folder, toy)
+    assert source.names == ("ant/deep/a.png", "cat/a.png", "cat/b.png")
+    assert source.empty_classes == ("eel", "fox")
+    assert "1 .txt" in source.passed_over
+
+
+def test_names_that_are_no_utf_8_are_texts_and_their_files_are_found(toy, tmp_path):
+    path = tmp_path / os.fsdecode(b"cat_caf\xe9.png")
+    save_image(path, photo())
+    source = datasets.folder_source(tmp_path, toy)
+    assert source.names == (r"cat_caf\xe9.png",)
+    np.testing.assert_array_equal(source.load(0), photo())
+    assert len(source.digest) == 64
+
+
+# Drawings
+
+
+def test_drawings_are_those_of_the_package_whatever_their_number():
+    wanted = draw_animals(13, rng=5)
+    source = drawn(13, seed=5)
+    for i in (0, 7, 12):
+        np.testing.assert_array_equal(source.load(i), wanted[i].image)
+        assert source.labels[i] == wanted[i].label
+    np.testing.assert_array_equal(source.load(7), drawn(8, seed=5).load(7))
+    assert source.names[12] == f"{CLASS_NAMES[2]}_00012"
+    assert drawn(8, seed=5).names == source.names[:8]
+
+
+def test_drawings_of_another_seed_are_others():
+    assert not np.array_equal(drawn(1, seed=1).load(0), drawn(1, seed=2).load(0))
+    assert len({drawn(1, 1).digest, drawn(1, 2).digest, drawn(2, 1).digest}) == 3
+
+
+@pytest.mark.parametrize(("n", "seed"), [(0, 0), (2.0, 0), (2, -1)])
+def test_drawings_need_a_number_and_a_seed(n, seed):
+    with pytest.raises(ValueError, match="expected"):
+        datasets.DrawingSource(n, seed)
+
+
+# Arrays
+
+
+def test_arrays_are_a_source_that_its_user_cannot_change():
+    images = photos(3)
+    source = datasets.CollectionSource(Collection(images, np.array([4, 0, 1]), None, "here"))
+    source.load(1)[:] = 0
+    np.testing.assert_array_equal(source.load(1), images[1])
+    assert source.labels == (4, 0, 1)
+    assert len(set(source.names)) == 3
+
+
+def test_the_digest_of_arrays_sees_a_pixel_and_a_label():
+    def digest(images, labels):
+        collection = Collection(images, np.array(labels), None, "here")
+        return datasets.CollectionSource(collection).digest
+
+    images, other = photos(2), photos(2)
+    other[1, 3, 3, 0] += 1
+    assert digest(images, [0, 1]) == digest(photos(2), [0, 1])
+    assert len({digest(images, [0, 1]), digest(images, [0, 2]), digest(other, [0, 1])}) == 3
+
+
+# Choice
+
+
+def test_a_choice_is_random_repeatable_and_grows():
+    source = drawn(200)
+    few, more = datasets.chosen(source, 20, seed=3), datasets.chosen(source, 50, seed=3)
+    assert few.names == more.names[:20]
+    assert few.names == datasets.chosen(source, 20, seed=3).names
+    assert few.names != datasets.chosen(source, 20, seed=4).names
+    assert len(set(more.names)) == 50
+    assert more.names != tuple(sorted(more.names))
+    places = [source.names.index(name) for name in few.names]
+    assert few.labels == tuple(source.labels[i] for i in places)
+    np.testing.assert_array_equal(few.load(3), source.load(places[3]))
+
+
+def test_the_digest_of_a_choice_is_its_own():
+    source = drawn(20)
+    digests = {datasets.chosen(source, n, seed).digest for n, seed in ((5, 0), (6, 0), (5, 1))}
+    assert len(digests | {source.digest}) == 4
+    assert datasets.chosen(drawn(20, seed=1), 5).digest not in digests
+
+
+def test_a_choice_of_all_is_the_source_itself():
+    source = drawn(5)
+    assert datasets.chosen(source, 5) is source
+    assert datasets.chosen(source, 9) is source
+    with pytest.raises(ValueError, match="at least 1 image"):
+        datasets.chosen(source, 0)
+    with pytest.raises(ValueError, match="every image once"):
+        datasets.Chosen(source, [1, 1])
+
+
+def test_all_sources_travel(toy, folder):
+    collection = Collection(photos(3), np.array([4, 0, 1]), None, "here")
+    for source in (
+        datasets.folder_source(folder, toy),
+        drawn(3),
+        datasets.CollectionSource(collection),
+        datasets.chosen(drawn(9), 3),
+    ):
+        arrived = pickle.loads(pickle.dumps(source))
+        assert (arrived.names, arrived.labels) == (source.names, source.labels)
+        assert arrived.digest == source.digest
+        np.testing.assert_array_equal(arrived.load(2), source.load(2))

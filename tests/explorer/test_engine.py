@@ -1,0 +1,430 @@
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from pdutils import _efficientnet, downloads
+from pdutils.activation import robust_cam
+from pdutils.attacks.gradient import fgsm, igsm
+from pdutils.classifiers import load_classifier
+from pdutils.defenses.pipeline import Defense
+from pdutils.demo import shipped
+from pdutils.demo.examples import load_case
+from pdutils.denoising import DENOISERS
+from pdutils.explorer.engine import (
+    Choice,
+    Explorer,
+    Settings,
+    adversary_key,
+    as_code,
+    choices,
+    is_at_hand,
+)
+from pdutils.images import load_image, save_image
+
+KEY = ("demo", "")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_classifier("demo")
+
+
+@pytest.fixture
+def explorer(demo) -> Explorer:
+    return Explorer({KEY: demo})
+
+
+def settings(**changes) -> Settings:
+    return Settings(**{"image": "badger_000", **changes})
+
+
+EVERYTHING = {
+    "deflections": 300,
+    "window": 6,
+    "reading": "paper",
+    "activation": "rcam",
+    "k": 3,
+    "combine": "repo",
+    "denoiser": "wavelet",
+    "sigma": 0.03,
+    "mode": "hard",
+    "sigma_scale": "rgb",
+    "runs": 3,
+    "seed": 5,
+}
+
+
+def test_a_result_is_what_the_package_gives_by_hand(explorer, demo):
+    result = explorer.result(settings(**EVERYTHING))
+    case = load_case(demo, "badger_000")
+    options = {"sigma": 0.03, "mode": "hard", "sigma_scale": "rgb"}
+    defense = Defense(
+        deflections=300,
+        window=6,
+        reading="paper",
+        activation="rcam",
+        k=3,
+        combine="repo",
+        denoiser="wavelet",
+        denoiser_options=options,
+        runs=3,
+    )
+    np.testing.assert_array_equal(result.clean, case.clean)
+    np.testing.assert_array_equal(result.adversary, case.adversary)
+    np.testing.assert_array_equal(
+        result.activation_map, robust_cam(demo, case.adversary, k=3, combine="repo")
+    )
+    np.testing.assert_array_equal(result.defended, defense.transform(demo, case.adversary, rng=5))
+    np.testing.assert_array_equal(result.runs, defense.predict_runs(demo, case.adversary, rng=5))
+    np.testing.assert_array_equal(result.steps[1].probabilities, demo.predict(case.adversary))
+    assert (result.label, result.attacked_label) == (case.label, case.attacked_label)
+
+
+def test_the_result_says_what_changed_and_what_is_left(explorer):
+    result = explorer.result(settings(deflections=50, reading="paper", denoiser="median"))
+    differs = np.abs(result.deflected - result.adversary).sum(axis=-1) > 0
+    np.testing.assert_array_equal(result.changed, differs)
+    assert 0 < result.changed.sum() <= 50
+    np.testing.assert_array_equal(result.remaining, result.defended - result.clean)
+    # In float32 the norms themselves may be wrong in the fifth digit.
+    left, clean = (np.linalg.norm(x.astype(np.float64)) for x in (result.remaining, result.clean))
+    assert result.strength["remaining_l2"] == pytest.approx(left / clean, rel=1e-5)
+    assert result.strength["attack_linf"] == np.abs(result.adversary - result.clean).max()
+
+
+def code_gives(code: str) -> dict:
+    names: dict = {}
+    exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        EVERYTHING,
+        {"attack": "igsm", "eps": 4, "steps": 3, "stop": False, "denoiser": "jpeg"},
+        {"attack": "igsm", "eps": 16, "steps": 20, "activation": "cam"},
+        {"attack": "fgsm", "eps": 12, "deflections": 0, "denoiser": "dct", "image": "otter_001"},
+        {"attack": "none", "denoiser": "wavelet"},
+    ],
+    ids=["default", "everything", "strong", "weak", "fgsm", "none"],
+)
+def test_the_code_gives_the_very_same(explorer, capsys, changes):
+    result = explorer.result(settings(**changes))
+    found = code_gives(as_code(settings(**changes)))
+    np.testing.assert_array_equal(found["adversary"], result.adversary)
+    np.testing.assert_array_equal(found["defended"], result.defended)
+    np.testing.assert_array_equal(found["found"], result.probabilities)
+    best = result.network.top(result.probabilities)[0]
+    assert capsys.readouterr().out.startswith(f"{best.class_name} {best.probability:.2f}\n")
+
+
+def test_the_code_of_an_own_picture_gives_the_very_same(explorer, tmp_path):
+    path = tmp_path / "n-o-class.png"
+    save_image(path, load_image(shipped.demo_image("fox_000").image)[10:200, 5:215])
+    result = explorer.result(settings(image=str(path)))
+    found = code_gives(as_code(settings(image=str(path))))
+    np.testing.assert_array_equal(found["found"], result.probabilities)
+    assert found["case"].label == result.label == result.steps[0].probabilities.argmax()
+
+
+@pytest.mark.parametrize("image", ["", "badger_001", "skunk_000"])
+def test_the_clean_image_and_its_class_are_those_of_a_case(explorer, demo, image):
+    for attack in ("shipped", "none"):
+        result, case = explorer.result(settings(image=image, attack=attack)), load_case(demo, image)
+        np.testing.assert_array_equal(result.clean, case.clean)
+        assert (result.label, result.name) == (case.label, case.name)
+
+
+def test_a_file_is_labelled_by_its_name_or_by_word(explorer, demo, tmp_path):
+    picture = load_image(shipped.demo_image("fox_000").image)
+    for name, label in (("fox_1.png", ""), ("mink_1.png", ""), ("a.png", ""), ("a.png", "hamster")):
+        save_image(tmp_path / name, picture)
+        result = explorer.result(settings(image=str(tmp_path / name), label=label, attack="none"))
+        assert result.label == load_case(demo, tmp_path / name, label=label).label
+
+
+STAGES = ("clean", "adversary", "map", "deflected", "halfway", "denoised", "probabilities")
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"seed": 9}, ("deflected", "halfway", "denoised", "probabilities")),
+        ({"deflections": 77}, ("deflected", "halfway", "denoised", "probabilities")),
+        ({"window": 3}, ("deflected", "halfway", "denoised", "probabilities")),
+        ({"reading": "repo"}, ("deflected", "halfway", "denoised", "probabilities")),
+        ({"sigma": 0.1}, ("denoised", "probabilities")),
+        ({"mode": "hard"}, ("denoised", "probabilities")),
+        ({"sigma_scale": "rgb"}, ("denoised", "probabilities")),
+        ({"denoiser": "jpeg"}, ("denoised", "probabilities")),
+        ({"denoiser": "none"}, ()),
+        ({"runs": 2}, ("deflected", "halfway", "denoised", "probabilities")),
+        ({"k": 2}, STAGES[2:]),
+        ({"combine": "repo"}, STAGES[2:]),
+        ({"activation": "cam"}, STAGES[2:]),
+        ({"attack": "none"}, STAGES[1:]),
+        ({"image": "fox_000"}, STAGES),
+        # What the others leave out of account does not count.
+        ({"eps": 3}, ()),
+        ({"steps": 3}, ()),
+        ({"stop": False}, ()),
+    ],
+    ids=lambda value: "".join(map(str, value)) if isinstance(value, dict) else "",
+)
+def test_only_what_a_change_touches_is_computed_again(explorer, change, again):
+    base = {"activation": "rcam", "denoiser": "wavelet", "deflections": 30}
+    assert explorer.result(settings(**base)).computed == STAGES
+    changed = explorer.result(settings(**base | change))
+    assert changed.computed == again
+    fresh = Explorer({KEY: changed.network}).result(settings(**base | change))
+    np.testing.assert_array_equal(changed.probabilities, fresh.probabilities)
+    np.testing.assert_array_equal(changed.defended, fresh.defended)
+    assert explorer.result(settings(**base)).computed == ()
+
+
+def test_a_run_more_costs_one_run(explorer, monkeypatch):
+    explorer.result(settings(runs=4))
+    calls = []
+    transform = Defense.transform
+    monkeypatch.setattr(Defense, "transform", lambda *a, **k: calls.append(1) or transform(*a, **k))
+    explorer.result(settings(runs=5))
+    assert len(calls) == 1
+
+
+def test_many_moves_do_not_fill_the_memory(explorer):
+    for seed in range(70):
+        explorer.result(settings(seed=seed, deflections=1))
+    assert explorer.result(settings(seed=69, deflections=1)).computed == ()
+    assert "deflected" in explorer.result(settings(seed=0, deflections=1)).computed
+
+
+def test_what_is_kept_is_not_changed_by_time(explorer):
+    first = explorer.result(settings(denoiser="wavelet"))
+    again = explorer.result(settings(denoiser="wavelet"))
+    assert first.seconds == again.seconds > 0
+
+
+def test_the_attack_is_that_of_its_function(explorer, demo):
+    case = load_case(demo, "mink_000")
+    for stop, stop_at in ((True, "success"), (False, None)):
+        result = explorer.result(
+            settings(image="mink_000", attack="igsm", eps=5, steps=4, stop=stop)
+        )
+        expected = igsm(demo, case.clean, case.label, eps=5, iterations=4, stop_at=stop_at)
+        np.testing.assert_array_equal(result.adversary, expected)
+    result = explorer.result(settings(image="mink_000", attack="fgsm", eps=5))
+    np.testing.assert_array_equal(result.adversary, fgsm(demo, case.clean, case.label, eps=5))
+
+
+def test_an_attack_says_how_far_it_is(explorer):
+    told = []
+    explorer.result(
+        settings(attack="igsm", steps=6, stop=False), progress=lambda *news: told.append(news)
+    )
+    assert told == [("Making the adversary", done, 6) for done in range(6)]
+
+
+def test_who_ends_a_computation_keeps_what_was_done(explorer):
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    def stop_at_three(what, done, total):
+        if done == 3:
+            raise Enough
+
+    wanted = settings(attack="igsm", steps=6, stop=False)
+    with pytest.raises(Enough):
+        explorer.result(wanted, progress=stop_at_three)
+    after = explorer.result(wanted)
+    assert "clean" not in after.computed
+    assert "adversary" in after.computed
+    fresh = Explorer({KEY: after.network}).result(wanted)
+    np.testing.assert_array_equal(after.adversary, fresh.adversary)
+
+
+def test_adversaries_are_one_where_only_the_defence_differs():
+    assert adversary_key(settings()) == adversary_key(settings(**EVERYTHING))
+    different = [
+        settings(),
+        settings(attack="none"),
+        settings(attack="igsm"),
+        settings(attack="igsm", stop=False),
+        settings(attack="igsm", steps=3),
+        settings(attack="igsm", eps=3),
+        settings(attack="fgsm"),
+        settings(image="fox_000"),
+        settings(label="fox"),
+        settings(classifier="vgg19"),
+        settings(weights="file"),
+    ]
+    assert len({adversary_key(s) for s in different}) == len(different)
+
+
+def test_the_sentence_holds_the_numbers(explorer):
+    result = explorer.result(settings(denoiser="wavelet"))
+    before = result.steps[1].probabilities
+    names, after = result.network.class_names, result.probabilities
+    assert result.sentence == (
+        f"{names[before.argmax()]} {before.max():.2f} -> {names[after.argmax()]} "
+        f"{after.max():.2f}, in {1000 * result.seconds:.0f} ms"
+    )
+
+
+def verdict(explorer, *, clean, adversary, deflected, final, **changes) -> str:
+    """The words for a result whose networks' answers are these classes."""
+    steps = {"clean": clean, "adversary": adversary, "deflected": deflected}
+    rows = {name: np.eye(10, dtype=np.float32)[number] for name, number in steps.items()}
+    result = explorer.result(settings(**changes))
+    step = type(result.steps[0])
+    return dataclasses.replace(
+        result,
+        label=0,
+        steps=tuple(step(name, row) for name, row in rows.items()),
+        runs=np.eye(10, dtype=np.float32)[[final]],
+    ).verdict
+
+
+def test_the_verdict_names_what_did_it(explorer):
+    def words(*numbers, **changes):
+        named = dict(zip(("clean", "adversary", "deflected", "final"), numbers, strict=True))
+        return verdict(explorer, **named, **changes)
+
+    both = {"denoiser": "jpeg", "deflections": 1}
+    assert words(0, 1, 0, 0, deflections=1) == "badger is back: deflection alone did it."
+    assert words(0, 1, 1, 0, denoiser="jpeg", deflections=0).endswith("denoising alone did it.")
+    assert "had done it before" in words(0, 1, 0, 0, **both)
+    assert "deflection alone still gave skunk" in words(0, 1, 1, 0, **both)
+    assert words(0, 1, 1, 1, **both) == "The network still sees skunk."
+    assert "now sees raccoon" in words(0, 1, 1, 3, **both)
+    assert words(0, 0, 0, 0, **both) == "The attack did not fool the network."
+    assert "itself turns it into mink" in words(0, 0, 0, 4, **both)
+    assert words(2, 1, 1, 0, **both).startswith("Wrong from the start")
+    assert words(0, 0, 0, 0, attack="none") == "No attack: the defence leaves badger alone."
+    assert "badger becomes otter" in words(0, 0, 0, 5, attack="none")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"deflections": -1}, "deflections: expected a whole number from 0 to 20000, got -1"),
+        ({"deflections": 1e9}, "deflections: expected a whole number"),
+        ({"window": 0}, "window: expected"),
+        ({"runs": True}, "runs: expected"),
+        ({"runs": 1000}, "runs: expected a whole number from 1 to 50"),
+        ({"steps": 0}, "steps: expected"),
+        ({"eps": 2.5}, "eps: expected"),
+        ({"seed": -1}, "seed: expected"),
+        ({"sigma": 0}, r"sigma: expected a number in \(0, 1\]"),
+        ({"sigma": float("nan")}, "sigma: expected"),
+        ({"sigma": "0.04"}, "sigma: expected"),
+        ({"stop": "yes"}, "stop: expected true or false"),
+        ({"reading": "book"}, "reading: expected one of"),
+        ({"denoiser": None}, "denoiser: expected one of"),
+        ({"attack": "magic"}, "attack: expected one of"),
+        ({"image": 3}, "image: expected a text"),
+        ({"colour": 3}, "no setting 'colour'; known: classifier, weights"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_a_wrong_setting_is_named(change, words):
+    with pytest.raises(ValueError, match=words):
+        Settings.from_dict(change)
+
+
+def test_settings_survive_json():
+    wanted = settings(**EVERYTHING)
+    assert Settings.from_dict(json.loads(json.dumps(dataclasses.asdict(wanted)))) == wanted
+
+
+@pytest.mark.parametrize("denoiser", DENOISERS)
+def test_every_denoiser_can_be_chosen(explorer, demo, denoiser):
+    wanted = settings(denoiser=denoiser, deflections=10)
+    result = explorer.result(wanted)
+    defended = wanted.defense().transform(demo, result.adversary, rng=0)
+    np.testing.assert_array_equal(result.defended, defended)
+    assert [step.name for step in result.steps] == ["clean", "adversary", "deflected", "denoised"]
+
+
+def test_a_missing_picture_is_named(explorer, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.png: no such file"):
+        explorer.result(settings(image=str(tmp_path / "nothing.png")))
+
+
+def test_the_demo_offers_its_drawings():
+    offered = choices("demo")
+    assert len(offered) == 20
+    assert offered[0] == Choice("badger_000", "badger", shipped.demo_image("badger_000").image)
+    assert all(choice.path.is_file() for choice in offered)
+
+
+def test_imagenet_is_offered_photos_and_the_authors_where_cached(monkeypatch, tmp_path):
+    monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path))
+    assert [choice.name for choice in choices("vgg19")] == ["coffee", "chelsea", "rocket"]
+
+
+@pytest.mark.real
+def test_the_authors_pictures_come_last(real, monkeypatch):
+    monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
+    offered = choices("resnet50")
+    assert [choice.path.name for choice in offered[3:]] == list(downloads.AUTHORS_IMAGES)
+
+
+def test_weights_at_hand_are_told_from_those_to_be_fetched(monkeypatch, tmp_path):
+    monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels.h5").touch()
+    (tmp_path / "models" / "vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5").touch()
+    monkeypatch.setattr(_efficientnet, "is_installed", lambda: False)
+    assert not is_at_hand("efficientnet_lite0")
+    monkeypatch.setattr(_efficientnet, "is_installed", lambda: True)
+    assert is_at_hand("efficientnet_lite0")
+    found = {name: is_at_hand(name) for name in ("demo", "resnet50", "vgg19", "xception")}
+    assert found == {"demo": True, "resnet50": True, "vgg19": False, "xception": False}
+
+
+def test_a_warm_explorer_has_the_clean_image(explorer):
+    explorer.warm(settings())
+    assert "clean" not in explorer.result(settings()).computed
+
+
+def test_a_network_is_loaded_once(monkeypatch, demo):
+    loaded = []
+    monkeypatch.setattr(
+        "pdutils.explorer.engine.load_classifier", lambda *names: loaded.append(names) or demo
+    )
+    explorer, told = Explorer(), []
+    for seed in range(3):
+        explorer.result(settings(seed=seed), progress=lambda *news: told.append(news))
+    assert loaded == [("demo", None)]
+    assert told == [("Loading demo", 0, 0)]
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_it_explores_an_imagenet_network(real, monkeypatch):
+    monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
+    weights = str(real / "weights" / "mobilenet_v2.weights.h5")
+    network = {"classifier": "mobilenet_v2", "weights": weights}
+    wanted = Settings(**network, image="badger", activation="rcam", denoiser="wavelet")
+    result = Explorer().result(wanted)
+    assert result.network.class_names[result.label] == "badger"
+    assert result.attacked_label is not None
+    found = code_gives(as_code(result.settings))
+    np.testing.assert_array_equal(found["found"], result.probabilities)
+
+
+def test_all_knobs_together_stay_on_the_path_of_the_defence(explorer, demo):
+    adversary = load_case(demo, "badger_000").adversary
+    for reading, activation, denoiser in itertools.product(
+        ("blog", "repo"), ("none", "cam"), ("none", "wiener")
+    ):
+        wanted = settings(
+            reading=reading, activation=activation, denoiser=denoiser, runs=2, deflections=20
+        )
+        expected = wanted.defense().predict(demo, adversary, rng=0)
+        np.testing.assert_array_equal(explorer.result(wanted).probabilities, expected)

@@ -1,0 +1,1 @@
+"""What makes the shipped data and the pages; it is not installed."""
