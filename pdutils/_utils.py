@@ -4,7 +4,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -311,3 +312,15 @@ def _cure(name: str, value: Any, written: dict[str, Any]) -> str:
     if written.get(name) == value:
         return f'write "{name}": "{_EXPECTED[name]}" in {keras_home() / "keras.json"}'
     return f"call keras.config.set_{name}({_EXPECTED[name]!r})"
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Say, where an import fails, which extra of pdutils brings what is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed; bring it with: pip install 'pdutils[{name}]'",
+            name=error.name,
+        ) from error

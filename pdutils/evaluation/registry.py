@@ -4,13 +4,11 @@ A text is a name and, after a colon, knobs: ``igsm:eps=4,iterations=10`` or
 ``pd+rcam+wd:deflections=600,sigma=0.02``. What it stands for can be pickled.
 """
 
-import ast
 import dataclasses
 import importlib
 import inspect
 import re
 import textwrap
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pdutils._notation import Value, read, spell, spell_value
 from pdutils._utils import Rng, streams
 from pdutils.activation import DEFAULT_RANKS, check_combine, number_of_ranks
 from pdutils.attacks.gradient import LabelsLike
@@ -28,7 +27,6 @@ from pdutils.deflection import check_knobs
 from pdutils.denoising import DENOISERS, denoise
 from pdutils.images import Array, as_batch, on_grid
 
-Value = bool | int | float | str | None
 Key = TypeVar("Key", bound=Hashable)
 
 #: Where the attack of each name lives, as the function of that name. Some of the modules load
@@ -44,9 +42,6 @@ _ATTACKS = {
     "lbfgs": "pdutils.attacks.minimum_norm",
     "bpda": "pdutils.attacks.adaptive",
 }
-
-_WORDS = {"true": True, "false": False, "none": None}
-_WORD = re.compile(r"[\w.+-]+")
 
 
 class Adversaries(NamedTuple):
@@ -73,7 +68,7 @@ class _Named:
     text: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", _canonical(self.name, self.knobs))
+        object.__setattr__(self, "text", spell(self.name, self.knobs))
 
 
 @dataclass(frozen=True)
@@ -418,7 +413,7 @@ def parse_attack(text: str) -> NamedAttack:
     ValueError
         If the text is not of that form, or names an attack or a knob that there is not.
     """
-    return NamedAttack(*_parsed("attack", text))
+    return NamedAttack(*read("attack", text))
 
 
 def parse_defense(text: str) -> NamedDefense:
@@ -440,7 +435,7 @@ def parse_defense(text: str) -> NamedDefense:
         If the text is not of that form, names a defence or a knob that there is not, or gives a
         knob a value out of its range.
     """
-    return NamedDefense(*_parsed("defense", text))
+    return NamedDefense(*read("defense", text))
 
 
 def attack_texts(attacks: Mapping[Key, str]) -> dict[Key, str]:
@@ -508,54 +503,6 @@ def defenses_help() -> str:
     lines = {name: _in_words(pipeline) for name, pipeline in _PIPELINES.items()}
     lines |= {name: _summary(function) for name, function in PEERS.items()}
     return _described(lines, _defense_knobs)
-
-
-def _parsed(kind: str, text: str) -> tuple[str, dict[str, Value]]:
-    form = f"{kind}: expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got {text!r}"
-    if not isinstance(text, str):
-        raise ValueError(form)
-    name, colon, rest = (part.strip() for part in text.partition(":"))
-    knobs: dict[str, Value] = {}
-    for pair in rest.split(",") if colon else []:
-        knob, equals, value = (part.strip() for part in pair.partition("="))
-        if not knob or not equals:
-            raise ValueError(form)
-        if knob in knobs:
-            raise ValueError(f"{name}: {knob} is given twice, in {text!r}")
-        knobs[knob] = _value(f"{name}: {knob}", value)
-    return name, knobs
-
-
-def _value(where: str, text: str) -> Value:
-    """Read a value: a number, one of three words that Python knows, or a word of ours."""
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        with warnings.catch_warnings():
-            # A number that runs into a word is a word here, which Python warns of.
-            warnings.simplefilter("ignore")
-            value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = text
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, int) or (isinstance(value, float) and np.isfinite(value)):
-        return value
-    if isinstance(value, str) and _WORD.fullmatch(text):
-        return text
-    raise ValueError(f"{where}: expected a number, true, false, none or a word, got {text!r}")
-
-
-def _canonical(name: str, knobs: Mapping[str, Value]) -> str:
-    pairs = ",".join(f"{knob}={_spelled(knobs[knob])}" for knob in sorted(knobs))
-    return f"{name}:{pairs}" if pairs else name
-
-
-def _spelled(value: Value) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if whole else value)
 
 
 def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
@@ -635,6 +582,6 @@ def _described(lines: Mapping[str, str], knobs: Callable[[str], dict[str, Any]])
     text = []
     for name, line in lines.items():
         text.append(f"{name:{width}}{line}")
-        pairs = [f"{knob}={_spelled(default)}" for knob, default in knobs(name).items()]
+        pairs = [f"{knob}={spell_value(default)}" for knob, default in knobs(name).items()]
         text += [f"{'':{width}}{part}" for part in textwrap.wrap(", ".join(pairs), 98 - width)]
     return "\n".join(text)

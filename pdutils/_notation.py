@@ -1,0 +1,68 @@
+"""The one spelling of attacks and defences: a name and, after a colon, its knobs.
+
+`igsm:eps=4,iterations=10` or `pd+rcam+wd:deflections=600`. Stores of results hold such texts, and
+random streams are made from them: what is written for a name and its knobs must never change.
+"""
+
+import ast
+import re
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+
+Value = bool | int | float | str | None
+
+_WORDS = {"true": True, "false": False, "none": None}
+_WORD = re.compile(r"[\w.+-]+")
+
+
+def read(kind: str, text: str) -> tuple[str, dict[str, Value]]:
+    """Part a text into its name and its knobs; `kind` says in errors what it should be."""
+    form = f"{kind}: expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got {text!r}"
+    if not isinstance(text, str):
+        raise ValueError(form)
+    name, colon, rest = (part.strip() for part in text.partition(":"))
+    knobs: dict[str, Value] = {}
+    for pair in rest.split(",") if colon else []:
+        knob, equals, value = (part.strip() for part in pair.partition("="))
+        if not knob or not equals:
+            raise ValueError(form)
+        if knob in knobs:
+            raise ValueError(f"{name}: {knob} is given twice, in {text!r}")
+        knobs[knob] = read_value(f"{name}: {knob}", value)
+    return name, knobs
+
+
+def read_value(where: str, text: str) -> Value:
+    """Read a value: a number, one of three words that Python knows, or a word of ours."""
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        with warnings.catch_warnings():
+            # A number that runs into a word is a word here, which Python warns of.
+            warnings.simplefilter("ignore")
+            value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) or (isinstance(value, float) and np.isfinite(value)):
+        return value
+    if isinstance(value, str) and _WORD.fullmatch(text):
+        return text
+    raise ValueError(f"{where}: expected a number, true, false, none or a word, got {text!r}")
+
+
+def spell(name: str, knobs: Mapping[str, Value]) -> str:
+    """Write the canonical text, its knobs in the order of the alphabet."""
+    pairs = ",".join(f"{knob}={spell_value(knobs[knob])}" for knob in sorted(knobs))
+    return f"{name}:{pairs}" if pairs else name
+
+
+def spell_value(value: Value) -> str:
+    """Write a value as `read_value` reads it."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
