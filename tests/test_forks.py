@@ -12,9 +12,9 @@ pytestmark = [
 PREAMBLE = """
 import os
 import numpy as np
-from pdutils.art_bridge import art_classifier
+from pdutils.defenses.art import art_classifier
 from pdutils.classifiers import Classifier, load_classifier
-from pdutils.demo_network import demo_network
+from pdutils.demo.network import demo_network
 image = np.full((224, 224, 3), 99, np.float32)
 
 def forked(work):

@@ -473,7 +473,7 @@ import sys
 import keras
 import numpy as np
 
-import pdutils.layers
+import pdutils.defenses.layers
 
 images = np.load(sys.argv[2])
 loaded = keras.saving.load_model(sys.argv[1])

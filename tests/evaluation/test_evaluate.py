@@ -443,7 +443,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from test_evaluation import ATTACKS, DEFENSES, ClassifierSource, Photos, evaluate
 
-from pdutils.loading import deterministic
+from pdutils.classifiers import deterministic
 
 class Halting(Photos):
     def load(self, i):
@@ -554,7 +554,7 @@ def test_workers_are_told_files_by_their_whole_paths_and_networks_by_their_names
         (ClassifierSource("Toy Gap", "toy.h5"), ClassifierSource("toy_gap", toy_file[:-5] + "h5")),
         (ClassifierSource("toy_gap", "random"), ClassifierSource("toy_gap", "random")),
     ]:
-        assert evaluate._for_workers(given, toy) == told
+        assert evaluate_module._for_workers(given, toy) == told
 
 
 def test_a_unit_of_work_is_small(toy_file, mirrored):

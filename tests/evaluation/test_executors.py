@@ -331,7 +331,7 @@ def test_closing_waits_for_a_process_that_is_just_being_started(monkeypatch, wor
 
 _SCRIPT = """
     import time
-    from pdutils.cluster import scattered
+    from pdutils.evaluation.executors import scattered
 
     def slow(x):
         time.sleep(0.2)

@@ -17,7 +17,7 @@ browser = pytest.fixture(chromium, scope="module")
 SETUP = """
 from pdutils import sliders
 from pdutils.activation import robust_cam
-from pdutils.cases import load_case
+from pdutils.demo.examples import load_case
 from pdutils.classifiers import load_classifier
 network = load_classifier("demo")
 case = load_case(network)
