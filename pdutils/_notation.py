@@ -5,9 +5,11 @@ random streams are made from them: what is written for a name and its knobs must
 """
 
 import ast
+import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -66,3 +68,26 @@ def spell_value(value: Value) -> str:
         return str(value).lower()
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value) if whole else value)
+
+
+def check_name(kind: str, name: str, known: Collection[str]) -> None:
+    """Check the name of an attack or a defence."""
+    if name not in known:
+        raise ValueError(f"{kind}: expected one of {', '.join(known)}; got {name!r}")
+
+
+def check_known(name: str, knobs: Mapping[str, Value], known: Collection[str]) -> None:
+    """Check that what is called `name` has these knobs."""
+    unknown = sorted(set(knobs) - set(known))
+    if unknown:
+        listed = f"known: {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{name}: no knob {', '.join(unknown)}; {listed}")
+
+
+def knobs_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Give the keywords of a function with their defaults, but for those that are not knobs."""
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("rng", "batch_size", "defense")
+    }

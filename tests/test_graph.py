@@ -475,8 +475,8 @@ def test_the_logits_of_several_runs_are_those_of_their_mean():
     expected = np.asarray(defended_model(made, defense)(photos(2)), dtype=np.float64)
     powers = np.exp(np.asarray(logits, dtype=np.float64))
     np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), expected, atol=1e-5)
-    with pytest.raises(ValueError, match="aggregate='vote'"):
-        defended_model(made, Defense(runs=3, aggregate="vote"), logits=True)
+    with pytest.raises(ValueError, match="aggregate='majority'"):
+        defended_model(made, Defense(runs=3, aggregate="majority"), logits=True)
 
 
 # Networks of few classes

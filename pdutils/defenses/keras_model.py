@@ -69,7 +69,7 @@ def defended_model(
     -------
     keras.Model
         From images (N, H, W, 3), RGB in [0, 255], to probabilities (N, K): with several runs their
-        mean, or the shares of their votes. Or to logits.
+        mean, or the shares of the runs that each class won. Or to logits.
 
     Raises
     ------
@@ -77,14 +77,20 @@ def defended_model(
         If the defence has another denoiser or option: `Defense.predict` takes those. If it has a
         map and the network has no feature map to make it of. If the classifier's `preprocess` calls
         functions of TensorFlow rather than arithmetic and `keras.ops`. If logits are asked for and
-        the runs vote: a share of votes has no gradient.
+        the runs are counted by majority: a share of runs has no gradient.
     """
-    if logits and defense.aggregate == "vote":
-        raise ValueError("logits: expected a defence whose runs are averaged, got aggregate='vote'")
+    if logits and defense.aggregate == "majority":
+        raise ValueError(
+            "logits: expected a defence whose runs are averaged, got aggregate='majority'"
+        )
     images = keras.Input((*classifier.input_size, 3), name="images")
     classify, make_maps = _steps(classifier, defense, logits)
     many = _repeated(images, defense.runs)
-    inputs = many if make_maps is None else [many, _repeated(make_maps(images), defense.runs)]
+    inputs = (
+        many
+        if make_maps is None
+        else [many, _repeated(_biased(make_maps(images), defense), defense.runs)]
+    )
     defended = _deflection(defense, seed)(inputs)
     for layer in _denoising(defense):
         defended = layer(defended)
@@ -95,6 +101,10 @@ def defended_model(
     elif not logits:
         outputs = _aggregated(outputs, defense)
     return keras.Model(images, outputs, name=f"defended_{classifier.model.name}")
+
+
+def _biased(maps: Tensor, defense: Defense) -> Tensor:
+    return ops.clip(maps + float(defense.bias), 0.0, 1.0) if defense.bias else maps
 
 
 def _makes_map(defense: Defense) -> bool:
@@ -207,7 +217,7 @@ def _repeated(batch: Tensor, runs: int) -> Tensor:
 
 
 def _aggregated(probabilities: Tensor, defense: Defense) -> Tensor:
-    if defense.aggregate == "vote":
+    if defense.aggregate == "majority":
         winners = ops.argmax(probabilities, axis=-1)
         probabilities = ops.one_hot(winners, probabilities.shape[-1])
     if defense.runs == 1:

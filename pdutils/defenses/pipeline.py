@@ -1,20 +1,39 @@
 """The defence as a pipeline: image -> map -> pixel deflection -> denoising -> prediction."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+import hashlib
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from pdutils._utils import Rng, check_one_of, check_whole, streams
-from pdutils.activation import Combine, Upscale, cam, check_upscale, robust_cam
+from pdutils._notation import (
+    check_known,
+    check_name,
+    knobs_of,
+    read,
+    read_value,
+    spell,
+    spell_value,
+)
+from pdutils._utils import Rng, check_one_of, check_whole, is_number, streams
+from pdutils.activation import (
+    DEFAULT_RANKS,
+    Combine,
+    Upscale,
+    cam,
+    check_combine,
+    check_upscale,
+    robust_cam,
+)
 from pdutils.classifiers import Classifier
-from pdutils.deflection import Reading, pixel_deflection
-from pdutils.denoising import denoise
-from pdutils.images import Array, as_batch
+from pdutils.deflection import Reading, check_knobs, pixel_deflection
+from pdutils.denoising import DENOISERS, denoise
+from pdutils.images import Array, as_batch, check_images
 
 MapKind = Literal["none", "cam", "rcam"]
-Aggregate = Literal["mean", "vote"]
+Aggregate = Literal["mean", "majority"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +51,17 @@ class Defense:
         As in `pdutils.activation.robust_cam`.
     upscale
         As in `pdutils.activation.cam`, for either map.
+    bias : float
+        What is added to the map, -1 to 1, before it is clipped to [0, 1].
     denoiser : str or None
         As `method` in `pdutils.denoising.denoise`; None leaves it out.
     denoiser_options : mapping
-        For that denoiser.
+        For that denoiser; those that are its defaults are left out.
     runs : int
         How many times the image is defended and classified, at least 1.
-    aggregate : {"mean", "vote"}
+    aggregate : {"mean", "majority"}
         How the runs become one prediction: the mean probability of each class, or the share of
         runs in which it was the most probable.
-
-    Raises
-    ------
-    ValueError
-        If `activation`, `upscale`, `aggregate` or `runs` is out of its range. The other knobs are
-        checked by the functions that they belong to.
     """
 
     deflections: int = 200
@@ -56,16 +71,83 @@ class Defense:
     k: int | None = None
     combine: Combine = "paper"
     upscale: Upscale = "half_pixel"
+    bias: float = 0.0
     denoiser: str | None = "wavelet"
     denoiser_options: Mapping[str, Any] = field(default_factory=dict)
     runs: int = 1
     aggregate: Aggregate = "mean"
 
     def __post_init__(self) -> None:
+        check_knobs(self.deflections, self.window, self.reading)
         check_one_of("activation", self.activation, get_args(MapKind))
+        check_combine(self.combine)
         check_upscale(self.upscale)
+        if not is_number(self.bias) or not -1 <= self.bias <= 1:
+            raise ValueError(f"bias: expected a number from -1 to 1, got {self.bias!r}")
         check_one_of("aggregate", self.aggregate, get_args(Aggregate))
         check_whole("runs", self.runs, 1)
+        defaults = knobs_of(DENOISERS[self.denoiser]) if self.denoiser in DENOISERS else {}
+        options = {
+            name: value
+            for name, value in self.denoiser_options.items()
+            if name not in defaults or value != defaults[name]
+        }
+        object.__setattr__(self, "denoiser_options", options)
+
+    @classmethod
+    def parse(cls, text: str) -> "Defense":
+        """Read a defence, such as ``pd+rcam+wd:deflections=600,sigma=0.02``.
+
+        Parameters
+        ----------
+        text : str
+            One of `NAMES` and, after a colon, the knobs in which it differs from its defaults.
+
+        Returns
+        -------
+        Defense
+        """
+        name, knobs = read("defense", text)
+        check_name("defense", name, list(NAMES))
+        check_known(name, knobs, knobs_of_name(name))
+        own = {knob: value for knob, value in knobs.items() if knob in _TOLD}
+        options = {knob: value for knob, value in knobs.items() if knob not in own}
+        try:
+            defense = replace(NAMES[name], **own, denoiser_options=options)  # type: ignore[arg-type]
+            defense._denoised(np.full((16, 16, 3), 128, dtype=np.float32))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        return defense
+
+    @property
+    def text(self) -> str:
+        """The canonical text of one run, as `parse` reads it: only what differs from its name.
+
+        What does nothing (the bias of no map) is left out. `ValueError` where no name describes
+        the defence: another denoiser, or a value that has no text.
+        """
+        for name, base in NAMES.items():
+            known = knobs_of_name(name)
+            mine = {knob: getattr(self, knob) for knob in _TOLD}
+            differs = {knob: value for knob, value in mine.items() if value != getattr(base, knob)}
+            differs |= self.denoiser_options
+            told = {knob: value for knob, value in differs.items() if knob in known}
+            if differs.keys() - told.keys() <= _OF_MAPS and all(map(_has_text, told.values())):
+                return spell(name, told)
+        raise ValueError(f"expected a defence like one of {', '.join(NAMES)}; got {self}")
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers."""
+        return self.deflections > 0
+
+    @property
+    def map_key(self) -> Hashable:
+        """What the map depends on besides the image: equal keys share a map. None without one."""
+        if self.activation == "none" or self.deflections == 0:
+            return None
+        k = DEFAULT_RANKS if self.k is None else self.k
+        return self.activation, k, self.combine, self.upscale, self.bias
 
     def activation_map(self, classifier: Classifier, images: Array) -> Array | None:
         """Make the map that this defence uses.
@@ -80,20 +162,19 @@ class Defense:
         Returns
         -------
         ndarray of float32, shape (H, W) or (N, H, W), or None without a map
-
-        Raises
-        ------
-        ValueError
-            As `pdutils.activation.robust_cam`.
+            With the bias.
         """
-        if self.activation == "none" or self.deflections == 0:
+        if self.map_key is None:
             return None
         if self.activation == "rcam":
-            return robust_cam(
+            made = robust_cam(
                 classifier, images, k=self.k, combine=self.combine, upscale=self.upscale
             )
-        best = np.atleast_2d(classifier.predict(images)).argmax(axis=1)
-        return cam(classifier, images, best, upscale=self.upscale)
+        else:
+            best = np.atleast_2d(classifier.predict(images)).argmax(axis=1)
+            made = cam(classifier, images, best, upscale=self.upscale)
+        biased: Array = np.clip(made + np.float32(self.bias), 0, 1)
+        return biased
 
     def transform(
         self,
@@ -114,17 +195,12 @@ class Defense:
         rng : int, numpy.random.Generator, list of Generator, or None
             Each image draws from a stream of its own, see `pdutils._utils`.
         activation_map : ndarray of float32, shape (H, W) or (N, H, W), optional
-            Use this map instead of making one.
+            Use this map, as `activation_map` gives it, instead of making one.
 
         Returns
         -------
         ndarray of float32, the shape of `images`
             What is denoised may leave [0, 255] a little, see `pdutils.denoising.denoise`.
-
-        Raises
-        ------
-        ValueError
-            As the functions that it calls.
         """
         if activation_map is None:
             activation_map = self.activation_map(classifier, images)
@@ -136,9 +212,7 @@ class Defense:
             reading=self.reading,
             rng=rng,
         )
-        if self.denoiser is None:
-            return deflected
-        return denoise(deflected, self.denoiser, **self.denoiser_options)
+        return self._denoised(deflected)
 
     def predict(
         self,
@@ -152,30 +226,21 @@ class Defense:
 
         Parameters
         ----------
-        classifier : Classifier
-            The network to put the defence before.
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255], of the classifier's size.
+        classifier, images, activation_map
+            As in `transform`; the images are of the classifier's size.
         rng : int, numpy.random.Generator, list of Generator, or None
             Each image draws from a stream of its own, and each run but the first from a part of
             that; the first run's images are those of `transform` with the same `rng`.
-        activation_map : ndarray of float32, shape (H, W) or (N, H, W), optional
-            Use this map instead of making one.
 
         Returns
         -------
         ndarray of float32, shape (K,) or (N, K)
-            Mean probabilities, or shares of the votes.
-
-        Raises
-        ------
-        ValueError
-            As the functions that it calls.
+            Mean probabilities, or shares of the runs.
         """
         probabilities = self.predict_runs(
             classifier, images, rng=rng, activation_map=activation_map
         )
-        if self.aggregate == "vote":
+        if self.aggregate == "majority":
             classes = probabilities.shape[-1]
             probabilities = np.eye(classes, dtype=np.float32)[probabilities.argmax(axis=-1)]
         mean: Array = probabilities.mean(axis=0)
@@ -189,22 +254,7 @@ class Defense:
         rng: Rng = None,
         activation_map: Array | None = None,
     ) -> Array:
-        """Do as `predict`, but give every run by itself.
-
-        Parameters
-        ----------
-        classifier, images, rng, activation_map
-            As in `predict`.
-
-        Returns
-        -------
-        ndarray of float32, shape (runs, K) or (runs, N, K)
-
-        Raises
-        ------
-        ValueError
-            As `predict`.
-        """
+        """Do as `predict`, but give every run by itself: (runs, K) or (runs, N, K)."""
         batch, single = as_batch(images)
         if activation_map is None:
             activation_map = self.activation_map(classifier, batch)
@@ -219,3 +269,116 @@ class Defense:
             results.append(classifier.predict(defended))
         stacked = np.stack(results)
         return stacked[:, 0] if single else stacked
+
+    def _denoised(self, images: Array) -> Array:
+        if self.denoiser is None:
+            return images
+        return denoise(images, self.denoiser, **self.denoiser_options)
+
+
+#: What a text tells of a defence besides the options of its denoiser.
+_TOLD = frozenset(f.name for f in fields(Defense)) - {"denoiser_options", "runs", "aggregate"}
+
+#: What does nothing without the map that it belongs to.
+_OF_MAPS = frozenset({"k", "combine", "upscale", "bias"})
+
+
+def _named() -> Iterator[tuple[str, Defense]]:
+    yield "none", Defense(deflections=0, denoiser=None)
+    yield "wd", Defense(deflections=0, denoiser="wavelet")
+    for end, denoiser in (("", None), ("+wd", "wavelet"), ("+dct", "dct")):
+        yield f"pd{end}", Defense(denoiser=denoiser)
+        yield f"pd+cam{end}", Defense(deflections=1500, activation="cam", denoiser=denoiser)
+        yield f"pd+rcam{end}", Defense(deflections=1500, activation="rcam", denoiser=denoiser)
+
+
+#: The defences that have a name: pixel deflection with each map and denoiser, each left out.
+NAMES = dict(_named())
+
+
+def knobs_of_name(name: str) -> dict[str, Any]:
+    """Give the knobs that a text may have after one of `NAMES`, with their defaults."""
+    base = NAMES[name]
+    names = ["deflections", "window", "reading"] if base.deflections else []
+    names += ["k", "combine"] if base.activation == "rcam" else []
+    names += ["upscale", "bias"] if base.activation != "none" else []
+    knobs = {name: getattr(base, name) for name in names}
+    if "k" in knobs:
+        # Left out, it is cut to the number of classes of the network.
+        knobs["k"] = DEFAULT_RANKS
+    return knobs | (knobs_of(DENOISERS[base.denoiser]) if base.denoiser else {})
+
+
+def _has_text(value: Any) -> bool:
+    try:
+        return bool(read_value("", spell_value(value)) == value)
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class OwnDefense:
+    """A function of one's own as a defence, beside `Defense` in an evaluation.
+
+    An attacker who knows of it takes the gradient straight through it, as if it were not there.
+
+    Attributes
+    ----------
+    name : str
+        What tables call it.
+    function : callable
+        From images, rng to images, or from images to images if nothing is drawn. It gets one image
+        at a time, as a batch (1, H, W, 3) of float32 in [0, 255], and a `numpy.random.Generator`
+        of that image's own; it gives back finite numbers of the same shape.
+    text : str
+        ``own:NAME@`` and 8 digits of the SHA-256 of its source: what a store keeps it under. A
+        `ValueError` says that the source cannot be read.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    text: str = field(init=False)
+    map_key: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        try:
+            source = inspect.getsource(self.function)
+        except (OSError, TypeError):
+            raise ValueError(
+                f"{self.name}: expected a function whose source can be read, written in a file or "
+                f"a cell of a notebook, got {self.function!r}"
+            ) from None
+        digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+        object.__setattr__(self, "text", f"own:{self.name}@{digest}")
+
+    @property
+    def random(self) -> bool:
+        """Whether it takes a generator."""
+        return len(inspect.signature(self.function).parameters) > 1
+
+    def activation_map(self, classifier: Classifier, images: Array) -> None:
+        """Make no map."""
+
+    def transform(
+        self,
+        classifier: Classifier,
+        images: Array,
+        *,
+        rng: Rng = None,
+        activation_map: Array | None = None,
+    ) -> Array:
+        """Defend images once; the arguments are those of `Defense.transform`."""
+        batch, single = as_batch(images)
+        pairs = zip(batch, streams(rng, len(batch)), strict=True)
+        result = np.concatenate([self._applied(image[np.newaxis], own) for image, own in pairs])
+        return result[0] if single else result
+
+    def _applied(self, image: Array, rng: np.random.Generator) -> Array:
+        given = self.function(image.copy(), rng) if self.random else self.function(image.copy())
+        result: Any = np.asarray(given)
+        if result.shape != image.shape or result.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{self.name}: expected numbers of shape {image.shape} back from the function, "
+                f"got {result.dtype} of {result.shape}"
+            )
+        return check_images(result.astype(np.float32), f"what {self.name} gave")

@@ -4,27 +4,25 @@ A text is a name and, after a colon, knobs: ``igsm:eps=4,iterations=10`` or
 ``pd+rcam+wd:deflections=600,sigma=0.02``. What it stands for can be pickled.
 """
 
-import dataclasses
 import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._notation import Value, read, spell, spell_value
+from pdutils._notation import Value, check_known, check_name, knobs_of, read, spell, spell_value
 from pdutils._utils import Rng, streams
-from pdutils.activation import DEFAULT_RANKS, check_combine, number_of_ranks
+from pdutils.activation import number_of_ranks
 from pdutils.attacks.gradient import LabelsLike
 from pdutils.classifiers import Classifier, Labels
-from pdutils.defenses.pipeline import Defense
+from pdutils.defenses.pipeline import NAMES, Defense, knobs_of_name
 from pdutils.defenses.transformations import PEERS
-from pdutils.deflection import check_knobs
-from pdutils.denoising import DENOISERS, denoise
 from pdutils.images import Array, as_batch, on_grid
 
 Key = TypeVar("Key", bound=Hashable)
@@ -94,8 +92,8 @@ class NamedAttack(_Named):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_name("attack", self.name, attack_names())
-        _check_known(self.name, self.knobs, _attack_knobs(self.name))
+        check_name("attack", self.name, attack_names())
+        check_known(self.name, self.knobs, _attack_knobs(self.name))
         targeted = self.knobs.get("targeted", False)
         if not isinstance(targeted, bool):
             raise ValueError(f"{self.name}: targeted: expected true or false, got {targeted}")
@@ -202,45 +200,32 @@ class NamedDefense(_Named):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_name("defense", self.name, defense_names())
-        _check_known(self.name, self.knobs, _defense_knobs(self.name))
-        try:
-            self._try()
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
+        check_name("defense", self.name, defense_names())
+        check_known(self.name, self.knobs, _defense_knobs(self.name))
+        if self.defense is None:
+            # A wrong value is found now, before hours of work.
+            try:
+                self._peer(np.full((16, 16, 3), 128, dtype=np.float32), rng=0)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {error}") from None
 
-    @property
+    @cached_property
     def defense(self) -> Defense | None:
         """The pipeline of pixel deflection, or None for one of the peers' transformations."""
-        pipeline = _PIPELINES.get(self.name)
-        if pipeline is None:
-            return None
-        fields = {found.name for found in dataclasses.fields(pipeline)}
-        own = {name: value for name, value in self.knobs.items() if name in fields}
-        others = {name: value for name, value in self.knobs.items() if name not in own}
-        return replace(pipeline, **own, denoiser_options=others)  # type: ignore[arg-type]
+        return Defense.parse(self.text) if self.name in NAMES else None
 
     @property
     def random(self) -> bool:
         """Whether the defence draws random numbers."""
         pipeline = self.defense
         if pipeline is not None:
-            return pipeline.deflections > 0
+            return pipeline.random
         return "rng" in inspect.signature(PEERS[self.name]).parameters
 
     @property
     def map_key(self) -> Hashable:
         """What the map depends on besides the image: equal keys share a map. None without one."""
-        pipeline = self.defense
-        if not isinstance(pipeline, _Guided) or pipeline.deflections == 0:
-            return None
-        return (
-            pipeline.activation,
-            DEFAULT_RANKS if pipeline.k is None else pipeline.k,
-            pipeline.combine,
-            pipeline.upscale,
-            pipeline.bias,
-        )
+        return None if self.defense is None else self.defense.map_key
 
     def check_network(self, classifier: Classifier) -> None:
         """Check that a network has the map which this defence uses, before hours of work.
@@ -257,7 +242,7 @@ class NamedDefense(_Named):
             the defence.
         """
         pipeline = self.defense
-        if pipeline is None or pipeline.activation == "none" or pipeline.deflections == 0:
+        if pipeline is None or pipeline.map_key is None:
             return
         try:
             number_of_ranks(pipeline.k, len(classifier.class_ids))
@@ -328,50 +313,6 @@ class NamedDefense(_Named):
         options: dict[str, Any] = {"rng": rng} if self.random else {}
         return PEERS[self.name](images, **self.knobs, **options)
 
-    def _try(self) -> None:
-        """Defend a grey image, so that a wrong value is found before hours of work."""
-        grey: Array = np.full((16, 16, 3), 128, dtype=np.float32)
-        pipeline = self.defense
-        if pipeline is None:
-            self._peer(grey, rng=0)
-            return
-        check_knobs(pipeline.deflections, pipeline.window, pipeline.reading)
-        if pipeline.denoiser is not None:
-            denoise(grey, pipeline.denoiser, **pipeline.denoiser_options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Guided(Defense):
-    """A pipeline whose map gets a bias."""
-
-    bias: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_combine(self.combine)
-        if isinstance(self.bias, bool) or not isinstance(self.bias, (int, float)):
-            raise ValueError(f"bias: expected a number from -1 to 1, got {self.bias!r}")
-        if not -1 <= self.bias <= 1:
-            raise ValueError(f"bias: expected a number from -1 to 1, got {self.bias!r}")
-
-    def activation_map(self, classifier: Classifier, images: Array) -> Array | None:
-        """Make the map, add the bias and clip to [0, 1]."""
-        made = super().activation_map(classifier, images)
-        return None if made is None else np.clip(made + np.float32(self.bias), 0, 1)
-
-
-def _pipelines() -> Iterator[tuple[str, Defense]]:
-    """Name the pipelines: pixel deflection with each map and denoiser, each of them left out."""
-    yield "none", Defense(deflections=0, denoiser=None)
-    yield "wd", Defense(deflections=0, denoiser="wavelet")
-    for end, denoiser in (("", None), ("+wd", "wavelet"), ("+dct", "dct")):
-        yield f"pd{end}", Defense(denoiser=denoiser)
-        yield f"pd+cam{end}", _Guided(deflections=1500, activation="cam", denoiser=denoiser)
-        yield f"pd+rcam{end}", _Guided(deflections=1500, activation="rcam", denoiser=denoiser)
-
-
-_PIPELINES = dict(_pipelines())
-
 
 def attack_names() -> list[str]:
     """List the names of the attacks.
@@ -392,7 +333,7 @@ def defense_names() -> list[str]:
     list of str
         "none" first, then pixel deflection, then the peers.
     """
-    return [*_PIPELINES, *PEERS]
+    return [*NAMES, *PEERS]
 
 
 def parse_attack(text: str) -> NamedAttack:
@@ -500,21 +441,9 @@ def defenses_help() -> str:
     str
         For each, its name, what it does, and its knobs with their defaults.
     """
-    lines = {name: _in_words(pipeline) for name, pipeline in _PIPELINES.items()}
+    lines = {name: _in_words(pipeline) for name, pipeline in NAMES.items()}
     lines |= {name: _summary(function) for name, function in PEERS.items()}
     return _described(lines, _defense_knobs)
-
-
-def _check_name(kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ValueError(f"{kind}: expected one of {', '.join(known)}; got {name!r}")
-
-
-def _check_known(name: str, knobs: Mapping[str, Value], known: Mapping[str, Any]) -> None:
-    unknown = sorted(set(knobs) - set(known))
-    if unknown:
-        listed = f"known: {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"{name}: no knob {', '.join(unknown)}; {listed}")
 
 
 def _attack_function(name: str) -> Callable[..., Array]:
@@ -523,31 +452,11 @@ def _attack_function(name: str) -> Callable[..., Array]:
 
 
 def _attack_knobs(name: str) -> dict[str, Any]:
-    return {} if name == "none" else _knobs(_attack_function(name))
+    return {} if name == "none" else knobs_of(_attack_function(name))
 
 
 def _defense_knobs(name: str) -> dict[str, Any]:
-    if name in PEERS:
-        return _knobs(PEERS[name])
-    pipeline = _PIPELINES[name]
-    names = ["deflections", "window", "reading"] if pipeline.deflections else []
-    names += ["k", "combine"] if pipeline.activation == "rcam" else []
-    names += ["upscale", "bias"] if isinstance(pipeline, _Guided) else []
-    denoiser = _knobs(DENOISERS[pipeline.denoiser]) if pipeline.denoiser else {}
-    knobs = {name: getattr(pipeline, name) for name in names}
-    if "k" in knobs:
-        # Left out, it is cut to the number of classes of the network.
-        knobs["k"] = DEFAULT_RANKS
-    return knobs | denoiser
-
-
-def _knobs(function: Callable[..., Array]) -> dict[str, Any]:
-    """Give the keywords of a function with their defaults, but for those that are not knobs."""
-    return {
-        name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("rng", "batch_size", "defense")
-    }
+    return knobs_of(PEERS[name]) if name in PEERS else knobs_of_name(name)
 
 
 def _other_classes(

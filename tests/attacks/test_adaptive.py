@@ -13,7 +13,7 @@ from pdutils.activation import robust_cam
 from pdutils.attacks.adaptive import bpda, expected_gradient
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import load_classifier
-from pdutils.defenses.pipeline import Defense
+from pdutils.defenses.pipeline import Defense, OwnDefense
 from pdutils.deflection import draw_writes, pixel_deflection
 from pdutils.demo.examples import load_collection
 from pdutils.denoising import denoise, denoise_wavelet
@@ -67,6 +67,18 @@ class Watched:
         self.defended.append(images.copy())
         self.maps_used.append(activation_map)
         return self.inner.transform(classifier, images, rng=rng, activation_map=activation_map)
+
+
+def test_a_function_of_ones_own_hands_the_gradient_straight_through(toy):
+    own = OwnDefense("shift", lambda images, rng: np.roll(images, rng.integers(1, 9), axis=2))
+    shifts = [stream.integers(1, 9) for stream in streams(5, 2)]
+    shown = np.stack([np.roll(*pair, axis=1) for pair in zip(photos(2), shifts, strict=True)])
+    expected, _ = toy.loss_gradient(shown, [0, 1])
+    slope = expected_gradient(toy, photos(2), [0, 1], defense=own, rng=5)
+    np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-9)
+    assert np.abs(bpda(toy, photo(), 0, defense=own, rng=5, iterations=2) - photo()).max() == 1
+    with pytest.raises(ValueError, match=r"'exact' needs a Defense to differentiate, got Own"):
+        bpda(toy, photo(), 0, defense=own, gradient="exact")
 
 
 # --- the bound and the grid ---

@@ -1,10 +1,13 @@
+import hashlib
+import inspect
+
 import numpy as np
 import pytest
 from conftest import photo, photos
 
 from pdutils._utils import streams
 from pdutils.activation import cam, robust_cam
-from pdutils.defenses.pipeline import Defense
+from pdutils.defenses.pipeline import NAMES, Defense, OwnDefense, knobs_of_name
 from pdutils.deflection import pixel_deflection
 from pdutils.denoising import denoise
 
@@ -106,6 +109,7 @@ def test_the_defaults_are_the_blogs():
         k=None,
         combine="paper",
         upscale="half_pixel",
+        bias=0.0,
         denoiser="wavelet",
         denoiser_options={},
         runs=1,
@@ -218,7 +222,7 @@ def test_the_mean_of_the_runs_by_hand():
 
 
 def test_the_vote_of_the_runs_by_hand():
-    shares = Defense(runs=3, aggregate="vote").predict(Oracle(*RUNS), photos(2))
+    shares = Defense(runs=3, aggregate="majority").predict(Oracle(*RUNS), photos(2))
     assert shares.dtype == np.float32
     np.testing.assert_allclose(shares, [[2 / 3, 1 / 3, 0], [1 / 3, 1 / 3, 1 / 3]], atol=1e-6)
 
@@ -227,16 +231,16 @@ def test_one_image_is_averaged_and_voted_on_as_a_batch_is():
     first = [[run[0]] for run in RUNS]
     mean = Defense(runs=3).predict(Oracle(*first), photo())
     np.testing.assert_allclose(mean, [1 / 3, 0.6, 0.2 / 3], atol=1e-6)
-    shares = Defense(runs=3, aggregate="vote").predict(Oracle(*first), photo())
+    shares = Defense(runs=3, aggregate="majority").predict(Oracle(*first), photo())
     np.testing.assert_allclose(shares, [2 / 3, 1 / 3, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("aggregate", ["mean", "vote"])
+@pytest.mark.parametrize("aggregate", ["mean", "majority"])
 def test_predict_aggregates_predict_runs(toy, aggregate):
     batch = photos(3)
     defense = Defense(runs=4, aggregate=aggregate, deflections=500)
     runs = defense.predict_runs(toy, batch, rng=2)
-    if aggregate == "vote":
+    if aggregate == "majority":
         expected = np.zeros((3, 6))
         for run in runs:
             for i in range(3):
@@ -312,7 +316,7 @@ def test_constant_images(toy, value):
     [
         ("activation", "gradcam", r"activation: .*'none', 'cam', 'rcam'.* got 'gradcam'"),
         ("activation", None, r"activation: .* got None"),
-        ("aggregate", "median", r"aggregate: .*'mean', 'vote'.* got 'median'"),
+        ("aggregate", "median", r"aggregate: .*'mean', 'majority'.* got 'median'"),
         ("runs", 0, r"runs: expected a whole number of at least 1, got 0"),
         ("runs", 2.0, r"runs: .* got 2.0"),
         ("runs", "3", r"runs: .* got '3'"),
@@ -343,6 +347,12 @@ def test_wrong_knobs_of_the_parts_are_told_in_use(toy, knobs, message):
         Defense(**knobs).predict(toy, photo())
 
 
+@pytest.mark.parametrize("bias", [2, -1.1, True, "much", None, float("nan")])
+def test_a_bias_beyond_the_map(bias):
+    with pytest.raises(ValueError, match=r"bias: expected a number from -1 to 1, got "):
+        Defense(bias=bias)
+
+
 def test_knobs_are_named_and_do_not_change():
     with pytest.raises(TypeError):
         Defense(200)
@@ -365,3 +375,163 @@ def test_wrong_images(toy, images):
     for defense in (Defense(), Defense(activation="cam"), NOTHING):
         with pytest.raises(ValueError, match=r"images: "):
             defense.predict(toy, images)
+
+
+# --- its text ---
+
+
+def named(map_, denoiser, **knobs):
+    return Defense(activation=map_, denoiser=denoiser, **knobs)
+
+
+@pytest.mark.parametrize(
+    ("defense", "text"),
+    [
+        (Defense(), "pd+wd"),
+        (NOTHING, "none"),
+        (Defense(deflections=0), "wd"),
+        (named("none", None, window=3), "pd:window=3"),
+        (named("none", None, deflections=0, window=3), "pd:deflections=0,window=3"),
+        (named("none", "dct", deflections=0), "pd+dct:deflections=0"),
+        (named("rcam", None, deflections=0), "pd+rcam:deflections=0"),
+        (named("cam", "dct", deflections=1500), "pd+cam+dct"),
+        (named("rcam", "wavelet"), "pd+rcam+wd:deflections=200"),
+        (
+            named("rcam", "wavelet", deflections=600, k=5, bias=-0.25, combine="repo"),
+            "pd+rcam+wd:bias=-0.25,combine=repo,deflections=600,k=5",
+        ),
+        (
+            Defense(denoiser_options={"wavelet": "bior2.2", "mode": "hard", "sigma": 1e-5}),
+            "pd+wd:mode=hard,sigma=1e-05,wavelet=bior2.2",
+        ),
+        (Defense(denoiser_options={"sigma": np.float64(4)}), "pd+wd:sigma=4"),
+        # The default of an option says nothing.
+        (Defense(denoiser_options={"sigma": 0.04, "mode": "soft"}), "pd+wd"),
+    ],
+)
+def test_a_defence_is_read_from_its_text(defense, text):
+    assert defense.text == text
+    assert Defense.parse(text) == defense
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("pd+wd:deflections=200,sigma=4e-2", "pd+wd"),
+        ("pd+rcam: deflections = 1500.0 , bias = -.0", "pd+rcam"),
+        ("pd:deflections=0", "none"),
+        ("pd+wd:deflections=0,mode=hard", "wd:mode=hard"),
+        ("pd+rcam:k=none,upscale=tf1", "pd+rcam:upscale=tf1"),
+    ],
+)
+def test_the_text_of_what_was_read_is_canonical(text, canonical):
+    defense = Defense.parse(text)
+    assert defense.text == canonical
+    assert Defense.parse(canonical) == defense
+
+
+def test_a_text_tells_one_run_and_what_has_an_effect():
+    assert Defense(runs=5, aggregate="majority").text == "pd+wd"
+    assert Defense(k=3, combine="repo", upscale="tf1", bias=0.5).text == "pd+wd"
+    assert Defense(activation="cam", k=3).text == "pd+cam+wd:deflections=200"
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_name_is_a_text_with_each_of_its_knobs(name):
+    assert NAMES[name].text == name
+    words = {"reading": "repo", "combine": "geometric", "upscale": "tf1", "wavelet": "db2"}
+    words |= {"mode": "hard", "shrinkage": "VisuShrink", "color": "rgb", "sigma_scale": "rgb"}
+    for knob, default in knobs_of_name(name).items():
+        value = words.get(knob, 0.5 if isinstance(default, float) else 1)
+        text = f"{name}:{knob}={value}"
+        assert Defense.parse(text).text == text
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        Defense(denoiser="median"),
+        Defense(denoiser_options={"sigma": float("inf")}),
+        Defense(denoiser_options={"sigmas": 3}),
+    ],
+)
+def test_what_no_name_describes_has_no_text(defense):
+    with pytest.raises(ValueError, match=r"like one of none, wd, .* got Defense"):
+        _ = defense.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jpeg", r"^defense: expected one of none, wd, pd, .*\+dct; got 'jpeg'$"),
+        ("pd:runs=3", r"^pd: no knob runs; known: deflections, window, reading$"),
+        ("pd+wd:bias=0.1", r"^pd\+wd: no knob bias; known: "),
+        ("pd+cam:bias=2", r"^pd\+cam: bias: expected a number from -1 to 1, got 2$"),
+        ("wd:sigma=-1", r"^wd: sigma: expected at least 0, got -1$"),
+        ("pd:window", r"^defense: expected NAME or NAME:KNOB=VALUE"),
+    ],
+)
+def test_a_text_that_names_nothing(text, message):
+    with pytest.raises(ValueError, match=message):
+        Defense.parse(text)
+
+
+# --- a function of one's own ---
+
+
+def noisy(images, rng):
+    return images + rng.integers(-3, 4, images.shape)
+
+
+def darker(images):
+    images *= 0.5
+    return images
+
+
+def test_an_own_defence_gives_each_image_a_stream_of_its_own(toy):
+    own, batch = OwnDefense("noise", noisy), photos(3).clip(3, 252)
+    assert own.random
+    result = own.transform(toy, batch, rng=7)
+    assert result.dtype == np.float32
+    expected = [noisy(image, rng) for image, rng in zip(batch, streams(7, 3), strict=True)]
+    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(own.transform(toy, batch[0], rng=7), result[0])
+
+
+def test_an_own_defence_without_draws_changes_nothing_in_place(toy):
+    own, batch = OwnDefense("dark", darker), photos(2)
+    before = batch.copy()
+    np.testing.assert_array_equal(own.transform(toy, batch), before / 2)
+    np.testing.assert_array_equal(batch, before)
+    assert not own.random
+    assert own.activation_map(toy, batch) is own.map_key is None
+
+
+def test_an_own_defences_text_is_its_name_and_a_digest_of_its_source():
+    source = inspect.getsource(noisy).encode()
+    digest = hashlib.sha256(source).hexdigest()[:8]
+    assert OwnDefense("my noise", noisy).text == f"own:my noise@{digest}"
+    assert OwnDefense("my noise", darker).text != OwnDefense("my noise", noisy).text
+
+
+@pytest.mark.parametrize("function", [abs, eval("lambda images, rng: images")])
+def test_a_function_without_source_is_refused(function):
+    with pytest.raises(ValueError, match=r"mine: expected a function whose source can be read, "):
+        OwnDefense("mine", function)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda images: images[0],
+            r"mine: expected numbers of shape \(1, 32, 32, 3\) back .* \(32,",
+        ),
+        (lambda images: None, r"mine: expected numbers .* got object of \(\)"),
+        (lambda images: images * np.nan, r"what mine gave: .*NaN"),
+        (lambda images: images / 255, r"what mine gave: .*looks scaled"),
+    ],
+)
+def test_what_a_function_gives_back_is_checked(toy, function, message):
+    with pytest.raises(ValueError, match=message):
+        OwnDefense("mine", function).transform(toy, photo())

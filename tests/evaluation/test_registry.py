@@ -279,8 +279,8 @@ def test_the_names():
 
 @pytest.mark.parametrize("name", ["fgsm", "igsm", "pgd", *MINIMAL, "bpda"])
 def test_an_attacks_knobs_are_its_functions_keywords(name):
-    modules = dict.fromkeys(MINIMAL, "minimal_attacks") | {"bpda": "adaptive"}
-    function = getattr(import_module(f"pdutils.{modules.get(name, 'attacks')}"), name)
+    modules = dict.fromkeys(MINIMAL, "minimum_norm") | {"bpda": "adaptive"}
+    function = getattr(import_module(f"pdutils.attacks.{modules.get(name, 'gradient')}"), name)
     given_by_the_caller = {"classifier", "images", "labels", "rng", "batch_size", "defense"}
     keywords = inspect.signature(function).parameters
     knobs = {key: keywords[key].default for key in keywords if key not in given_by_the_caller}
