@@ -61,22 +61,17 @@ def cam(
     -------
     ndarray of float32, shape (H, W) or (N, H, W)
         Stretched to [0, 1]; zeros where a map is constant, if only but for rounding.
-
-    Raises
-    ------
-    ValueError
-        If the images break their contract, a label is no class, `upscale` is unknown, or the
-        network has no feature map.
     """
     check_upscale(upscale)
     weights = classifier.head_weights
     if weights is None:
         return grad_cam(classifier, images, labels, upscale=upscale, batch_size=batch_size)
-    batch, single = as_batch(images)
-    indices = classifier.check_labels(labels, len(batch))
-    features = classifier.features(batch, batch_size=batch_size)
+    # It is the classifier that checks the images.
+    features = classifier.features(images, batch_size=batch_size)
+    indices = classifier.check_labels(labels, len(features.maps))
     maps, size = _weighted(features.maps, weights.T[indices, np.newaxis])
-    return _finished(maps[:, 0], size[:, 0], upscale, batch, single)
+    finished = _finished(maps[:, 0], size[:, 0], upscale, images)
+    return finished[0] if images.ndim == 3 else finished
 
 
 def grad_cam(
@@ -87,35 +82,14 @@ def grad_cam(
     upscale: Upscale = "half_pixel",
     batch_size: int = 32,
 ) -> Array:
-    """Show where the network saw a class, for any head: the feature maps weighted by gradients.
+    """Do as `cam`, for any head: the feature maps weighted by gradients.
 
-    Parameters
-    ----------
-    classifier : Classifier
-        The network.
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    labels : int, or N of them
-        The class of each image to look for.
-    upscale : {"half_pixel", "tf1"}
-        How the map is scaled up to the image, see `cam`.
-    batch_size : int
-        How many images the network sees at once.
-
-    Returns
-    -------
-    ndarray of float32, shape (H, W) or (N, H, W)
-        As `cam`, but what speaks against the class is 0 (the ReLU of the paper).
-
-    Raises
-    ------
-    ValueError
-        As `cam`.
+    What speaks against the class is 0 (the ReLU of the paper).
     """
     check_upscale(upscale)
-    batch, single = as_batch(images)
-    maps, size = _gradient_maps(classifier, batch, labels, batch_size)
-    return _finished(np.maximum(maps, 0), size, upscale, batch, single)
+    maps, size = _gradient_maps(classifier, images, labels, batch_size)
+    finished = _finished(np.maximum(maps, 0), size, upscale, images)
+    return finished[0] if images.ndim == 3 else finished
 
 
 def robust_cam(
@@ -131,10 +105,8 @@ def robust_cam(
 
     Parameters
     ----------
-    classifier : Classifier
-        The network.
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
+    classifier, images, batch_size
+        As in `cam`.
     k : int, optional
         How many classes, from 1 to the number that the network knows; by default 5, or all of a
         network that knows fewer.
@@ -143,22 +115,15 @@ def robust_cam(
     upscale : {"half_pixel", "tf1"}
         How each map is scaled up to the image before they are combined, see `cam`. What the
         authors' `generate_map.py` did is ``repo`` with ``tf1``.
-    batch_size : int
-        How many images the network sees at once.
 
     Returns
     -------
     ndarray of float32, shape (H, W) or (N, H, W), values in [0, 1]
-
-    Raises
-    ------
-    ValueError
-        As `cam`, or if k is out of its range or `combine` is unknown.
     """
     check_upscale(upscale)
+    check_combine(combine)
     batch, single = as_batch(images)
     k = number_of_ranks(k, len(classifier.class_ids))
-    check_combine(combine)
     combined = [
         combine_maps(ranked, combine=combine)
         # A batch at a time: the k maps of every image would fill the memory.
@@ -187,11 +152,6 @@ def combine_maps(maps: Array, *, combine: Combine = "paper") -> Array:
     -------
     ndarray of float32, shape (H, W)
         Stretched to [0, 1]; zeros where the combination is constant, if only but for rounding.
-
-    Raises
-    ------
-    ValueError
-        If there are no maps or `combine` is unknown.
     """
     check_combine(combine)
     if maps.ndim != 3 or len(maps) == 0:
@@ -204,19 +164,9 @@ def combine_maps(maps: Array, *, combine: Combine = "paper") -> Array:
 
 
 def combine_weights(k: int, combine: Combine) -> NDArray[np.float64]:
-    """Give the weight of each of k maps in the two combinations that are sums.
+    """Give the weight of each of k maps in "paper" or "repo", the combinations that are sums.
 
-    Parameters
-    ----------
-    k : int
-        At least 1.
-    combine : {"paper", "repo"}
-        See `combine_maps`.
-
-    Returns
-    -------
-    ndarray of float64, shape (k,)
-        For 5 maps: 1/2, 1/4, 1/8, 1/16, 1/32 or 1/2, 1/4, 1/8, 1/16, 1.2/16.
+    For 5 maps: 1/2, 1/4, 1/8, 1/16, 1/32 or 1/2, 1/4, 1/8, 1/16, 1.2/16.
     """
     weights = np.power(0.5, np.arange(1, k + 1))
     if combine == "repo":
@@ -225,25 +175,7 @@ def combine_weights(k: int, combine: Combine) -> NDArray[np.float64]:
 
 
 def number_of_ranks(k: int | None, classes: int) -> int:
-    """Give over how many of its classes the robust map of a network goes.
-
-    Parameters
-    ----------
-    k : int or None
-        As in `robust_cam`.
-    classes : int
-        How many the network knows.
-
-    Returns
-    -------
-    int
-        From 1 to `classes`.
-
-    Raises
-    ------
-    ValueError
-        If k was asked for and is not in that range.
-    """
+    """Give over how many of its classes, 1 to all, the robust map of a network goes."""
     if k is None:
         return min(DEFAULT_RANKS, classes)
     if not is_whole(k) or not 1 <= k <= classes:
@@ -267,7 +199,7 @@ def _ranked_maps(
         columns = [_gradient_maps(classifier, batch, ranks[:, i], batch_size) for i in range(k)]
         maps, size = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
         small = np.maximum(maps, 0)
-    return _finished(small, size, upscale, batch, single=False)
+    return _finished(small, size, upscale, batch)
 
 
 def _weighted(maps: Array, weights: Array, reach: Array | None = None) -> tuple[Array, Array]:
@@ -283,9 +215,9 @@ def _weighted(maps: Array, weights: Array, reach: Array | None = None) -> tuple[
 
 
 def _gradient_maps(
-    classifier: Classifier, batch: Array, labels: Any, batch_size: int
+    classifier: Classifier, images: Array, labels: Any, batch_size: int
 ) -> tuple[Array, Array]:
-    maps, gradient = classifier.feature_gradient(batch, labels, batch_size=batch_size)
+    maps, gradient = classifier.feature_gradient(images, labels, batch_size=batch_size)
     weights, reach = (
         part.mean(axis=(1, 2))[:, np.newaxis] for part in (gradient, np.abs(gradient))
     )
@@ -293,13 +225,12 @@ def _gradient_maps(
     return sums[:, 0], size[:, 0]
 
 
-def _finished(maps: Array, size: Array, upscale: Upscale, batch: Array, single: bool) -> Array:
+def _finished(maps: Array, size: Array, upscale: Upscale, images: Array) -> Array:
     """Scale maps (..., h, w) up to the images and stretch them to [0, 1]."""
-    height, width = batch.shape[1:3]
+    height, width = images.shape[-3:-1]
     rows = _interpolation(maps.shape[-2], height, upscale)
     columns = _interpolation(maps.shape[-1], width, upscale)
-    stretched = min_max(rows @ maps @ columns.T, size)
-    return stretched[0] if single else stretched
+    return min_max(rows @ maps @ columns.T, size)
 
 
 def _interpolation(small: int, large: int, upscale: Upscale) -> Array:
@@ -311,32 +242,10 @@ def _interpolation(small: int, large: int, upscale: Upscale) -> Array:
 
 
 def check_upscale(upscale: str) -> None:
-    """Check that `upscale` names a way to scale a map up.
-
-    Parameters
-    ----------
-    upscale : str
-        See `cam`.
-
-    Raises
-    ------
-    ValueError
-        If it does not.
-    """
+    """Check that `upscale` names a way to scale a map up."""
     check_one_of("upscale", upscale, get_args(Upscale))
 
 
 def check_combine(combine: str) -> None:
-    """Check that `combine` names a combination.
-
-    Parameters
-    ----------
-    combine : str
-        See `combine_maps`.
-
-    Raises
-    ------
-    ValueError
-        If it does not.
-    """
+    """Check that `combine` names a combination."""
     check_one_of("combine", combine, get_args(Combine))

@@ -4,6 +4,7 @@ Source: Prakash, Moran, Garber, DiLillo, Storer: Deflecting Adversarial Attacks 
 Deflection, CVPR 2018, arXiv 1801.08926, Algorithm 1; and the authors' code and blog.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -23,14 +24,7 @@ _ALL_CHANNELS = -1
 class Writes:
     """The writes of one deflection, in their order: each copies a place to another.
 
-    Attributes
-    ----------
-    to_row, to_column : ndarray of int64, shape (n,)
-        The places that are replaced.
-    from_row, from_column : ndarray of int64, shape (n,)
-        The neighbours that replace them, as they are when their turn comes.
-    channel : ndarray of int64, shape (n,)
-        0, 1 or 2; -1 for all three at once.
+    A neighbour is copied as it is when its turn comes. The channel is 0, 1 or 2; -1 for all three.
     """
 
     to_row: Ints
@@ -91,19 +85,30 @@ def pixel_deflection(
     Raises
     ------
     ValueError
-        If the images or the map break their contract, `deflections` is negative, `window` is below
-        1, the reading is unknown, or the map is 1 everywhere although `repo` or `paper` ask for a
-        fixed number of writes (the authors' code does not end then).
+        Also if the map is 1 everywhere although `repo` or `paper` ask for a fixed number of writes
+        (the authors' code does not end then).
     """
     batch, single = as_batch(images)
     maps = as_map_batch(activation_map, batch)
-    check_knobs(deflections, window, reading)
-    result = batch.copy()
-    for i, stream in enumerate(streams(rng, len(batch))):
-        chances = None if maps is None else maps[i]
-        writes = draw_writes(batch.shape[1:3], deflections, window, chances, reading, stream)
-        _write(result[i], batch[i], writes)
+    result = deflect(batch, deflections, window, maps, reading, streams(rng, len(batch)))
     return result[0] if single else result
+
+
+def deflect(
+    batch: Array,
+    deflections: int,
+    window: int,
+    maps: Array | None,
+    reading: Reading,
+    generators: Sequence[np.random.Generator],
+) -> Array:
+    """Do as `pixel_deflection`, for images and maps (N, ...) that were checked before."""
+    result = batch.copy()
+    for i, rng in enumerate(generators):
+        chances = None if maps is None else maps[i]
+        writes = draw_writes(batch.shape[1:3], deflections, window, chances, reading, rng)
+        _write(result[i], batch[i], writes)
+    return result
 
 
 def draw_writes(
@@ -114,18 +119,7 @@ def draw_writes(
     reading: Reading,
     rng: np.random.Generator,
 ) -> Writes:
-    """Draw the writes of one image; what each of the arguments means stands at `pixel_deflection`.
-
-    Returns
-    -------
-    Writes
-        For ``blog`` without a map, 3 * `deflections` of them.
-
-    Raises
-    ------
-    ValueError
-        As `pixel_deflection`.
-    """
+    """Draw the writes of one image (H, W); the arguments are those of `pixel_deflection`."""
     check_knobs(deflections, window, reading)
     height, width = shape
     # A window beyond the image adds nothing, and a huge one overflows when added to a place.
@@ -145,20 +139,7 @@ def draw_writes(
 
 
 def apply_writes(image: Array, writes: Writes) -> Array:
-    """Carry out writes in their order, without a loop over them.
-
-    Parameters
-    ----------
-    image : ndarray of float32, shape (H, W, 3)
-        It is not changed.
-    writes : Writes
-        Places inside the image.
-
-    Returns
-    -------
-    ndarray of float32, shape (H, W, 3)
-        What a loop over the writes gives, bit for bit.
-    """
+    """Give what a loop over the writes makes of an image (H, W, 3), bit for bit, without a loop."""
     result = image.copy()
     _write(result, image, writes)
     return result
@@ -227,7 +208,7 @@ def _repo_places(
     deflections: int, pixels: int, activation_map: Array | None, rng: np.random.Generator
 ) -> tuple[Ints, Ints]:
     if deflections == 0:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return _paper_places(0, pixels, None, rng)
     # Instead of drawing until enough draws are accepted, which need not end, draw how many
     # draws each acceptance takes, and where it falls: the distribution is the same.
     chance = 1.0 if activation_map is None else float(np.mean(_chances(activation_map)))
@@ -276,18 +257,7 @@ def _near(position: Ints, size: int, window: int, first: int, rng: np.random.Gen
 
 
 def check_knobs(deflections: int, window: int, reading: str) -> None:
-    """Check the knobs of pixel deflection.
-
-    Parameters
-    ----------
-    deflections, window, reading
-        As in `pixel_deflection`.
-
-    Raises
-    ------
-    ValueError
-        If one of them is out of its range.
-    """
+    """Check the knobs of `pixel_deflection`."""
     check_whole("deflections", deflections, 0)
     # However far a window reaches, it is cut to the image.
     check_whole("window", min(window, LARGEST) if is_whole(window) else window, 1)

@@ -10,8 +10,8 @@ import math
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, Literal, get_args
+from functools import partial, wraps
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import pywt
@@ -22,18 +22,22 @@ from skimage import color as colors
 from skimage import restoration
 
 from pdutils._utils import check_odd, check_one_of, check_whole, is_finite
-from pdutils.images import ROUNDING, Array, as_batch, check_images, on_grid
+from pdutils.images import ROUNDING, Array, as_batch, on_grid
 
 Shrinkage = Literal["BayesShrink", "VisuShrink"]
 Mode = Literal["soft", "hard"]
 Color = Literal["ycbcr", "rgb"]
 SigmaScale = Literal["channel", "rgb"]
-Unit = NDArray[np.float32]
+
+_Denoiser = TypeVar("_Denoiser", bound=Callable[..., Array])
 
 #: From RGB to YCbCr and back, rows on the left; the offset of YCbCr only moves the mean, which
 #: wavelet denoising leaves alone.
 TO_YCBCR = (colors.rgb2ycbcr(np.eye(3)) - colors.rgb2ycbcr(np.zeros(3))) / 255
 FROM_YCBCR = np.linalg.inv(TO_YCBCR)
+
+#: The noise that each channel of YCbCr has of noise of 1 in RGB.
+_SPREAD = np.sqrt(np.square(TO_YCBCR).sum(axis=0))
 
 #: A sigma that leaves no detail, while its square in grey levels is still a float32.
 BOUNDLESS = 1e15
@@ -44,7 +48,25 @@ _BLOCK = 8
 #: How many images' coefficients fit into a core's cache together.
 _PART = 8
 
+_ABOVE_0 = float(np.nextafter(0, 1))
 
+
+def _at_the_door(denoiser: _Denoiser) -> _Denoiser:
+    """Let a denoiser of batches take one image too, and check what comes.
+
+    The denoiser itself, for images that were checked before, is `__wrapped__`.
+    """
+
+    @wraps(denoiser)
+    def checked(images: Array, *args: Any, **options: Any) -> Array:
+        batch, single = as_batch(images)
+        result = denoiser(batch, *args, **options)
+        return result[0] if single else result
+
+    return cast(_Denoiser, checked)
+
+
+@_at_the_door
 def denoise(images: Array, method: str = "wavelet", **options: Any) -> Array:
     """Denoise by the method of that name.
 
@@ -61,23 +83,25 @@ def denoise(images: Array, method: str = "wavelet", **options: Any) -> Array:
     -------
     ndarray of float32, the shape of `images`
         Cosines, and wavelets with `sigma_scale="rgb"`, may leave [0, 255] a little.
-
-    Raises
-    ------
-    ValueError
-        If the method or an option is unknown, or an option's value is out of its range.
     """
+    return denoise_batch(images, method, **options)
+
+
+def denoise_batch(batch: Array, method: str = "wavelet", **options: Any) -> Array:
+    """Do as `denoise`, for images (N, H, W, 3) that were checked before."""
     check_one_of("method", method, tuple(DENOISERS))
-    denoiser = DENOISERS[method]
+    denoiser: Any = DENOISERS[method]
     known = list(inspect.signature(denoiser).parameters)[1:]
     unknown = set(options) - set(known)
     if unknown:
         raise ValueError(
             f"{method}: no option {', '.join(sorted(unknown))}; known: {', '.join(known)}"
         )
-    return denoiser(images, **options)
+    result: Array = denoiser.__wrapped__(batch, **options)
+    return result
 
 
+@_at_the_door
 def denoise_wavelet(
     images: Array,
     *,
@@ -89,6 +113,9 @@ def denoise_wavelet(
     sigma_scale: SigmaScale = "channel",
 ) -> Array:
     """Shrink the wavelet coefficients of each channel.
+
+    The library of 2018 gave NaN for a channel that is constant, as Cb and Cr of a grey image are:
+    it cannot be stretched. Here such a channel stays as it is.
 
     Parameters
     ----------
@@ -122,26 +149,14 @@ def denoise_wavelet(
     -------
     ndarray of float32, the shape of `images`
         With `sigma_scale="rgb"` it may leave [0, 255] a little.
-
-    Raises
-    ------
-    ValueError
-        If an argument is none of the above, or the images break their contract.
-
-    Notes
-    -----
-    The library of 2018 gave NaN for a channel that is constant, as Cb and Cr of a grey image are:
-    it cannot be stretched. Here such a channel stays as it is.
     """
     check_one_of("wavelet", wavelet, tuple(pywt.wavelist(kind="discrete")))
     check_one_of("shrinkage", shrinkage, get_args(Shrinkage))
     check_one_of("color", color, get_args(Color))
     check_wavelet_knobs(sigma, mode, sigma_scale)
-    check_images(images)
-    if sigma < float(np.finfo(np.float32).eps) or images.shape[-3:-1] == (1, 1):
+    if sigma < float(np.finfo(np.float32).eps) or images.shape[1:3] == (1, 1):
         # Nothing is small enough to be shrunk, and the copy is exact.
         return np.clip(images, 0, 255) if sigma_scale == "channel" else images.copy()
-    batch, single = as_batch(images)
     shrink = partial(
         _wavelet_shrunk,
         sigma=sigma,
@@ -154,65 +169,38 @@ def denoise_wavelet(
     with warnings.catch_warnings():
         # In an image of a few pixels PyWavelets warns that every coefficient sees the border.
         warnings.filterwarnings("ignore", "Level value of", UserWarning)
-        result = _in_parts(shrink, batch)
-    return result[0] if single else result
+        return _in_parts(shrink, images)
 
 
+@_at_the_door
 def denoise_tv(images: Array, *, weight: float = 0.1) -> Array:
     """Denoise by total variation (Chambolle 2004, DOI 10.1023/B:JMIV.0000011325.36760.1e).
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    weight : float
-        Above 0, on images in [0, 1]: the greater, the smoother.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-
-    Raises
-    ------
-    ValueError
-        If the weight is not above 0, or the images break their contract.
+    `weight` is above 0, on images in [0, 1]: the greater, the smoother.
     """
-    _check_at_least("weight", weight, np.nextafter(0, 1))
+    _check_at_least("weight", weight, _ABOVE_0)
     run = restoration.denoise_tv_chambolle
     return _each(images, lambda rgb: run(rgb, weight=weight, channel_axis=-1))
 
 
+@_at_the_door
 def denoise_bilateral(
     images: Array, *, sigma_color: float | Literal["std"] = 0.05, sigma_spatial: float = 1.0
 ) -> Array:
     """Average neighbours that look alike (Tomasi, Manduchi 1998, DOI 10.1109/ICCV.1998.710815).
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    sigma_color : float or "std"
-        Above 0, on images in [0, 1]: how unlike a neighbour may be. ``std``: the standard deviation
-        of each image's own values, which scikit-image takes by default, as the authors' code did.
-    sigma_spatial : float
-        Above 0, in pixels: how far away it may be; beyond three times this, none counts, nor
-        beyond the side of the image. At its border the image is mirrored.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-
-    Raises
-    ------
-    ValueError
-        If a sigma is not above 0, or the images break their contract.
+    `sigma_color`, above 0 on images in [0, 1], says how unlike a neighbour may be; "std" is the
+    standard deviation of each image's own values, which scikit-image takes by default, as the
+    authors' code did. `sigma_spatial`, above 0 in pixels, says how far away it may be; beyond three
+    times this, none counts, nor beyond the side of the image, which is mirrored at its border.
     """
     if sigma_color != "std":
-        _check_at_least("sigma_color", sigma_color, np.nextafter(0, 1))
-    _check_at_least("sigma_spatial", sigma_spatial, np.nextafter(0, 1))
+        _check_at_least("sigma_color", sigma_color, _ABOVE_0)
+    _check_at_least("sigma_spatial", sigma_spatial, _ABOVE_0)
     return _each(images, lambda rgb: _bilateral(rgb, sigma_color, sigma_spatial))
 
 
+@_at_the_door
 def denoise_nl_means(
     images: Array,
     *,
@@ -223,42 +211,25 @@ def denoise_nl_means(
 ) -> Array:
     """Average patches that look alike (Buades, Coll, Morel 2005, DOI 10.1109/CVPR.2005.38).
 
-    The authors of pixel deflection took `sigma=0, h=0.1, patch_size=7, patch_distance=11`.
-
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    sigma : float
-        Standard deviation of the noise, on images in [0, 1], whose share in the difference of two
-        patches is left out of account. Above 0; with an `h`, at least 0.
-    patch_size, patch_distance : int
-        The side of a patch, and how far away another may be, in pixels, at least 1; neither
-        reaches further than the image is long.
-    h : float or None
-        Above 0, on images in [0, 1]: how unlike a patch may be. None: 0.8 times sigma.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range, the images break their contract, or they have a single
-        row or column.
+    `sigma` is the standard deviation of the noise, on images in [0, 1], whose share in the
+    difference of two patches is left out of account: above 0; with an `h`, at least 0. `h`, above
+    0, says how unlike a patch may be: by default 0.8 times sigma. A patch's side and how far away
+    another may be are at least 1 pixel, and reach no further than the image is long. The authors of
+    pixel deflection took `sigma=0, h=0.1, patch_size=7, patch_distance=11`.
     """
-    _check_at_least("sigma", sigma, np.nextafter(0, 1) if h is None else 0)
+    _check_at_least("sigma", sigma, _ABOVE_0 if h is None else 0)
     check_whole("patch_size", patch_size, 1)
     check_whole("patch_distance", patch_distance, 1)
     if h is not None:
-        _check_at_least("h", h, np.nextafter(0, 1))
-    _check_two_sided("nl_means", images)
-    side = max(images.shape[-3:-1])
+        _check_at_least("h", h, _ABOVE_0)
+    sides = images.shape[1:3]
+    if min(sides) < 2:
+        # The library answers NaN for a single row or column.
+        raise ValueError(f"nl_means: expected at least 2 x 2 pixels, got {sides}")
     run = partial(
         restoration.denoise_nl_means,
-        patch_size=min(patch_size, 2 * side - 1),
-        patch_distance=min(patch_distance, side - 1),
+        patch_size=min(patch_size, 2 * max(sides) - 1),
+        patch_distance=min(patch_distance, max(sides) - 1),
         h=0.8 * sigma if h is None else h,
         sigma=sigma,
         channel_axis=-1,
@@ -266,80 +237,40 @@ def denoise_nl_means(
     return _each(images, run)
 
 
+@_at_the_door
 def denoise_wiener(images: Array, *, size: int = 3) -> Array:
     """Shrink each pixel towards its neighbourhood's mean (Wiener; Lim 1990).
 
     As in SciPy, the noise is the mean of the neighbourhoods' variances; unlike there, the image is
-    mirrored at its border, where SciPy's zeros darken it.
-
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    size : int
-        The side of the neighbourhood, an odd number of pixels. It reaches no further than the
-        image is long.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-
-    Raises
-    ------
-    ValueError
-        If the size is even or below 1, or the images break their contract.
+    mirrored at its border, where SciPy's zeros darken it. `size`, the neighbourhood's side, is an
+    odd number of pixels; it reaches no further than the image is long.
     """
     check_odd("size", size)
     return _each(images, lambda rgb: _wiener(rgb, size))
 
 
+@_at_the_door
 def denoise_median(images: Array, *, size: int = 3) -> Array:
     """Take the median of each pixel's neighbourhood, a channel at a time.
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    size : int
-        The side of the neighbourhood, at least 1 pixel. It reaches no further than the image is
-        long; at its border the image is mirrored.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-
-    Raises
-    ------
-    ValueError
-        If the size is below 1, or the images break their contract.
+    Its side `size` is at least 1 pixel and reaches no further than the image is long; at its border
+    the image is mirrored.
     """
     check_whole("size", size, 1)
     return _each(images, lambda rgb: ndimage.median_filter(rgb, size=_area(rgb, size)))
 
 
+@_at_the_door
 def denoise_jpeg(images: Array, *, quality: int = 75) -> Array:
     """Save and load as a JPEG, which quantises the cosine coefficients of 8 x 8 blocks.
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255]; it is clipped and rounded to 8 bits first.
-    quality : int
-        From 1 to 95.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values
-
-    Raises
-    ------
-    ValueError
-        If the quality is out of range, or the images break their contract.
+    The image is clipped and rounded to 8 bits first. `quality` is from 1 to 95.
     """
     check_whole("quality", quality, 1, 95)
     return _each(images, lambda rgb: _jpeg(rgb, quality))
 
 
+@_at_the_door
 def denoise_dct(images: Array, *, sigma: float = 0.04, step: int = 2) -> Array:
     """Drop the small cosine coefficients of overlapping 8 x 8 blocks and average the blocks.
 
@@ -349,41 +280,23 @@ def denoise_dct(images: Array, *, sigma: float = 0.04, step: int = 2) -> Array:
     it. The mean of a block is always kept. The paper on pixel deflection tries the DCT in place of
     wavelets; its settings are not known.
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    sigma : float
-        Standard deviation of the noise in RGB, at least 0, on images in [0, 1]; 0 gives the images
-        back.
-    step : {1, 2, 4, 8}
-        How many pixels a block is away from the next, either way: each pixel lies in
-        (8 / step)^2 blocks, and the time is in proportion to them.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        It may leave [0, 255] a little: nothing is clipped.
-
-    Raises
-    ------
-    ValueError
-        If sigma is negative, the step is none of those, or the images break their contract.
+    `sigma` is the standard deviation of the noise in RGB, on images in [0, 1]; 0 gives the images
+    back. A block is `step` pixels (1, 2, 4 or 8) away from the next, either way: each pixel lies in
+    (8 / step)^2 blocks, and the time is in proportion to them.
     """
     _check_at_least("sigma", sigma, 0)
     if not isinstance(step, (int, np.integer)) or step not in (1, 2, 4, 8):
         raise ValueError(f"step: expected a number of pixels out of 1, 2, 4, 8, got {step!r}")
-    batch, single = as_batch(images)
     if sigma == 0:
         return images.copy()
-    spread = np.sqrt(np.square(TO_YCBCR).sum(axis=0))
-    thresholds = (3 * 255 * min(sigma, BOUNDLESS) * spread).astype(np.float32)
-    channels = np.moveaxis(batch @ TO_YCBCR.astype(np.float32), -1, 1)
+    thresholds = (3 * 255 * min(sigma, BOUNDLESS) * _SPREAD).astype(np.float32)
+    channels = np.moveaxis(images @ TO_YCBCR.astype(np.float32), -1, 1)
     planes = np.stack([_dct_thresholded(image, thresholds, step) for image in channels])
-    result = np.moveaxis(planes, 1, -1) @ FROM_YCBCR.astype(np.float32)
-    return result[0] if single else result
+    result: Array = np.moveaxis(planes, 1, -1) @ FROM_YCBCR.astype(np.float32)
+    return result
 
 
+#: Each takes images and its own options by name.
 DENOISERS: dict[str, Callable[..., Array]] = {
     "wavelet": denoise_wavelet,
     "tv": denoise_tv,
@@ -396,12 +309,11 @@ DENOISERS: dict[str, Callable[..., Array]] = {
 }
 
 
-def _each(images: Array, denoiser: Callable[[Unit], NDArray[Any]]) -> Array:
+def _each(batch: Array, denoiser: Callable[[Array], NDArray[Any]]) -> Array:
     """Denoise image by image, on values in [0, 1]."""
-    batch, single = as_batch(images)
     result = np.stack([denoiser(rgb / np.float32(255)) for rgb in batch]).astype(np.float32)
     result *= 255
-    return result[0] if single else result
+    return result
 
 
 def _in_parts(function: Callable[[Array], Array], batch: Array) -> Array:
@@ -414,43 +326,25 @@ def _in_parts(function: Callable[[Array], Array], batch: Array) -> Array:
 
 
 def _wavelet_shrunk(
-    batch: Array,
-    *,
-    sigma: float,
-    wavelet: str,
-    mode: Mode,
-    shrinkage: Shrinkage,
-    color: Color,
-    sigma_scale: SigmaScale,
+    batch: Array, *, color: Color, sigma_scale: SigmaScale, sigma: float, **knobs: Any
 ) -> Array:
     # Scaling an image scales its coefficients and thresholds alike, so nothing is stretched: what
     # sigma is a share of stands in its place.
     channels = batch if color == "rgb" else batch @ TO_YCBCR.astype(np.float32)
     # A plane a channel lies together in memory, which the transform reads row by row.
     planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
-    if color == "rgb":
-        shrunk = _shrink(planes, sigma, _whole_range(1), wavelet, mode, shrinkage)
-    elif sigma_scale == "rgb":
-        spread = np.sqrt(np.square(TO_YCBCR).sum(axis=0))
-        shrunk = _shrink(planes, sigma, _whole_range(spread), wavelet, mode, shrinkage)
-    else:
+    if color == "ycbcr" and sigma_scale == "channel":
         low, high = (end(planes, axis=(2, 3), keepdims=True) for end in (np.min, np.max))
-        ranges = _true_range(high - low, batch)
-        shrunk = _shrink(planes, sigma, ranges, wavelet, mode, shrinkage).clip(low, high)
+        # A channel that is constant but for rounding has no range.
+        least = ROUNDING * np.abs(batch).max(axis=(1, 2, 3), keepdims=True)
+        ranges = np.where(high - low > least, high - low, np.float32(0))
+        shrunk = _shrink(planes, sigma, ranges, **knobs).clip(low, high)
+    else:
+        whole = 255 * (_SPREAD if color == "ycbcr" else np.ones(1))
+        shrunk = _shrink(planes, sigma, whole.astype(np.float32).reshape(1, -1, 1, 1), **knobs)
     pixels = np.moveaxis(shrunk, 1, -1)
     result: Array = pixels if color == "rgb" else pixels @ FROM_YCBCR.astype(np.float32)
     return result.clip(0, 255) if sigma_scale == "channel" else result
-
-
-def _whole_range(share: Any) -> Array:
-    """Give shares of 255 as what sigma is measured in, of shape (1, 3 or 1, 1, 1)."""
-    return np.asarray(255 * share, dtype=np.float32).reshape(1, -1, 1, 1)
-
-
-def _true_range(spans: Array, batch: Array) -> Array:
-    """Take the span (N, 3, 1, 1) of a channel that is constant but for rounding for 0."""
-    size = np.abs(batch).max(axis=(1, 2, 3)).reshape(-1, 1, 1, 1)
-    return np.where(spans > ROUNDING * size, spans, np.float32(0))
 
 
 def _shrink(
@@ -489,14 +383,14 @@ def _thresholded(band: Array, threshold: Array, mode: Mode) -> Array:
     return np.copysign(np.maximum(size - threshold, 0), band)
 
 
-def _area(rgb: Unit, size: int) -> tuple[int, int, int]:
+def _area(rgb: Array, size: int) -> tuple[int, int, int]:
     """Give the sides of a square window that is cut where it reaches beyond all of the image."""
     height, width, _ = rgb.shape
     return min(size, 2 * height - 1), min(size, 2 * width - 1), 1
 
 
 def _bilateral(
-    rgb: Unit, sigma_color: float | Literal["std"], sigma_spatial: float
+    rgb: Array, sigma_color: float | Literal["std"], sigma_spatial: float
 ) -> NDArray[Any]:
     # scikit-image 0.26 reads its table of spatial weights askew, which smears the picture.
     values = rgb.astype(np.float64)
@@ -519,7 +413,7 @@ def _bilateral(
     return smoothed
 
 
-def _wiener(rgb: Unit, size: int) -> NDArray[Any]:
+def _wiener(rgb: Array, size: int) -> NDArray[Any]:
     values, area = rgb.astype(np.float64), _area(rgb, size)
     mean = ndimage.uniform_filter(values, area)
     variance = np.maximum(ndimage.uniform_filter(values**2, area) - mean**2, 0)
@@ -529,7 +423,7 @@ def _wiener(rgb: Unit, size: int) -> NDArray[Any]:
     return shrunk
 
 
-def _jpeg(rgb: Unit, quality: int) -> NDArray[Any]:
+def _jpeg(rgb: Array, quality: int) -> NDArray[Any]:
     buffer = io.BytesIO()
     Image.fromarray(on_grid(rgb * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
     with Image.open(buffer) as picture:
@@ -561,18 +455,7 @@ def _dct_thresholded(planes: Array, thresholds: Array, step: int) -> Array:
 
 
 def check_wavelet_knobs(sigma: float, mode: str, sigma_scale: str) -> None:
-    """Check the knobs that the wavelet denoiser and its Keras layer share.
-
-    Parameters
-    ----------
-    sigma, mode, sigma_scale
-        As in `denoise_wavelet`.
-
-    Raises
-    ------
-    ValueError
-        If one of them is out of its range.
-    """
+    """Check the knobs that the wavelet denoiser and its Keras layer share."""
     check_one_of("mode", mode, get_args(Mode))
     check_one_of("sigma_scale", sigma_scale, get_args(SigmaScale))
     _check_at_least("sigma", sigma, 0)
@@ -580,12 +463,5 @@ def check_wavelet_knobs(sigma: float, mode: str, sigma_scale: str) -> None:
 
 def _check_at_least(name: str, value: float, least: float) -> None:
     if not is_finite(value) or value < least:
-        wanted = f"at least {least}" if least in (0, 1) else "a number above 0"
+        wanted = "a number above 0" if least == _ABOVE_0 else f"at least {least}"
         raise ValueError(f"{name}: expected {wanted}, got {value!r}")
-
-
-def _check_two_sided(method: str, images: Array) -> None:
-    # The library answers NaN for a single row or column.
-    batch, _ = as_batch(images)
-    if min(batch.shape[1:3]) < 2:
-        raise ValueError(f"{method}: expected at least 2 x 2 pixels, got {batch.shape[1:3]}")

@@ -7,23 +7,25 @@ palette, which colour-blind readers can tell apart).
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import cycle
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Protocol
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pywt
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
+from skimage.color import rgb2ycbcr
 
-from pdutils.classifiers import Classifier
-from pdutils.denoising import TO_YCBCR
-from pdutils.images import ROUNDING, Array, check_some
+from pdutils._utils import extra
 from pdutils.metrics import correlation
-from pdutils.stats import PairedDifference, Rate
+
+with extra("notebooks"):
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
+
+Array = NDArray[np.float32]
 
 TRUE_COLOR = "#009E73"
 ATTACK_COLOR = "#D55E00"
@@ -37,6 +39,8 @@ DASHES = ("-", "--", "-.", ":")
 _EVEN = LinearSegmentedColormap.from_list("even", ["#0072B2", "#FFFFFF", "#882255"])
 #: Where the scale of places ends, in times an even spread.
 _MOST = 4.0
+#: Of differences of up to so many grey levels, which may be rounding alone, no picture is made.
+_ROUNDING = 0.002
 _STYLE: Any = {
     "figure.dpi": 100,
     "font.size": 10,
@@ -47,6 +51,23 @@ _STYLE: Any = {
 }
 
 _P = ParamSpec("_P")
+
+
+class _Measured(Protocol):
+    """A rate or a difference of rates, see `pdutils.stats`."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def interval(self) -> tuple[float, float]: ...
+
+    @property
+    def n(self) -> int: ...
+
+
+#: By row, and in each by series, the same in all.
+_Rows = Mapping[str, Mapping[str, _Measured]]
 
 
 def _styled(kind: str) -> Callable[[Callable[_P, Figure]], Callable[_P, Figure]]:
@@ -103,7 +124,7 @@ def _named_ticks(axis: Any) -> list[Any]:
 
 @_styled("Picture and bars")
 def prediction(
-    classifier: Classifier,
+    classifier: Any,
     image: Array,
     probabilities: Array,
     *,
@@ -113,36 +134,21 @@ def prediction(
 ) -> Figure:
     """Show a picture beside its five most probable classes.
 
-    Several draws are shown by their means, and a line reaches from the least to the greatest.
-
-    Parameters
-    ----------
-    classifier : Classifier
-        It names the classes.
-    image : ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255]; clipped for showing.
-    probabilities : ndarray, shape (K,) or (draws, K)
-        What the classifier makes of it, in one draw or in several of which it is the first.
-    label : int
-        The true class: green.
-    attacked_label : int, optional
-        The class that the attack reached: red-orange.
-    title : str
-        What the picture is; the top answer is added, and the true class where it is another.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    The probabilities are of one draw (K,), or of several (draws, K) of which the picture is the
+    first: they are shown by their means, and a line reaches from the least to the greatest. To the
+    title the top answer is added, and the true class where it is another. It is the classifier that
+    names the classes.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2), width_ratios=(1, 1.3))
     draws = np.atleast_2d(probabilities)
     mean = draws.mean(axis=0)
     _picture(left, image, f"{title}\n{answer(mean, label, classifier.class_names)}".strip())
-    top = classifier.top(mean, 5)[::-1]
-    colors = [_class_color(p.number, label, attacked_label) for p in top]
-    ends = [end(draws, axis=0)[[p.number for p in top]] for end in (np.min, np.max)]
-    names = [p.class_name for p in top]
-    bars = right.barh(names, [p.probability for p in top], color=colors)
+    top = np.argsort(-mean, kind="stable")[:5][::-1]
+    roles = {label: TRUE_COLOR, attacked_label: ATTACK_COLOR}
+    colors = [roles.get(int(number), OTHER_COLOR) for number in top]
+    ends = [end(draws, axis=0)[top] for end in (np.min, np.max)]
+    names = [classifier.class_names[number] for number in top]
+    bars = right.barh(names, mean[top], color=colors)
     if len(draws) > 1:
         right.hlines(names, *ends, color="black", linewidth=1.2)
     for bar, end in zip(bars, ends[1], strict=True):
@@ -157,19 +163,7 @@ def prediction(
 def answer(probabilities: Array, label: int, names: Sequence[str]) -> str:
     """Say a network's top answer, and what it gives the true class where that is another.
 
-    Parameters
-    ----------
-    probabilities : ndarray, shape (K,) or (draws, K)
-        Of the classes; several draws are averaged.
-    label : int
-        The true class.
-    names : sequence of str
-        The K class names.
-
-    Returns
-    -------
-    str
-        Such as "skunk 0.51, badger 0.44", for a picture's title.
+    Of probabilities (K,) or (draws, K), averaged: "skunk 0.51, badger 0.44", for a picture's title.
     """
     mean = np.atleast_2d(probabilities).mean(axis=0)
     shown = dict.fromkeys((int(mean.argmax()), label))
@@ -178,21 +172,7 @@ def answer(probabilities: Array, label: int, names: Sequence[str]) -> str:
 
 @_styled("Pictures")
 def pictures(images: Sequence[Array], titles: Sequence[str], *, columns: int = 4) -> Figure:
-    """Show pictures side by side.
-
-    Parameters
-    ----------
-    images : sequence of ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255]; clipped for showing.
-    titles : sequence of str
-        One a picture.
-    columns : int
-        How many stand in a row.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Show pictures side by side, so many in a row."""
     figure, axes = _grid(len(images), columns, 2.6)
     for ax, image, title in zip(axes, images, titles, strict=True):
         _picture(ax, image, title)
@@ -209,20 +189,7 @@ def outcome(
 ) -> Figure:
     """Show pictures beside two bars: the true class and the class of the attack.
 
-    Parameters
-    ----------
-    images : sequence of ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255]; clipped for showing.
-    titles : sequence of str
-        One a picture.
-    names : (str, str)
-        The names of the two classes.
-    probabilities : (float, float)
-        What the network gives them.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    `names` and `probabilities` are those of the two.
     """
     panels = len(images) + 1
     figure, axes = plt.subplots(1, panels, figsize=(2.6 * panels, 2.9), squeeze=False)
@@ -242,24 +209,13 @@ def perturbation(
 ) -> Figure:
     """Show a clean image, its changed version, and the difference magnified around mid-grey.
 
-    Parameters
-    ----------
-    clean, other : ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255].
-    magnify : float, optional
-        By default such that the greatest difference fills the range; one that is rounding alone
-        is not magnified.
-    title : str
-        What the changed version is.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    By default it is magnified such that the greatest difference fills the range. `title` says what
+    the changed version is.
     """
     difference = other - clean
     greatest = float(np.abs(difference).max())
     # What is rounding alone is not made a picture of.
-    factor = magnify or (127 / greatest if greatest > 255 * ROUNDING else 1.0)
+    factor = magnify or (127 / greatest if greatest > _ROUNDING else 1.0)
     changed = float(np.mean(difference != 0))
     share = f"{changed:.0%}" if changed > 0.1 else f"{100 * changed:.2g}%"
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
@@ -280,20 +236,7 @@ def changed_pixels(
 ) -> Figure:
     """Show which pixels differ between an image and versions of it.
 
-    Parameters
-    ----------
-    before : ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255].
-    afters : sequence of ndarray of float32, shape (H, W, 3)
-        The versions.
-    titles : sequence of str
-        One a version; the number of changed pixels is added.
-    activation_map : ndarray of float32, shape (H, W), optional
-        Shown behind the dots instead of the image.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    Their number is added to the titles. A map is shown behind the dots instead of the image.
     """
     figure, axes = _grid(len(afters), 3, 3.2)
     for ax, after, title in zip(axes, afters, titles, strict=True):
@@ -314,18 +257,8 @@ def probabilities_by_step(
 ) -> Figure:
     """Show how the true class and the class of the attack fare, step by step, over the draws.
 
-    Parameters
-    ----------
-    steps : mapping of str to ndarray, shape (draws, 2)
-        For each step the probabilities of the true class and of the attack's class in each draw.
-    names : (str, str)
-        The names of the two classes.
-    blog : mapping of str to float, optional
-        The blog's probability of its true class at each of its steps, shown as a diamond.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    `names` are those of the two, and each step has their probabilities (draws, 2). `blog` gives the
+    blog's probability of its true class at some of the steps, shown as a diamond.
     """
     figure, ax = plt.subplots(figsize=(8, 3.6))
     jitter = np.random.default_rng(0).uniform(-0.07, 0.07, 1000)
@@ -355,20 +288,9 @@ def probabilities_by_step(
 def trajectory(
     series: Mapping[str, Sequence[float]], *, true: str, attacked: str, xlabel: str
 ) -> Figure:
-    """Show how probabilities move over the steps of an attack, from step 0.
+    """Show how the probability of each class moves over the steps of an attack, from step 0.
 
-    Parameters
-    ----------
-    series : mapping of str to sequence of float
-        The probability of each class after 0, 1, 2, ... steps.
-    true, attacked : str
-        Which of them is the true class, and which the class of the attack.
-    xlabel : str
-        What a step is.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    `true` and `attacked` say which of them are the true class and that of the attack.
     """
     figure, ax = plt.subplots(figsize=(7, 3))
     colors = {attacked: ATTACK_COLOR, true: TRUE_COLOR}
@@ -383,89 +305,41 @@ def trajectory(
 
 
 @_styled("Points with intervals")
-def rates(
-    rows: Mapping[str, Mapping[str, Rate]], *, xlabel: str = "share classified right"
-) -> Figure:
-    """Show rates with their 95% intervals.
-
-    Parameters
-    ----------
-    rows : mapping of str to mapping of str to Rate
-        For each row (a defence) the rate in each series (clean, adversary).
-    xlabel : str
-        What the rate is.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure, ax = plt.subplots(figsize=(7.5, 0.8 + _row_height(rows) * len(rows)))
-    _intervals(ax, rows)
-    ax.set(xlim=(-0.03, 1.03), xlabel=f"{xlabel}, 95% interval", ylim=(len(rows) - 0.5, -0.5))
-    ax.grid(axis="x", alpha=0.3)
-    _legend_above(figure)
+def rates(rows: _Rows, *, xlabel: str = "share classified right") -> Figure:
+    """Show rates, a row a defence, with their 95% intervals in each series (clean, adversary)."""
+    figure = _intervals(rows, xlabel, 0.8)
+    figure.axes[0].set_xlim(-0.03, 1.03)
     return figure
 
 
 @_styled("Points with intervals around no difference")
-def differences(
-    rows: Mapping[str, Mapping[str, PairedDifference]],
-    *,
-    xlabel: str = "difference of the share classified right",
-) -> Figure:
+def differences(rows: _Rows, *, xlabel: str = "difference of the share classified right") -> Figure:
     """Show paired differences with their 95% intervals around the line of no difference.
 
-    Parameters
-    ----------
-    rows : mapping of str to mapping of str to PairedDifference
-        For each row (what is compared) the difference in each series (clean, an attack).
-    xlabel : str
-        What the difference is of.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    A row says what is compared, and has a difference in each series (clean, an attack).
     """
-    figure, ax = plt.subplots(figsize=(7.5, 0.9 + _row_height(rows) * len(rows)))
-    ax.axvline(0, color=OTHER_COLOR, linewidth=1)
-    _intervals(ax, rows)
-    ax.set(xlabel=f"{xlabel}, 95% interval", ylim=(len(rows) - 0.5, -0.5))
-    ax.grid(axis="x", alpha=0.3)
-    _legend_above(figure)
+    figure = _intervals(rows, xlabel, 0.9)
+    figure.axes[0].axvline(0, color=OTHER_COLOR, linewidth=1, zorder=1)
     return figure
 
 
 @_styled("Lines with intervals")
 def rate_curves(
-    series: Mapping[str, Mapping[float, Rate]],
+    series: Mapping[str, Mapping[float, _Measured]],
     *,
     xlabel: str,
     ylabel: str = "share classified right",
 ) -> Figure:
-    """Show how rates move with a knob, each with its 95% interval.
+    """Show how rates move with a knob, a line a series, each with its 95% interval.
 
-    Parameters
-    ----------
-    series : mapping of str to mapping of float to Rate
-        For each line the rate at each value of the knob, the same values for all. They stand
-        evenly spaced, in their order.
-    xlabel : str
-        What the knob is, with its unit.
-    ylabel : str
-        What the rate is.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    The values of the knob are the same for all lines; they stand evenly spaced, in their order.
     """
     figure, ax = plt.subplots(figsize=(7.5, 3.6))
     knob = list(next(iter(series.values())))
     for s, (name, line) in enumerate(series.items()):
         # Lines that lie on each other are told apart by their places and marks.
         places = np.arange(len(knob)) + 0.05 * (s - (len(series) - 1) / 2)
-        centres = np.array([line[value].value for value in knob])
-        low, high = np.array([line[value].interval for value in knob]).T
-        bounds = np.maximum([centres - low, high - centres], 0)
+        centres, bounds = _bounds([line[value] for value in knob])
         color, mark = _series(s)
         ax.plot(places, centres, color=color, marker=mark, label=name)
         ax.errorbar(places, centres, yerr=bounds, color=color, linestyle="", alpha=0.5)
@@ -477,20 +351,13 @@ def rate_curves(
 
 
 @_styled("Lines")
-def tradeoff(curves: Mapping[str, Mapping[str, tuple[Rate, Rate]]], *, ylabel: str) -> Figure:
+def tradeoff(
+    curves: Mapping[str, Mapping[str, tuple[_Measured, _Measured]]], *, ylabel: str
+) -> Figure:
     """Show what settings keep of clean images against what they win back of adversaries.
 
-    Parameters
-    ----------
-    curves : mapping of str to mapping of str to (Rate, Rate)
-        For each panel (a knob) the two rates at each of its values, in order, named by the value.
-        The panels have the same scales.
-    ylabel : str
-        What the second rate is.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    A panel for each knob has these two rates at each of its values, in order, named by the value;
+    `ylabel` says what the second is. The panels have the same scales.
     """
     figure, axes = _grid(len(curves), 2, 3.4)
     for ax, (knob, line) in zip(axes, curves.items(), strict=True):
@@ -518,23 +385,7 @@ def maps(
     *,
     columns: int = 3,
 ) -> Figure:
-    """Show activation maps over their images.
-
-    Parameters
-    ----------
-    images : sequence of ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255].
-    activation_maps : sequence of ndarray of float32, shape (H, W)
-        Values in [0, 1].
-    titles : sequence of str
-        One a map.
-    columns : int
-        How many stand in a row.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Show activation maps, values in [0, 1], over their images, so many in a row."""
     figure, axes = _grid(len(images), columns, 8.7 / columns)
     for ax, image, activation_map, title in zip(axes, images, activation_maps, titles, strict=True):
         _picture(ax, image, title)
@@ -551,18 +402,7 @@ def map_triples(
 ) -> Figure:
     """Show a row for each image: it, its activation map, and the map over the image.
 
-    Parameters
-    ----------
-    images : sequence of ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255].
-    activation_maps : sequence of ndarray of float32, shape (H, W)
-        Values in [0, 1].
-    titles : sequence of (str, str, str)
-        Three a row.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    A row has three titles.
     """
     figure, axes = _grid(3 * len(images), 3, 2.6)
     rows = zip(images, activation_maps, titles, strict=True)
@@ -580,17 +420,7 @@ def map_triples(
 
 @_styled("Histogram")
 def map_histogram(activation_maps: Mapping[str, Array]) -> Figure:
-    """Show how the values of maps are distributed.
-
-    Parameters
-    ----------
-    activation_maps : mapping of str to ndarray of float32
-        Values in [0, 1], any shape, by the name of the map.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Show how the values of maps in [0, 1], of any shape, are distributed."""
     figure, ax = plt.subplots(figsize=(7, 3))
     bins = np.linspace(0, 1, 21)
     for i, (name, values) in enumerate(activation_maps.items()):
@@ -613,20 +443,10 @@ def places(
 ) -> Figure:
     """Show where things lie, side by side on one scale: how many times an even spread.
 
-    Parameters
-    ----------
-    fields : mapping of str to ndarray of float32, shape (H, W)
-        How much lies where, at least 0. Shown is the mean of each cell over the mean of all.
-    reference : str
-        The field that the others are correlated with (Pearson, over pixels).
-    notes : mapping of str to str, optional
-        What else the titles say.
-    cells : int
-        How many stand in a row and in a column; single pixels could not be seen.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    A field (H, W) says how much lies where, at least 0. Shown is the mean of each cell over the
+    mean of all, with so many cells in a row and in a column: single pixels could not be seen. The
+    titles have the correlation with the reference, one of the fields (Pearson, over pixels), and
+    the notes.
     """
     figure, axes = _grid(len(fields), 4, 2.6)
     scale = TwoSlopeNorm(1.0, vmin=0.0, vmax=_MOST)
@@ -656,19 +476,7 @@ def _times_even(field: Array, cells: int) -> NDArray[np.float64]:
 def bars(
     groups: Mapping[str, Mapping[str, float]], *, ylabel: str = "probability of the true class"
 ) -> Figure:
-    """Show numbers in [0, 1] as bars, grouped.
-
-    Parameters
-    ----------
-    groups : mapping of str to mapping of str to float
-        For each group on the axis the value of each series.
-    ylabel : str
-        What is shown.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Show numbers in [0, 1] as bars: for each group on the axis one of each series."""
     series = list(next(iter(groups.values())))
     figure, ax = plt.subplots(figsize=(max(5.0, 1.15 * len(groups) + 1), 3.2))
     width = 0.8 / len(series)
@@ -690,26 +498,12 @@ def closeup(images: Sequence[Array], titles: Sequence[str], *, row: int, column:
             size: int = 40) -> Figure:  # fmt: skip
     """Show the same small square of several pictures, so that single pixels can be seen.
 
-    Parameters
-    ----------
-    images : sequence of ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255]; clipped for showing.
-    titles : sequence of str
-        One a picture.
-    row, column : int
-        The middle of the square; it is moved inside the image where it would stand over.
-    size : int
-        Its side in pixels.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    Its middle is at `row` and `column`; it is moved inside the image where it would stand over.
     """
-    check_some(images)
+    figure, axes = _grid(len(images), 4, 2.6)
     height, width = images[0].shape[:2]
     top = int(np.clip(row - size // 2, 0, max(height - size, 0)))
     left = int(np.clip(column - size // 2, 0, max(width - size, 0)))
-    figure, axes = _grid(len(images), 4, 2.6)
     for ax, image, title in zip(axes, images, titles, strict=True):
         _picture(ax, image[top : top + size, left : left + size], title)
     return figure
@@ -721,24 +515,14 @@ def subbands(
 ) -> Figure:
     """Show the Haar transform of pictures' brightness: the coarse picture and its details.
 
-    Parameters
-    ----------
-    images : sequence of ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255].
-    titles : sequence of str
-        One a picture; the share of details of less than half a grey level is added.
-    levels : int
-        How often the coarse picture is taken apart again.
-    magnify : float
-        How many times the details are magnified, around mid-grey.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    The coarse picture is taken apart `levels` times; the details are magnified around mid-grey. The
+    titles get the share of details of less than half a grey level.
     """
     figure, axes = _grid(len(images), 2, 4.2)
     for ax, image, title in zip(axes, images, titles, strict=True):
-        coarse, *details = pywt.wavedec2(image @ TO_YCBCR[:, 0], "haar", level=levels)
+        # Of YCbCr, whose black is 16.
+        luma = rgb2ycbcr(image.astype(np.float64) / 255)[..., 0] - 16
+        coarse, *details = pywt.wavedec2(luma, "haar", level=levels)
         # In grey levels: the means, and by how much a half of a square differs from its mean.
         scaled = [[b / 2 ** (levels - i) for b in bands] for i, bands in enumerate(details)]
         small = np.concatenate([np.abs(b).ravel() < 0.5 for bands in scaled for b in bands])
@@ -749,23 +533,30 @@ def subbands(
     return figure
 
 
-def _intervals(ax: Axes, rows: Mapping[str, Mapping[str, Rate | PairedDifference]]) -> None:
+def _intervals(rows: _Rows, xlabel: str, margin: float) -> Figure:
     """Draw a row a name, and in it each series as a point with its interval."""
     series = list(next(iter(rows.values())))
+    height = margin + max(0.42, 0.16 * len(series)) * len(rows)
+    figure, ax = plt.subplots(figsize=(7.5, height))
     for s, name in enumerate(series):
         found = [row[name] for row in rows.values()]
         places = np.arange(len(rows)) + min(0.28, 0.8 / len(series)) * (s - (len(series) - 1) / 2)
-        centres = np.array([one.value for one in found])
-        low, high = np.array([one.interval for one in found]).T
-        bounds = np.maximum([centres - low, high - centres], 0)
+        centres, bounds = _bounds(found)
         label = f"{name} (n = {found[0].n})"
         color, mark = _series(s)
         ax.errorbar(centres, places, xerr=bounds, fmt=mark, color=color, label=label)
     ax.set_yticks(range(len(rows)), list(rows))
+    ax.set(xlabel=f"{xlabel}, 95% interval", ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(axis="x", alpha=0.3)
+    _legend_above(figure)
+    return figure
 
 
-def _row_height(rows: Mapping[str, Mapping[str, Any]]) -> float:
-    return max(0.42, 0.16 * len(next(iter(rows.values()))))
+def _bounds(found: Sequence[_Measured]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give values, and how far their intervals reach down and up from them."""
+    centres = np.array([one.value for one in found])
+    low, high = np.array([one.interval for one in found]).T
+    return centres, np.maximum([centres - low, high - centres], 0)
 
 
 def _legend_above(figure: Figure) -> None:
@@ -776,7 +567,8 @@ def _legend_above(figure: Figure) -> None:
 
 
 def _grid(n: int, columns: int, side: float) -> tuple[Figure, list[Axes]]:
-    check_some(range(n))
+    if n == 0:
+        raise ValueError("images: expected at least one image, got none")
     columns = min(columns, n)
     rows = -(-n // columns)
     figure, axes = plt.subplots(
@@ -796,10 +588,6 @@ def _picture(ax: Axes, image: Array, title: str) -> None:
 def _map(ax: Axes, activation_map: Array, alpha: float = 1.0) -> Any:
     ax.set_axis_off()
     return ax.imshow(activation_map, cmap="viridis", vmin=0, vmax=1, alpha=alpha)
-
-
-def _class_color(number: int, label: int, attacked_label: int | None) -> str:
-    return {label: TRUE_COLOR, attacked_label: ATTACK_COLOR}.get(number, OTHER_COLOR)
 
 
 def _series(position: int) -> tuple[str, str]:

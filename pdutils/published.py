@@ -23,14 +23,9 @@ BLOG: dict[str, tuple[float | None, float | None]] = {
 
 
 class Claim(NamedTuple):
-    """What the blog or the paper claims of a comparison.
+    """What the blog or the paper claims of a comparison, and by whom, in words.
 
-    Attributes
-    ----------
-    text : str
-        Who claims what, such as "The blog says that soft does better".
-    direction : {"more", "fewer", "as many", "no more"}
-        What the first of the two would be.
+    The direction says what the first of the two would be: "more", "fewer", "as many" or "no more".
     """
 
     text: str
@@ -54,18 +49,9 @@ CLAIMS: dict[str, Claim] = {
 
 
 def blog_answer(step: str) -> Claim | None:
-    """Say what the blog's network sees at one of the blog's steps.
+    """Say what the blog's network sees at one of the blog's steps, such as "PD 200".
 
-    Parameters
-    ----------
-    step : str
-        Such as "PD 200".
-
-    Returns
-    -------
-    Claim or None
-        Its direction is "more" if it sees the true class, "fewer" if another; None where the blog
-        does not state it.
+    "more": the true class, "fewer": another one. None where the blog does not state it.
     """
     true, attacked = BLOG.get(step, (None, None))
     if true is None:
@@ -77,18 +63,7 @@ def blog_answer(step: str) -> Claim | None:
 
 
 def blog_move(before: str, after: str) -> Claim | None:
-    """Say how the blog's badger fares from one of the blog's steps to another.
-
-    Parameters
-    ----------
-    before, after : str
-        Such as "adversary" and "PD 200".
-
-    Returns
-    -------
-    Claim or None
-        None where the blog does not state both.
-    """
+    """Say how the blog's badger fares from one of its steps to another; None without both."""
     first, second = BLOG.get(before, (None,))[0], BLOG.get(after, (None,))[0]
     if first is None or second is None:
         return None
@@ -104,16 +79,10 @@ AUTHORS_L2, AUTHORS_LINF = (0.0045, 0.014), (2, 4)
 
 
 class Recovery(NamedTuple):
-    """A row of the paper's table of one network.
+    """A row of the paper's table of one network: the relative L2 of an attack, and accuracies.
 
-    Attributes
-    ----------
-    l2 : float
-        Relative L2 of the attack.
-    attacked : float
-        Top-1 accuracy of the undefended network under it, in [0, 1].
-    single, majority : float
-        Top-1 accuracy with the defence, one run and the majority of ten, in [0, 1].
+    They are top-1: of the undefended network under it, and with the defence, one run and the
+    majority of ten.
     """
 
     l2: float

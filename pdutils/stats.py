@@ -7,44 +7,24 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pdutils._utils import LARGEST
+#: What SciPy can count.
+_MOST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How many of n, with the 95% interval of Wilson.
-
-    Attributes
-    ----------
-    successes, n : int
-        0 <= successes <= n.
-
-    Raises
-    ------
-    ValueError
-        If n is below 1 or `successes` is not in [0, n].
-    """
+    """How many of n, with the 95% interval of Wilson; 0 <= successes <= n and n >= 1."""
 
     successes: int
     n: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= LARGEST or not 0 <= self.successes <= self.n:
+        if not 1 <= self.n <= _MOST or not 0 <= self.successes <= self.n:
             raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {self!r}")
 
     @classmethod
     def of(cls, hits: NDArray[np.bool_]) -> "Rate":
-        """Count the hits of a boolean array.
-
-        Parameters
-        ----------
-        hits : ndarray of bool, shape (n,)
-            True for each success.
-
-        Returns
-        -------
-        Rate
-        """
+        """Count the hits of a boolean array (n,)."""
         return cls(int(np.sum(hits)), int(np.size(hits)))
 
     @property
@@ -70,15 +50,7 @@ class Rate:
 class PairedDifference:
     """The difference of two rates on the same images: the first's minus the second's.
 
-    Attributes
-    ----------
-    both, first_only, second_only, neither : int
-        How many images are hits of both, of one alone, of none.
-
-    Raises
-    ------
-    ValueError
-        If a count is negative or all are 0.
+    It is made of how many images are hits of both, of one alone, and of none.
     """
 
     both: int
@@ -88,38 +60,23 @@ class PairedDifference:
 
     def __post_init__(self) -> None:
         counts = (self.both, self.first_only, self.second_only, self.neither)
-        if min(counts) < 0 or not 1 <= sum(counts) <= LARGEST:
+        if min(counts) < 0 or not 1 <= sum(counts) <= _MOST:
             raise ValueError(f"expected counts of at least 0, not all of them 0, got {self!r}")
 
     @classmethod
     def of(
         cls, first_hits: NDArray[np.bool_], second_hits: NDArray[np.bool_]
     ) -> "PairedDifference":
-        """Count two boolean arrays over the same images.
-
-        Parameters
-        ----------
-        first_hits, second_hits : ndarray of bool, shape (n,)
-            True for each success; the i-th of both belong to the same image.
-
-        Returns
-        -------
-        PairedDifference
-
-        Raises
-        ------
-        ValueError
-            If they are not boolean or their shapes differ.
-        """
+        """Count two boolean arrays (n,), the i-th of both belonging to the same image."""
         first, second = np.asarray(first_hits), np.asarray(second_hits)
         if first.dtype != np.bool_ or second.dtype != np.bool_ or first.shape != second.shape:
             raise ValueError(
                 "expected two boolean arrays of one shape, got "
                 f"{first.dtype} {first.shape} and {second.dtype} {second.shape}"
             )
-        both, first_only = int(np.sum(first & second)), int(np.sum(first & ~second))
-        second_only = int(np.sum(~first & second))
-        return cls(both, first_only, second_only, first.size - both - first_only - second_only)
+        # Of a pair's two bits the first's counts twice: neither, the second alone, and so on.
+        counts = np.bincount((2 * first + second).ravel(), minlength=4).tolist()
+        return cls(*reversed(counts))
 
     @property
     def n(self) -> int:
@@ -204,17 +161,7 @@ def _arms(rate: Rate) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over n images, with its 95% interval.
-
-    Attributes
-    ----------
-    value : float
-        The mean.
-    low, high : float
-        The interval; NaN for n = 1.
-    n : int
-        The number of values.
-    """
+    """A mean over n images, with its 95% interval, which is NaN for n = 1."""
 
     value: float
     low: float
@@ -244,15 +191,6 @@ class Mean:
         least, greatest : float
             What the values could be: from 0 on by default, as norms and ratios; 0 to 1 for shares,
             -1 to 1 for correlations, from minus infinity on for differences.
-
-        Returns
-        -------
-        Mean
-
-        Raises
-        ------
-        ValueError
-            If there are no values, they are no row of numbers, or there is a greatest and no least.
         """
         if np.ndim(values) != 1 or len(values) == 0:
             raise ValueError(f"expected a row of values, got shape {np.shape(values)}")

@@ -1,4 +1,4 @@
-"""The tables of the notebooks, with the blog's own numbers beside the measured ones."""
+"""The tables of the notebooks and of the evaluation; the blog's numbers beside the measured."""
 
 import json
 from collections.abc import Mapping
@@ -6,12 +6,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from IPython.display import display
 from numpy.typing import NDArray
 
+from pdutils._utils import extra
 from pdutils.published import BLOG
 from pdutils.stats import Mean, PairedDifference, Rate
+
+with extra("notebooks"):
+    import pandas as pd
 
 Counted = Rate | Mean | PairedDifference
 
@@ -19,23 +21,11 @@ Counted = Rate | Mean | PairedDifference
 def step_table(
     steps: Mapping[str, NDArray[Any]], *, label: int, attacked_label: int, names: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Set the probabilities at each step beside the blog's.
+    """Set the class probabilities at each step, (K,) or (draws, K), beside the blog's.
 
-    Parameters
-    ----------
-    steps : mapping of str to ndarray, shape (K,) or (draws, K)
-        The class probabilities at each step, for one draw or several.
-    label, attacked_label : int
-        The true class and the class of the attack.
-    names : tuple of str
-        The K class names.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row a step: mean probability of the two classes, the class that is seen most, the range
-        of the true class's probability if there are several draws, and the blog's numbers,
-        in one column, where it has that step.
+    A row has the mean probability of the two classes, the class that is seen most, the range of the
+    true class's probability if there are several draws, and the blog's numbers where it has that
+    step.
     """
     several = any(np.ndim(found) == 2 and len(found) > 1 for found in steps.values())
     rows = []
@@ -55,78 +45,78 @@ def step_table(
     return table.map(_cell)
 
 
-def rate_table(rows: Mapping[str, Mapping[str, Counted | None]]) -> pd.DataFrame:
-    """Set rates, means or differences with their intervals in a table.
+def _cell(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
-    Parameters
-    ----------
-    rows : mapping of str to mapping of str to Rate, Mean, PairedDifference or None
-        For each row the one in each column; None, where nothing was counted, becomes a dash.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Each cell reads `rate [low, high]` at 95%. The columns state n; where it differs between
-        rows, the cells do.
+def rate_table(
+    rows: Mapping[str, Mapping[str, Counted | None]], *, corner: str | None = None
+) -> pd.DataFrame:
+    """Set rates, means or differences, each with its 95% interval, in a table.
+
+    Each row has the same columns; None, where nothing was counted, becomes a dash. The columns
+    state n; where it differs between rows, the cells do. `corner` names the rows.
     """
     table = {}
-    for column in next(iter(rows.values())):
+    for column in next(iter(rows.values()), {}):
         found = [row[column] for row in rows.values()]
         counts = {one.n for one in found if one is not None}
-        head = f"{column} (n = {counts.pop()})" if len(counts) == 1 else column
-        table[head] = [_counted(one, same_n=head != column) for one in found]
-    return pd.DataFrame(table, index=list(rows))
+        same = len(counts) == 1
+        table[f"{column} (n = {counts.pop()})" if same else column] = [
+            "-" if one is None else str(one) if same else f"{one}, n = {one.n}" for one in found
+        ]
+    return _of_words(table, list(rows), corner)
+
+
+def settings_that_differ(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Set out, for rows that are compared, the settings in which they differ: a column for each.
+
+    A row that lacks a setting that another has differs in it, and gets a dash.
+    """
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    table = {name: [str(row.get(name, "-")) for row in rows.values()] for name in names}
+    differing = {name: cells for name, cells in table.items() if len(set(cells)) > 1}
+    return _of_words(differing, list(rows))
 
 
 def number_table(rows: Mapping[str, Mapping[str, float | None]]) -> pd.DataFrame:
-    """Set plain figures in a table, such as published ones.
-
-    Parameters
-    ----------
-    rows : mapping of str to mapping of str to (float or None)
-        For each row the figure in each column; None, where there is none, becomes a dash.
-
-    Returns
-    -------
-    pandas.DataFrame
-    """
+    """Set plain figures, such as published ones, in a table; None becomes a dash."""
     return pd.DataFrame(rows).T.map(lambda figure: "-" if pd.isna(figure) else f"{figure:.3g}")
 
 
 def zone_table(changes: Mapping[str, NDArray[np.bool_]], zone: NDArray[np.bool_]) -> pd.DataFrame:
-    """Count changed pixels inside a zone and outside it.
+    """Count changed pixels inside a zone (H, W), such as where a map is hot, and outside it.
 
-    Parameters
-    ----------
-    changes : mapping of str to ndarray of bool, shape (H, W)
-        For each row where an image was changed.
-    zone : ndarray of bool, shape (H, W)
-        The zone, such as where a map is hot.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row each, and one for the zone itself, which says what an even spread would have inside.
+    `changes` says for each row where an image was changed. A last row for the zone itself says
+    what an even spread would have inside.
     """
-    counted = {name: (changed & zone, changed & ~zone) for name, changed in changes.items()}
-    counted["all pixels"] = (zone, ~zone)
-    rows = {}
-    for name, (inside, outside) in counted.items():
-        there, elsewhere = int(inside.sum()), int(outside.sum())
+    table: dict[str, list[str]] = {"inside": [], "outside": [], "share inside": []}
+    for changed in (*changes.values(), np.ones_like(zone)):
+        there, elsewhere = int((changed & zone).sum()), int((changed & ~zone).sum())
         share = f"{there / (there + elsewhere):.0%}" if there + elsewhere else "-"
-        rows[name] = {"inside": str(there), "outside": str(elsewhere), "share inside": share}
-    return pd.DataFrame.from_dict(rows, orient="index")
+        for cells, cell in zip(table.values(), (str(there), str(elsewhere), share), strict=True):
+            cells.append(cell)
+    return _of_words(table, [*changes, "all pixels"])
+
+
+def _of_words(
+    columns: Mapping[str, list[str]], rows: list[str], corner: str | None = None
+) -> pd.DataFrame:
+    index = pd.Index(rows, name=corner, dtype=object)
+    return pd.DataFrame(columns, index=index, dtype=object)
 
 
 def show_results(results: Mapping[str, Any]) -> None:
     """Show a notebook's results as data, for a test or a table to read.
 
-    Parameters
-    ----------
-    results : mapping
-        What JSON can hold, numpy's numbers and arrays, what `pdutils.stats` counts, and
-        dataclasses of these. A key `headline` holds one sentence for the index of the collection.
+    They are what JSON can hold, numpy's numbers and arrays, what `pdutils.stats` counts, and
+    dataclasses of these. A key `headline` holds one sentence for the index of the collection.
     """
+    with extra("notebooks"):
+        from IPython.display import display
+
     plain = _plain(results)
     bundle = {"application/json": plain, "text/plain": _text(plain)}
     display(bundle, raw=True)  # type: ignore[no-untyped-call]
@@ -159,15 +149,3 @@ def _plain(value: Any) -> Any:
         # JSON has no NaN.
         return round(value, 6) if np.isfinite(value) else None
     return value
-
-
-def _counted(value: Counted | None, *, same_n: bool) -> str:
-    if value is None:
-        return "-"
-    return str(value) if same_n else f"{value}, n = {value.n}"
-
-
-def _cell(value: Any) -> str:
-    if pd.isna(value):
-        return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -1,7 +1,8 @@
 """Verdicts in words, chosen from the numbers of a run and their intervals.
 
 The prose of a notebook says what is done and how to read a figure; what came out is said by these
-functions, and what the blog or the paper claims stands beside it.
+functions, in Markdown, and what the blog or the paper claims stands beside it: a title says what is
+asked ("PD + WD against WD"), and a claim what was claimed of it.
 """
 
 import re
@@ -9,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
-import pandas as pd
-from IPython.display import Markdown
 from numpy.typing import NDArray
 from scipy import stats
 
+from pdutils._utils import check_one_of, extra
 from pdutils.published import AUTHORS_L2, AUTHORS_LINF, BLOG, Claim
 from pdutils.stats import Mean, PairedDifference, Rate
+
+with extra("notebooks"):
+    import pandas as pd
+    from IPython.display import Markdown
 
 #: What an interval says of a value: beside another, all of it lies above or below, or all of it so
 #: near that the two count as equal, or none of these.
@@ -39,27 +43,19 @@ def direction(
 ) -> Direction:
     """Say on which side of a value an interval lies.
 
-    Parameters
-    ----------
-    found : Rate, Mean or PairedDifference
-        What was measured.
-    reference : float
-        What it is held against: 0 for a difference, 1 for a ratio, a published figure for a rate.
-    margin : float
-        How far from the reference counts as equal. Without one no interval can show equality.
-
-    Returns
-    -------
-    {"more", "fewer", "as many", "not told apart"}
-        Whether the 95% interval lies beyond the margin, above or below, or inside it. Anything
-        else, and a mean of one value, is not told apart. Of a paired difference and 0 it is the
-        difference's own verdict, which asks for McNemar's test too, as that of a rate and a figure
-        asks for the exact binomial test: for few images only the tests are exact.
+    The reference is 0 for a difference, 1 for a ratio, a published figure for a rate. Within the
+    margin from it counts as equal; without one no interval can show equality. The 95% interval lies
+    beyond the margin, above or below, or inside it; anything else, and a mean of one value, is not
+    told apart. Of a paired difference and 0 it is the difference's own verdict, which asks for
+    McNemar's test too, as that of a rate and a figure asks for the exact binomial test: for few
+    images only the tests are exact.
     """
     if isinstance(found, PairedDifference) and reference == margin == 0:
         return cast(Direction, found.verdict)
-    if isinstance(found, Rate) and margin == 0 and _may_be(found, reference):
-        return "not told apart"
+    if isinstance(found, Rate) and margin == 0:
+        test = stats.binomtest(found.successes, found.n, reference)
+        if test.pvalue >= 0.05:
+            return "not told apart"
     low, high = found.interval
     if low > reference + margin + _TINY:
         return "more"
@@ -69,31 +65,9 @@ def direction(
     return "as many" if margin > 0 and inside else "not told apart"
 
 
-def _may_be(rate: Rate, share: float) -> bool:
-    return bool(stats.binomtest(rate.successes, rate.n, share).pvalue >= 0.05)
-
-
 def stance(found: Direction, claimed: str) -> Stance:
-    """Say what a finding says of a claim.
-
-    Parameters
-    ----------
-    found : {"more", "fewer", "as many", "not told apart"}
-        As `direction` gives it.
-    claimed : {"more", "fewer", "as many", "no more"}
-        The claim.
-
-    Returns
-    -------
-    {"agrees", "disagrees", "not told apart"}
-
-    Raises
-    ------
-    ValueError
-        If the claim is none of those.
-    """
-    if claimed not in ("more", "fewer", "as many", "no more"):
-        raise ValueError(f"claimed: expected more, fewer, as many or no more, got {claimed!r}")
+    """Say what a finding, as `direction` gives it, says of a claim, which may be "no more" too."""
+    check_one_of("claimed", claimed, ("more", "fewer", "as many", "no more"))
     if found == "not told apart":
         return "not told apart"
     fitting = ("fewer", "as many") if claimed == "no more" else (claimed,)
@@ -103,23 +77,9 @@ def stance(found: Direction, claimed: str) -> Stance:
 def compared(
     title: str, difference: PairedDifference, claim: Claim | None = None, *, what: str = "right"
 ) -> str:
-    """Say which of two rates on the same images is greater.
+    """Say which of two rates on the same images is greater, the first or the second.
 
-    Parameters
-    ----------
-    title : str
-        What is held against what, such as "PD + WD against WD".
-    difference : PairedDifference
-        The first minus the second.
-    claim : Claim, optional
-        What was claimed of it.
-    what : str
-        What is counted.
-
-    Returns
-    -------
-    str
-        Markdown: "**title**: more are right, 0.78 against 0.65 (difference ...)."
+    "**title**: more are right, 0.78 against 0.65 (difference ...)."
     """
     first, second = difference.first.value, difference.second.value
     seen = direction(difference)
@@ -142,49 +102,29 @@ def moved(
 ) -> str:
     """Say whether a number, such as the probability of one image's true class, rises or falls.
 
-    Parameters
-    ----------
-    title : str
-        What moves, and with what.
-    before, after : float or ndarray, shape (draws,)
-        The number, or one for each draw of the random numbers; the i-th of both are of the same
-        draw. A single one stands beside every draw.
-    claim : Claim, optional
-        What was claimed of it: "more" for a rise.
-
-    Returns
-    -------
-    str
-        Markdown. Numbers without draws have no interval: they rise or fall by what their two
-        decimals show. With draws it is the 95% interval of the mean difference that says so; if
-        all of it lies within half a hundredth, the number stays.
-
-    Raises
-    ------
-    ValueError
-        If the numbers of draws differ.
+    There is one number, or one for each draw (draws,), the i-th of both of the same draw; a single
+    one stands beside every draw. Numbers without draws have no interval: they rise or fall by what
+    their two decimals show. With draws it is the 95% interval of the mean difference that says so;
+    if all of it lies within half a hundredth, the number stays. "more" claims a rise.
     """
     first, second = np.atleast_1d(before), np.atleast_1d(after)
     if len(first) != len(second) and 1 not in (len(first), len(second)):
         raise ValueError(f"expected as many draws of both, got {len(first)} and {len(second)}")
     gains = second.astype(np.float64) - first.astype(np.float64)
     seen, note = _move(gains)
-    ends = f"{first.mean():.2f}", f"{second.mean():.2f}"
-    if len(gains) == 1 and ends[0] == ends[1]:
+    begin, end = f"{first.mean():.2f}", f"{second.mean():.2f}"
+    if len(gains) == 1 and begin == end:
         # Two decimals agree with a claim that nothing moves, and leave open which way it does.
         still = claim is not None and claim.direction == "as many"
         return _sentence(
-            title, f"stays at {ends[0]}", "as many" if still else "not told apart", claim
+            title, f"stays at {begin}", "as many" if still else "not told apart", claim
         )
-    if seen == "as many" and ends[0] == ends[1]:
-        return _sentence(title, f"stays at {ends[0]}{note}", seen, claim)
-    if seen == "as many":
-        return _sentence(title, f"stays, from {ends[0]} to {ends[1]}{note}", seen, claim)
-    verbs = {"more": "rises", "fewer": "falls"}
-    verb = verbs.get(seen, "not told apart,")
-    said = _sentence(title, f"{verb} from {ends[0]} to {ends[1]}{note}", seen, claim)
+    stays = f"stays at {begin}" if begin == end else f"stays, from {begin} to {end}"
+    verbs = {"more": "rises", "fewer": "falls", "not told apart": "not told apart,"}
+    finding = stays if seen == "as many" else f"{verbs[seen]} from {begin} to {end}"
+    said = _sentence(title, finding + note, seen, claim)
     # A rise by a hundredth is no rise by a half, though both are rises.
-    return re.sub(r": agrees\.$", ": agrees in direction.", said) if seen in verbs else said
+    return said if seen == "as many" else re.sub(r": agrees\.$", ": agrees in direction.", said)
 
 
 def _move(gains: NDArray[np.float64]) -> tuple[Direction, str]:
@@ -211,28 +151,9 @@ def compared_means(
     *,
     what: str = "on average",
 ) -> str:
-    """Say which of two numbers of each image is greater on average.
+    """Say which of two numbers (n,) of the same images is greater on average.
 
-    Parameters
-    ----------
-    title : str
-        What is held against what, such as "R-CAM against CAM".
-    first, second : ndarray, shape (n,)
-        One an image; the i-th of both belong to the same.
-    claim : Claim, optional
-        What was claimed of it.
-    what : str
-        What the numbers are.
-
-    Returns
-    -------
-    str
-        Markdown: "**title**: more, 0.95 against 0.80 (difference ..., n = 50)."
-
-    Raises
-    ------
-    ValueError
-        If the numbers of images differ.
+    "**title**: more, on average 0.95 against 0.80 (difference ..., n = 50)."
     """
     if first.shape != second.shape:
         raise ValueError(f"expected as many images of both, got {first.shape} and {second.shape}")
@@ -254,26 +175,10 @@ def seen_as(
 ) -> str:
     """Say what a network sees in an image, in one draw or in several.
 
-    Parameters
-    ----------
-    title : str
-        Which version of the image.
-    probabilities : ndarray, shape (K,) or (draws, K)
-        The class probabilities.
-    label : int
-        The true class.
-    names : sequence of str
-        The K class names.
-    claim : Claim, optional
-        Whether the true class was seen ("more") or another ("fewer"), such as
-        `pdutils.published.blog_answer` gives.
-
-    Returns
-    -------
-    str
-        Markdown: the top answer, in how many of the draws, and the mean probability of it and of
-        the true class. A claim is held against the share of draws that see the true class, which
-        must be told apart from one half.
+    It is the top answer of the probabilities (K,) or (draws, K), in how many of the draws, and the
+    mean probability of it and of the true class. A claim, such as `pdutils.published.blog_answer`
+    gives ("more": the true class is seen), is held against the share of draws that see the true
+    class, which must be told apart from one half.
     """
     draws = np.atleast_2d(probabilities)
     tops = np.bincount(draws.argmax(axis=1), minlength=draws.shape[1])
@@ -294,20 +199,7 @@ def _right(draws: NDArray[Any], label: int) -> Direction:
 
 
 def changed(title: str, before: NDArray[Any], after: NDArray[Any]) -> str:
-    """Say how many pixels differ between two images, in how many channels, and by how much.
-
-    Parameters
-    ----------
-    title : str
-        What was done in between.
-    before, after : ndarray, shape (H, W, 3)
-        RGB in [0, 255].
-
-    Returns
-    -------
-    str
-        Markdown.
-    """
+    """Say how many pixels differ between two images, in how many channels, and by how much."""
     difference = np.abs(after - before)
     channels = np.count_nonzero(difference, axis=-1)
     pixels, n = np.count_nonzero(channels), channels.size
@@ -323,22 +215,7 @@ def changed(title: str, before: NDArray[Any], after: NDArray[Any]) -> str:
 
 
 def sized(title: str, found: Mean, reference: Mean, *, what: str = "relative L2") -> str:
-    """Say how many times as large one mean is as another.
-
-    Parameters
-    ----------
-    title : str
-        What is held against what.
-    found, reference : Mean
-        Such as the sizes of two perturbations.
-    what : str
-        What is measured.
-
-    Returns
-    -------
-    str
-        Markdown.
-    """
+    """Say how many times as large one mean is as another, such as two perturbations."""
     both = f"{what} {found.value:.3g} against {reference.value:.3g}"
     if reference.value == 0:
         return f"**{title}**: {both}."
@@ -348,17 +225,7 @@ def sized(title: str, found: Mean, reference: Mean, *, what: str = "relative L2"
 def extremes(title: str, rates: Mapping[Any, Rate]) -> str:
     """Name the least and the greatest of some rates.
 
-    Parameters
-    ----------
-    title : str
-        What the rates are of.
-    rates : mapping of key to Rate
-        By name, or by the value of a knob; those that tie are named together.
-
-    Returns
-    -------
-    str
-        Markdown.
+    Each has a name, or the value of a knob; those that tie are named together.
     """
     bounds = [choose(rate.value for rate in rates.values()) for choose in (min, max)]
     ends = [_named(rates, bound) for bound in bounds]
@@ -377,52 +244,26 @@ def beside(
 ) -> pd.DataFrame:
     """Set measured rates beside published figures, and say where they differ.
 
-    Parameters
-    ----------
-    rates : mapping of str to Rate
-        What was measured, by row.
-    figures : mapping of str to (float or None)
-        What was published, without an interval; a row may be missing.
-    source : str
-        Who published it.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row for each rate: it, the figure, and whether the two differ by the interval and by the
-        exact test ("disagrees, more here", "disagrees, fewer here") or not ("not told apart");
-        dashes where there is no figure.
+    A row for each rate: it, the figure under the name of its source, and whether the two differ by
+    the interval and by the exact test ("disagrees, more here") or not ("not told apart"); dashes
+    where there is no figure.
     """
     rows = {}
     for name, rate in rates.items():
+        shown = verdict = "-"
         figure = figures.get(name)
-        verdict = "-" if figure is None else _side(rate, figure)
-        shown = "-" if figure is None else f"{figure:.2f}"
+        if figure is not None:
+            shown, side = f"{figure:.2f}", direction(rate, figure)
+            verdict = side if side == "not told apart" else f"disagrees, {side} here"
         rows[name] = {"here": f"{rate}, n = {rate.n}", source: shown, "verdict": verdict}
     return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def _side(rate: Rate, figure: float) -> str:
-    side = direction(rate, figure)
-    return side if side == "not told apart" else f"disagrees, {side} here"
 
 
 def listed(title: str, words: Mapping[str, str], order: Sequence[str] = ()) -> str:
     """Gather names by the word that was found for each.
 
-    Parameters
-    ----------
-    title : str
-        What was asked.
-    words : mapping of str to str
-        The word for each name.
-    order : sequence of str
-        Words that are listed first, also where nothing has them; by default as they come.
-
-    Returns
-    -------
-    str
-        Markdown: "**title**: *more*: a, b; *fewer*: none."
+    "**title**: *more*: a, b; *fewer*: none." The words of `order` are listed first, also where
+    nothing has them; the others as they come.
     """
     groups: dict[str, list[str]] = {word: [] for word in order}
     for name, word in words.items():
@@ -441,21 +282,9 @@ def unlike_the_blog(
 ) -> Markdown:
     """Say where a run's numbers differ from the blog's, and what may make them differ.
 
-    Parameters
-    ----------
-    network : str
-        The classifier's name.
-    names : (str, str)
-        The true class and the class of the attack.
-    steps : mapping of str to ndarray, shape (draws, 2)
-        For each step the probabilities of these two in each draw; one is called "adversary".
-    l2, linf : float
-        The adversary's relative L2, and its greatest change in grey levels.
-
-    Returns
-    -------
-    IPython.display.Markdown
-        A paragraph: the network, the attack's strength, the draws.
+    `names` are the true class and that of the attack, whose probabilities in each draw are the
+    columns of each step (draws, 2); one step is "adversary", whose relative L2 and L-infinity are
+    given too.
     """
     true = {step: found[:, 0] for step, found in steps.items()}
     blog = {step: BLOG[step][0] for step in steps if BLOG.get(step, (None,))[0] is not None}
@@ -492,18 +321,7 @@ def _luck(true: Mapping[str, NDArray[Any]], blog: Mapping[str, float | None]) ->
 
 
 def bullets(*sentences: str) -> Markdown:
-    """Show sentences as a list.
-
-    Parameters
-    ----------
-    *sentences : str
-        Markdown.
-
-    Returns
-    -------
-    IPython.display.Markdown
-        What a notebook shows as the last value of a cell.
-    """
+    """Show sentences in Markdown as a list, as the last value of a notebook's cell."""
     listing = "\n".join(f"- {sentence}" for sentence in sentences)
     return Markdown(listing)  # type: ignore[no-untyped-call]
 

@@ -294,7 +294,7 @@ def test_differences_stand_beside_the_line_of_no_difference_with_their_intervals
     found = PairedDifference(both=40, first_only=12, second_only=2, neither=21)
     figure = plots.differences({"PD adds to WD": {"clean": found}})
     (ax,) = figure.axes
-    zero, centre = (line.get_xdata() for line in ax.get_lines()[:2])
+    centre, zero = (line.get_xdata() for line in (ax.get_lines()[0], ax.get_lines()[-1]))
     assert list(zero) == [0, 0]
     np.testing.assert_allclose(centre, [10 / 75])
     ((start, end),) = ax.collections[0].get_segments()

@@ -80,7 +80,7 @@ def test_plain_figures_are_shown_as_they_are():
 @pytest.fixture
 def shown(monkeypatch):
     bundles = []
-    monkeypatch.setattr(tables, "display", lambda bundle, raw: bundles.append(bundle))
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
     return bundles
 
 

@@ -1,36 +1,39 @@
 """Controls for the notebooks: a knob is moved, and the figure below it follows.
 
-What is shown is a `View`, a figure with its numbers in words. A function of the settings gives it
-(`deflection_view`, ...), by the very calls that the notebook makes by hand; `Sliders` puts controls
-before such a function. A control acts when it is let go, and of what is moved while something is
-computed only the last is asked for: ipywidgets keeps one message of a control on its way.
+What is shown is a `View`, a figure with its numbers in words. A function of the settings gives it,
+by the very calls that the notebook makes by hand; `Sliders` puts controls before such a function. A
+control acts when it is let go, and of what is moved while something is computed only the last is
+asked for: ipywidgets keeps one message of a control on its way.
 """
 
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
-import anywidget
-import ipywidgets
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 from pdutils import plots
+from pdutils._utils import extra
 from pdutils.activation import HOT, Combine, robust_cam
 from pdutils.attacks.gradient import igsm_path
 from pdutils.classifiers import Classifier
 from pdutils.deflection import pixel_deflection
 from pdutils.demo.examples import Case
 from pdutils.denoising import Mode, SigmaScale, denoise
-from pdutils.images import Array
 from pdutils.metrics import correlation, linf, relative_l2
+
+with extra("notebooks"):
+    import anywidget
+    import ipywidgets
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+Array = NDArray[np.float32]
 
 #: The side of a close-up, in pixels.
 _CLOSE = 40
@@ -38,17 +41,8 @@ _CLOSE = 40
 _STATIC = Path(__file__).parent / "static"
 
 
-@dataclass(frozen=True)
-class View:
-    """What settings give.
-
-    Attributes
-    ----------
-    figure : matplotlib.figure.Figure
-        One of `pdutils.plots`.
-    numbers : str
-        What was measured, in words.
-    """
+class View(NamedTuple):
+    """What settings give: one of the figures of `pdutils.plots`, and what was measured in words."""
 
     figure: Figure
     numbers: str
@@ -122,100 +116,41 @@ class _Gone(anywidget.AnyWidget):
 def attack(
     network: Classifier, case: Case, *, eps: float = 16, step: float = 0.5, iterations: int = 12
 ) -> Sliders:
-    """Move the number of steps of the attack, and with it its strength.
-
-    Parameters
-    ----------
-    network : Classifier
-        The network to fool.
-    case : Case
-        Its clean image is attacked.
-    eps, step, iterations
-        As in `pdutils.attacks.gradient.igsm`; `iterations` is the greatest number of steps.
-
-    Returns
-    -------
-    Sliders
-    """
+    """Move the number of steps of the attack, from 0 to `iterations`, and with it its strength."""
     path = igsm_path(network, case.clean, case.label, eps=eps, step=step, iterations=iterations)
-    view = partial(attack_view, network, case, path)
-    return Sliders(view, steps=_slider("steps", range(iterations + 1), min(4, iterations)))
-
-
-def attack_view(network: Classifier, case: Case, path: Array, *, steps: int) -> View:
-    """Show the adversary after so many steps, and what the network makes of it.
-
-    Parameters
-    ----------
-    network, case
-        As in `attack`.
-    path : ndarray of float32, shape (N + 1, H, W, 3)
-        From `pdutils.attacks.gradient.igsm_path`.
-    steps : int
-        From 0 to N.
-
-    Returns
-    -------
-    View
-    """
-    adversary = path[steps]
-    norm, greatest = relative_l2(case.clean, adversary), linf(case.clean, adversary)
-    strength = f"L2 {norm:.4f}, L-infinity {greatest:.0f} of 255"
     # One scale for all steps, so that they can be compared.
     factor = 127 / max(float(np.abs(path[-1] - case.clean).max()), 1.0)
-    difference = 127.5 + factor * (adversary - case.clean)
-    titles = [f"after {steps} steps", f"change x {factor:.0f}"]
-    return _outcome(network, case, adversary, [adversary, difference], titles, strength)
+
+    def view(steps: int) -> View:
+        adversary = path[steps]
+        norm, greatest = relative_l2(case.clean, adversary), linf(case.clean, adversary)
+        pictures = [adversary, 127.5 + factor * (adversary - case.clean)]
+        titles = [f"after {steps} steps", f"change x {factor:.0f}"]
+        strength = f"L2 {norm:.4f}, L-infinity {greatest:.0f} of 255"
+        return _outcome(network, case, adversary, pictures, titles, strength)
+
+    return Sliders(view, steps=_slider("steps", range(iterations + 1), min(4, iterations)))
 
 
 def deflection(
     network: Classifier, case: Case, *, deflections: int = 200, window: int = 10, seed: int = 0
 ) -> Sliders:
-    """Move the knobs of pixel deflection.
+    """Move the knobs of pixel deflection, and see which of the adversary's pixels one changes."""
 
-    Parameters
-    ----------
-    network : Classifier
-        The network that is defended.
-    case : Case
-        Its adversary is deflected.
-    deflections, window, seed
-        Where the controls begin, see `pdutils.deflection.pixel_deflection`.
+    def view(deflections: int, window: int, seed: int) -> View:
+        deflected = pixel_deflection(case.adversary, deflections, window, rng=seed)
+        changed = (deflected != case.adversary).any(axis=-1)
+        dots = np.where(changed[..., np.newaxis], np.float32(0), 0.35 * case.adversary + 150)
+        number = f"{changed.sum()} pixels changed"
+        pictures = [dots, _middle(deflected)]
+        return _outcome(network, case, deflected, pictures, [number, "close-up"], number)
 
-    Returns
-    -------
-    Sliders
-    """
     return Sliders(
-        partial(deflection_view, network, case),
+        view,
         deflections=_deflections(deflections),
         window=_slider("window", (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100), window),
         seed=_slider("seed", range(20), seed),
     )
-
-
-def deflection_view(
-    network: Classifier, case: Case, *, deflections: int, window: int, seed: int
-) -> View:
-    """Show which pixels of the adversary one draw changes, and what the network makes of it.
-
-    Parameters
-    ----------
-    network, case
-        As in `deflection`.
-    deflections, window, seed
-        As in `pdutils.deflection.pixel_deflection`.
-
-    Returns
-    -------
-    View
-    """
-    deflected = pixel_deflection(case.adversary, deflections, window, rng=seed)
-    changed = (deflected != case.adversary).any(axis=-1)
-    dots = np.where(changed[..., np.newaxis], np.float32(0), 0.35 * case.adversary + 150)
-    number = f"{changed.sum()} pixels changed"
-    pictures = [dots, _middle(deflected)]
-    return _outcome(network, case, deflected, pictures, [number, "close-up"], number)
 
 
 def denoising(
@@ -229,113 +164,42 @@ def denoising(
     sigma_scale: SigmaScale = "channel",
     seed: int = 0,
 ) -> Sliders:
-    """Move the knobs of the wavelet denoiser, with deflection before it or without.
-
-    Parameters
-    ----------
-    network : Classifier
-        The network that is defended.
-    case : Case
-        Its adversary is denoised.
-    deflections, window, seed
-        The deflection that can be switched on, see `pdutils.deflection.pixel_deflection`.
-    sigma, mode
-        Where the controls begin, see `pdutils.denoising.denoise_wavelet`.
-    sigma_scale
-        As in `pdutils.denoising.denoise_wavelet`.
-
-    Returns
-    -------
-    Sliders
-    """
+    """Move the knobs of the wavelet denoiser, with deflection before it or without."""
     deflected = pixel_deflection(case.adversary, deflections, window, rng=seed)
+
+    def view(sigma: float, mode: Mode, before: bool) -> View:
+        given = deflected if before else case.adversary
+        denoised = denoise(given, sigma=sigma, mode=mode, sigma_scale=sigma_scale)
+        change = f"changes a value by {np.abs(denoised - given).mean():.2f} of 255 on average"
+        pictures = [_middle(given), _middle(denoised)]
+        return _outcome(network, case, denoised, pictures, ["before", "denoised"], change)
+
     sigmas = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
     return Sliders(
-        partial(denoising_view, network, case, deflected, sigma_scale=sigma_scale),
+        view,
         sigma=_slider("sigma", sigmas, sigma),
         mode=_switch("shrinkage", {word: word for word in get_args(Mode)}, mode),
         before=_switch("before it", {f"PD {deflections}": True, "nothing": False}, True),
     )
 
 
-def denoising_view(
-    network: Classifier,
-    case: Case,
-    deflected: Array,
-    *,
-    sigma: float,
-    mode: Mode,
-    before: bool,
-    sigma_scale: SigmaScale = "channel",
-) -> View:
-    """Show the adversary denoised, and what the network makes of it.
-
-    Parameters
-    ----------
-    network, case
-        As in `denoising`.
-    deflected : ndarray of float32, shape (H, W, 3)
-        The adversary after deflection.
-    sigma, mode, sigma_scale
-        As in `pdutils.denoising.denoise_wavelet`.
-    before : bool
-        Whether it is `deflected` that is denoised, instead of the adversary as it is.
-
-    Returns
-    -------
-    View
-    """
-    given = deflected if before else case.adversary
-    denoised = denoise(given, sigma=sigma, mode=mode, sigma_scale=sigma_scale)
-    change = f"changes a value by {np.abs(denoised - given).mean():.2f} of 255 on average"
-    pictures = [_middle(given), _middle(denoised)]
-    return _outcome(network, case, denoised, pictures, ["before", "denoised"], change)
-
-
 def maps(network: Classifier, case: Case, *, k: int = 5, combine: Combine = "paper") -> Sliders:
-    """Move the knobs of the robust activation map.
+    """Move the knobs of the robust map, over the clean image and over the adversary."""
+    pair = np.stack([case.clean, case.adversary])
 
-    Parameters
-    ----------
-    network : Classifier
-        The network whose maps they are.
-    case : Case
-        Its clean image and its adversary get a map each.
-    k, combine
-        Where the controls begin, see `pdutils.activation.robust_cam`.
+    def view(k: int, combine: Combine) -> View:
+        clean, adversary = robust_cam(network, pair, k=k, combine=combine)
+        means = [f"{name}, mean {found.mean():.2f}"
+                 for name, found in (("clean", clean), ("adversary", adversary))]  # fmt: skip
+        figure = plots.maps(list(pair), [clean, adversary], means)
+        return View(figure, f"{'; '.join(means)}; correlation {correlation(clean, adversary):.2f}")
 
-    Returns
-    -------
-    Sliders
-    """
     most = min(10, len(network.class_names))
     return Sliders(
-        partial(map_view, network, case),
+        view,
         k=_slider("k", range(1, most + 1), k),
         combine=_switch("definition", {word: word for word in get_args(Combine)}, combine),
     )
-
-
-def map_view(network: Classifier, case: Case, *, k: int, combine: Combine) -> View:
-    """Show the robust map over the clean image and over the adversary.
-
-    Parameters
-    ----------
-    network, case
-        As in `maps`.
-    k, combine
-        As in `pdutils.activation.robust_cam`.
-
-    Returns
-    -------
-    View
-    """
-    pair = np.stack([case.clean, case.adversary])
-    clean, adversary = robust_cam(network, pair, k=k, combine=combine)
-    means = [f"{name}, mean {found.mean():.2f}"
-             for name, found in (("clean", clean), ("adversary", adversary))]  # fmt: skip
-    figure = plots.maps([case.clean, case.adversary], [clean, adversary], means)
-    return View(figure, f"{'; '.join(means)}; correlation {correlation(clean, adversary):.2f}")
 
 
 def placement(
@@ -347,69 +211,30 @@ def placement(
     window: int = 10,
     seed: int = 0,
 ) -> Sliders:
-    """Move the number of deflections, with a map that spares pixels or without.
+    """Move the number of deflections, with the adversary's map that spares pixels or without."""
+    hot = activation_map >= HOT
 
-    Parameters
-    ----------
-    network : Classifier
-        The network that is defended.
-    case : Case
-        Its adversary is deflected.
-    activation_map : ndarray of float32, shape (H, W)
-        The map of the adversary.
-    deflections
-        Where the control begins, see `pdutils.deflection.pixel_deflection`.
-    window, seed
-        As in `pdutils.deflection.pixel_deflection`.
+    def view(with_map: bool, deflections: int) -> View:
+        used = activation_map if with_map else None
+        deflected = pixel_deflection(
+            case.adversary, deflections, window, activation_map=used, rng=seed
+        )
+        changed = (deflected != case.adversary).any(axis=-1)
+        title = f"PD {deflections}{' + R-CAM' * with_map}"
+        figure = plots.changed_pixels(
+            case.adversary, [deflected], [title], activation_map=activation_map
+        )
+        within = (
+            f"{changed.sum()} pixels changed, {(changed & hot).sum()} of them in the hot zone "
+            f"(map at least {HOT:g}, {hot.mean():.0%} of the image)"
+        )
+        return View(figure, f"{within}; {_said(network, case, network.predict(deflected))}")
 
-    Returns
-    -------
-    Sliders
-    """
     return Sliders(
-        partial(placement_view, network, case, activation_map, window=window, seed=seed),
+        view,
         with_map=_switch("map", {"R-CAM": True, "none": False}, True),
         deflections=_deflections(deflections),
     )
-
-
-def placement_view(
-    network: Classifier,
-    case: Case,
-    activation_map: Array,
-    *,
-    deflections: int,
-    with_map: bool,
-    window: int = 10,
-    seed: int = 0,
-) -> View:
-    """Show where deflections fall on the map, and count those in its hot zone.
-
-    Parameters
-    ----------
-    network, case, activation_map
-        As in `placement`.
-    deflections, window, seed
-        As in `pdutils.deflection.pixel_deflection`.
-    with_map : bool
-        Whether the map spares pixels.
-
-    Returns
-    -------
-    View
-    """
-    used = activation_map if with_map else None
-    deflected = pixel_deflection(case.adversary, deflections, window, activation_map=used, rng=seed)
-    changed, hot = (deflected != case.adversary).any(axis=-1), activation_map >= HOT
-    title = f"PD {deflections}{' + R-CAM' * with_map}"
-    figure = plots.changed_pixels(
-        case.adversary, [deflected], [title], activation_map=activation_map
-    )
-    within = (
-        f"{changed.sum()} pixels changed, {(changed & hot).sum()} of them in the hot zone "
-        f"(map at least {HOT:g}, {hot.mean():.0%} of the image)"
-    )
-    return View(figure, f"{within}; {_said(network, case, network.predict(deflected))}")
 
 
 def _outcome(
@@ -422,13 +247,9 @@ def _outcome(
 ) -> View:
     """Show pictures beside what the network makes of an image."""
     found = network.predict(image)
-    classes = (case.label, case.attacked_label)
-    figure = plots.outcome(
-        pictures,
-        titles,
-        names=[network.class_names[c] for c in classes],
-        probabilities=[float(found[c]) for c in classes],
-    )
+    classes = [case.label, case.attacked_label]
+    names = [network.class_names[c] for c in classes]
+    figure = plots.outcome(pictures, titles, names=names, probabilities=found[classes].tolist())
     return View(figure, f"{_said(network, case, found)}; {measured}")
 
 
