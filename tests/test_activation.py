@@ -13,6 +13,8 @@ TWO_TO_FOUR = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
 COMBINES = ["paper", "geometric", "repo"]
 UPSCALES = ["half_pixel", "tf1"]
 
+each_combine = pytest.mark.parametrize("combine", COMBINES)
+
 
 def stretched(values):
     """Stretch one map to [0, 1], or zeros if it is constant."""
@@ -70,38 +72,46 @@ FEATURES = [[[1, 0, 2], [0, 1, 1]], [[2, 2, 0], [0, 0, 1]]]
 KERNEL = [[1.0, -1.0], [0.5, 1.0], [-0.25, 0.0]]
 
 
+@pytest.fixture(scope="module")
+def wide() -> Classifier:
+    """Wider than high, so that a map that lies the wrong way round has another shape."""
+    return corners_classifier(KERNEL, 8, 12)
+
+
+@pytest.fixture(scope="module")
+def small() -> Classifier:
+    return corners_classifier(KERNEL)
+
+
 # --- CAM ---
 
 
-def test_cam_of_a_hand_worked_feature_map():
-    classifier = corners_classifier(KERNEL)
+def test_cam_of_a_hand_worked_feature_map(small):
     image = image_of_features(FEATURES)
     # Class 0: 1 - 2/4, 1/2 - 1/4, 2 + 1, -1/4. Class 1: -1, 1, -2 + 2, 0.
-    for label, small in ((0, [[0.5, 0.25], [3, -0.25]]), (1, [[-1, 1], [0, 0]])):
-        large = TWO_TO_FOUR @ np.array(small) @ TWO_TO_FOUR.T
-        result = cam(classifier, image, label)
+    for label, cells in ((0, [[0.5, 0.25], [3, -0.25]]), (1, [[-1, 1], [0, 0]])):
+        large = TWO_TO_FOUR @ np.array(cells) @ TWO_TO_FOUR.T
+        result = cam(small, image, label)
         assert result.dtype == np.float32
         np.testing.assert_allclose(result, stretched(large), atol=1e-5)
 
 
-def test_cam_takes_no_heed_of_the_bias():
+def test_cam_takes_no_heed_of_the_bias(small):
     image = image_of_features(FEATURES)
     biased = corners_classifier(KERNEL, bias=np.array([3.0, -2.0]))
-    np.testing.assert_allclose(cam(biased, image, 0), cam(corners_classifier(KERNEL), image, 0))
+    np.testing.assert_allclose(cam(biased, image, 0), cam(small, image, 0))
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (0, -1), (-1, 0), (-1, -1)])
 @pytest.mark.parametrize("function", [cam, grad_cam])
-def test_a_bright_corner_is_hot(function, row, column):
-    # Wider than high, so that a map that lies the wrong way round has another shape.
-    classifier = corners_classifier(KERNEL, 8, 12)
+def test_a_bright_corner_is_hot(wide, function, row, column):
     image = np.full((8, 12, 3), 10, np.float32)
     rows, columns = (
         slice(0, 2) if row == 0 else slice(6, 8),
         slice(0, 2) if column == 0 else slice(10, 12),
     )
     image[rows, columns, 0] = 250
-    heat = function(classifier, image, 0)
+    heat = function(wide, image, 0)
     assert heat.shape == (8, 12)
     assert heat[row, column] == pytest.approx(1, abs=1e-5)
     assert heat[-1 - row, -1 - column] < 1e-5
@@ -119,17 +129,7 @@ def test_cam_of_the_toy_is_the_weighted_sum_of_its_feature_maps(toy):
         np.testing.assert_allclose(result[i], stretched(scaled_up(small, (32, 32))), atol=1e-4)
 
 
-def test_the_maps_mean_is_the_logit(toy):
-    # What makes a CAM one: pooling the unscaled map gives the logit, but for the bias.
-    image = photo()
-    kernel, bias = toy.model.layers[-1].get_weights()
-    small = toy.features(image).maps[0] @ kernel
-    logits = small.mean(axis=(0, 1)) + bias
-    probabilities = np.exp(logits) / np.exp(logits).sum()
-    np.testing.assert_allclose(toy.predict(image), probabilities, atol=1e-6)
-
-
-@pytest.mark.parametrize("value", [0, 77, 255])
+@pytest.mark.parametrize("value", [0, 255])
 def test_a_constant_feature_map_gives_zeros(toy, toy_flat, value):
     image = np.full((32, 32, 3), value, np.float32)
     for classifier in (toy, toy_flat):
@@ -169,10 +169,10 @@ def test_a_weight_that_is_the_rounding_of_a_mean_of_gradients_gives_zeros():
     assert heat.max() == 1
 
 
-def test_a_small_difference_that_is_no_rounding_is_shown():
+def test_a_small_difference_that_is_no_rounding_is_shown(small):
     features = np.full((2, 2, 3), 1.0)
     features[1, 0, 0] = 1.001
-    heat = cam(corners_classifier(KERNEL), image_of_features(features), 0)
+    heat = cam(small, image_of_features(features), 0)
     assert heat[3, 0] == 1
     assert heat[0, 3] == 0
 
@@ -180,7 +180,7 @@ def test_a_small_difference_that_is_no_rounding_is_shown():
 # --- scaling up ---
 
 
-@pytest.mark.parametrize("size", [(32, 32), (20, 31), (3, 3)], ids=str)
+@pytest.mark.parametrize("size", [(12, 12), (10, 17), (3, 3)], ids=str)
 def test_maps_can_be_scaled_up_as_tensorflow_1_did(size):
     height, width = size
     kernel = np.random.default_rng(0).normal(size=(3, 4))
@@ -197,7 +197,7 @@ def test_maps_can_be_scaled_up_as_tensorflow_1_did(size):
         np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("combine", COMBINES)
+@each_combine
 @pytest.mark.parametrize("kind", ["toy", "toy_flat"])
 def test_robust_cam_combines_maps_of_either_scaling(request, kind, combine):
     classifier = request.getfixturevalue(kind)
@@ -214,29 +214,11 @@ def test_robust_cam_combines_maps_of_either_scaling(request, kind, combine):
     assert np.abs(found["tf1"] - found["half_pixel"]).max() > 0.1
 
 
-def test_tensorflow_1_moves_a_map_up_and_left_by_half_a_cell():
-    # One hot cell of 4 x 4 over 32 x 32 pixels.
-    features = np.zeros((4, 4, 3))
-    features[2, 1, 0] = 2
-    small = features[..., 0]
-    today, then = scaled_up(small, (32, 32)), as_tensorflow_1(small, (32, 32))
-    centres = [
-        np.array(np.unravel_index(np.arange(1024), (32, 32))) @ heat.ravel() / heat.sum()
-        for heat in (today, then)
-    ]
-    np.testing.assert_allclose(centres[0] - centres[1], [3.5, 3.5])
-
-
-def test_an_unknown_scaling_lists_the_known(toy, toy_flat):
+def test_an_unknown_scaling_lists_the_known(toy):
     message = r"upscale: expected one of \('half_pixel', 'tf1'\), got 'nearest'"
-    for classifier in (toy, toy_flat):
-        for call in (
-            lambda c=classifier: cam(c, photo(), 0, upscale="nearest"),
-            lambda c=classifier: grad_cam(c, photo(), 0, upscale="nearest"),
-            lambda c=classifier: robust_cam(c, photo(), upscale="nearest"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                call()
+    for function, labels in ((cam, [0]), (grad_cam, [0]), (robust_cam, [])):
+        with pytest.raises(ValueError, match=message):
+            function(toy, photo(), *labels, upscale="nearest")
 
 
 def test_cam_without_a_pooling_head_is_grad_cam(toy_flat):
@@ -262,18 +244,11 @@ def test_grad_cam_with_a_pooling_head_is_cam_up_to_the_relu_and_the_scale(toy):
             )
 
 
-def test_grad_cam_is_cam_where_all_speaks_for_the_class():
-    classifier = corners_classifier([[1.0, 0], [0.5, 0], [0.25, 1]])
-    image = image_of_features(FEATURES)
-    np.testing.assert_allclose(grad_cam(classifier, image, 0), cam(classifier, image, 0), atol=1e-5)
-
-
-def test_grad_cam_clears_what_speaks_against_the_class():
-    classifier = corners_classifier(KERNEL)
+def test_grad_cam_clears_what_speaks_against_the_class(small):
     image = image_of_features(FEATURES)
     # Class 1: -1, 1, 0, 0; without what is below 0: 0, 1, 0, 0.
     large = TWO_TO_FOUR @ np.array([[0, 1], [0, 0]]) @ TWO_TO_FOUR.T
-    np.testing.assert_allclose(grad_cam(classifier, image, 1), large, atol=1e-5)
+    np.testing.assert_allclose(grad_cam(small, image, 1), large, atol=1e-5)
 
 
 def test_grad_cam_that_is_negative_everywhere_gives_zeros():
@@ -373,15 +348,6 @@ def test_two_maps_combined_by_hand():
     np.testing.assert_allclose(combine_maps(maps, combine="geometric"), [[0, 0, 1]], atol=1e-6)
 
 
-def test_the_papers_first_map_outweighs_all_others():
-    left, right = np.array([[1, 0]], np.float32), np.array([[0, 1]], np.float32)
-    for others in (1, 2, 5):
-        maps = np.stack([left] + [right] * others)
-        np.testing.assert_array_equal(combine_maps(maps, combine="paper"), left)
-        # 0.5 against 0.5 and a little: the 1.2 of the last map.
-        np.testing.assert_array_equal(combine_maps(maps, combine="repo"), right)
-
-
 def test_the_weights_written_out():
     half = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
     np.testing.assert_allclose(combine_weights(5, "paper"), [*half, 1 / 32])
@@ -398,21 +364,8 @@ def test_the_repos_combination_is_its_loop():
     np.testing.assert_allclose(combine_maps(maps, combine="repo"), stretched(running), atol=1e-6)
 
 
-@pytest.mark.parametrize("combine", COMBINES)
-def test_equal_maps_combine_to_themselves(combine):
-    one = np.array([[0, 0.25, 1], [0.5, 0.75, 0.125]], np.float32)
-    np.testing.assert_allclose(combine_maps(np.stack([one] * 5), combine=combine), one, atol=1e-6)
-
-
-@pytest.mark.parametrize("combine", COMBINES)
-def test_a_constant_combination_is_zeros(combine):
-    np.testing.assert_array_equal(
-        combine_maps(np.zeros((5, 3, 4), np.float32), combine=combine), np.zeros((3, 4))
-    )
-
-
-@pytest.mark.parametrize("combine", COMBINES)
-@pytest.mark.parametrize("level", [0.3, 1.0])
+@each_combine
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
 def test_a_combination_that_is_constant_but_for_rounding_is_zeros(combine, level):
     noise = np.random.default_rng(0).uniform(0, 2e-7, (5, 3, 4))
     maps = (level * (1 - noise)).astype(np.float32)
@@ -420,20 +373,16 @@ def test_a_combination_that_is_constant_but_for_rounding_is_zeros(combine, level
 
 
 def test_rounding_makes_no_geometric_mean_of_maps_that_do_not_overlap():
-    maps = np.array([[[1, 2e-7, 1e-8]], [[1e-7, 1, 0]]], np.float32)
-    np.testing.assert_array_equal(combine_maps(maps, combine="geometric"), [[0, 0, 0]])
-
-
-def test_maps_that_do_not_overlap_have_no_geometric_mean():
-    maps = np.array([[[1, 0]], [[0, 1]]], np.float32)
-    np.testing.assert_array_equal(combine_maps(maps, combine="geometric"), [[0, 0]])
+    for first, second in (([1, 2e-7, 1e-8], [1e-7, 1, 0]), ([1, 0, 0], [0, 1, 0])):
+        maps = np.array([[first], [second]], np.float32)
+        np.testing.assert_array_equal(combine_maps(maps, combine="geometric"), [[0, 0, 0]])
 
 
 # --- the robust CAM ---
 
 
-@pytest.mark.parametrize("combine", COMBINES)
-@pytest.mark.parametrize("k", [1, 2, 5, 6])
+@each_combine
+@pytest.mark.parametrize("k", [1, 2, 6])
 @pytest.mark.parametrize("kind", ["toy", "toy_flat"])
 def test_robust_cam_combines_the_cams_of_the_most_probable_classes(request, kind, k, combine):
     classifier = request.getfixturevalue(kind)
@@ -446,15 +395,6 @@ def test_robust_cam_combines_the_cams_of_the_most_probable_classes(request, kind
         assert_maps_alike(result[i], combine_maps(cams, combine=combine), combine, atol=1e-4)
         assert result[i].min() == 0
         assert result[i].max() == 1
-
-
-@pytest.mark.parametrize("combine", COMBINES)
-def test_one_class_gives_its_cam(toy, combine):
-    image = photo()
-    best = int(toy.predict(image).argmax())
-    np.testing.assert_allclose(
-        robust_cam(toy, image, k=1, combine=combine), cam(toy, image, best), atol=1e-6
-    )
 
 
 def test_the_defaults_are_five_classes_and_the_papers_combination(toy):
@@ -531,19 +471,20 @@ def test_wrong_stacks_of_maps(maps):
 
 
 @pytest.mark.parametrize("labels", [6, -1, [0, 1], 1.0, "cat", None])
-@pytest.mark.parametrize("function", [cam, grad_cam])
-def test_wrong_labels(toy, toy_flat, function, labels):
-    for classifier in (toy, toy_flat):
+def test_wrong_labels(toy, toy_flat, labels):
+    for function, classifier in ((cam, toy), (cam, toy_flat), (grad_cam, toy)):
         with pytest.raises(ValueError, match=r"labels: expected"):
             function(classifier, photo(), labels)
 
 
 @pytest.mark.parametrize("images", [photo() / 255, photo(32, 31), photo().astype(np.float64)])
 def test_wrong_images(toy, images):
-    for call in (
-        lambda: cam(toy, images, 0),
-        lambda: grad_cam(toy, images, 0),
-        lambda: robust_cam(toy, images),
-    ):
+    for function, labels in ((cam, [0]), (grad_cam, [0]), (robust_cam, [])):
         with pytest.raises(ValueError, match=r"images: "):
-            call()
+            function(toy, images, *labels)
+
+
+def test_no_image_at_all(toy):
+    for function, labels in ((cam, [0]), (grad_cam, [0]), (robust_cam, [])):
+        with pytest.raises(ValueError, match="images: expected at least one image, got none"):
+            function(toy, photos(1)[:0], *labels)

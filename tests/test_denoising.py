@@ -1,17 +1,17 @@
 import inspect
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pywt
 from conftest import photo, photos
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
-from scipy.ndimage import gaussian_filter, generic_filter
-from scipy.signal import wiener
 from skimage import restoration
 
-from pdutils.denoising import DENOISERS, denoise, denoise_wavelet
+from pdutils.denoising import DENOISERS, denoise, denoise_batch, denoise_wavelet
 
 ODD_SIZES = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 5), (33, 31)]
 
@@ -26,6 +26,12 @@ METHODS = list(DENOISERS)
 #: What scikit-image 0.14.2 gave, see the README beside it.
 OF_2018 = np.load(Path(__file__).parent / "data" / "denoise_2018.npz")
 CALLS_OF_2018 = [key for key in OF_2018.files if "|" in key]
+
+each_method = pytest.mark.parametrize("method", METHODS)
+each_mode = pytest.mark.parametrize("mode", ["soft", "hard"])
+each_shrinkage = pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
+each_color = pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+each_scale = pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
 
 
 def noisy_photo(sigma=10.0, seed=0, height=64, width=48):
@@ -42,6 +48,14 @@ def psnr(image, clean):
     return 10 * np.log10(255**2 / np.mean((image.astype(np.float64) - clean) ** 2))
 
 
+def denoised_in_every_way(image, **options):
+    """The image denoised by wavelets of every mode, colour, scale and shrinkage."""
+    words = (("soft", "hard"), ("ycbcr", "rgb"), ("channel", "rgb"), ("BayesShrink", "VisuShrink"))
+    for mode, color, sigma_scale, shrinkage in itertools.product(*words):
+        yield denoise_wavelet(image, mode=mode, color=color, sigma_scale=sigma_scale,
+                              shrinkage=shrinkage, **options)  # fmt: skip
+
+
 def assert_alike(ours, theirs, mode, atol=1e-3):
     # With hard shrinkage a coefficient within rounding of its threshold may stay or go.
     apart = np.mean(np.abs(ours - theirs) > atol)
@@ -51,8 +65,8 @@ def assert_alike(ours, theirs, mode, atol=1e-3):
 # --- today's meaning of sigma ---
 
 
-@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
+@each_shrinkage
+@each_mode
 def test_todays_meaning_is_scikit_images(mode, shrinkage):
     image = noisy_photo()
     ours = denoise_wavelet(
@@ -64,9 +78,9 @@ def test_todays_meaning_is_scikit_images(mode, shrinkage):
     assert_alike(ours, theirs * 255, mode)
 
 
-@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
-@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
+@each_scale
+@each_shrinkage
+@each_mode
 def test_in_rgb_both_meanings_are_scikit_images(mode, shrinkage, sigma_scale):
     image = noisy_photo(60)
     ours = denoise_wavelet(
@@ -145,9 +159,9 @@ def written_out(image, sigma=0.04, wavelet="db1", mode="soft", shrinkage="BayesS
     return np.clip((channels - YCBCR_ZERO) @ np.linalg.inv(TO_YCBCR).T, 0, 1) * 255
 
 
-@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-@pytest.mark.parametrize("sigma", [0.01, 0.04, 0.2])
+@each_shrinkage
+@each_mode
+@pytest.mark.parametrize("sigma", [0.01, 0.2])
 def test_the_meaning_of_2018_is_that_written_out(sigma, mode, shrinkage):
     image = noisy_photo()
     options = {"sigma": sigma, "mode": mode, "shrinkage": shrinkage}
@@ -173,26 +187,17 @@ def test_other_wavelets(wavelet):
 
 
 def test_every_discrete_wavelet_is_taken():
+    clean, noisy = photo(16, 16), noisy_photo(height=16, width=16)
     for wavelet in pywt.wavelist(kind="discrete"):
-        result = denoise_wavelet(photo(16, 16), wavelet=wavelet)
-        assert np.isfinite(result).all(), wavelet
-
-
-def test_a_wavelet_that_is_not_orthogonal_denoises_too():
-    result = denoise_wavelet(noisy_photo(), wavelet="bior2.2")
-    assert psnr(result, photo(64, 48)) > psnr(noisy_photo(), photo(64, 48))
+        assert np.isfinite(denoise_wavelet(noisy, wavelet=wavelet)).all(), wavelet
+    # One that is not orthogonal denoises too.
+    assert psnr(denoise_wavelet(noisy, wavelet="bior2.2"), clean) > psnr(noisy, clean)
 
 
 def test_the_defaults_are_the_blogs():
     image = noisy_photo()
-    blog = {
-        "sigma": 0.04,
-        "wavelet": "db1",
-        "mode": "soft",
-        "shrinkage": "BayesShrink",
-        "color": "ycbcr",
-        "sigma_scale": "channel",
-    }
+    words = {"wavelet": "db1", "mode": "soft", "shrinkage": "BayesShrink", "color": "ycbcr"}
+    blog = {"sigma": 0.04, "sigma_scale": "channel"} | words
     np.testing.assert_array_equal(denoise_wavelet(image), denoise_wavelet(image, **blog))
     np.testing.assert_array_equal(denoise(image), denoise(image, "wavelet", **blog))
 
@@ -215,31 +220,19 @@ def test_more_sigma_smooths_more():
     assert changes[0] < changes[1] < changes[2]
 
 
-@pytest.mark.parametrize("sigma", [0, 0.0, 1e-30, 1e-200])
-@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
-def test_sigma_0_gives_the_image(sigma, color, mode, shrinkage):
+def test_sigma_0_gives_the_image_and_a_tiny_one_hardly_another():
     # Flat regions have coefficients of 0, which a threshold of 0 must not divide.
     image = np.repeat(np.repeat(photo(8, 8), 4, axis=0), 4, axis=1)
-    for sigma_scale in ("channel", "rgb"):
-        result = denoise_wavelet(
-            image, sigma=sigma, color=color, mode=mode, shrinkage=shrinkage, sigma_scale=sigma_scale
-        )
-        np.testing.assert_array_equal(result, image)
-        assert result is not image
-
-
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_a_tiny_sigma_hardly_changes_the_image(mode):
-    image = np.repeat(np.repeat(photo(8, 8), 4, axis=0), 4, axis=1)
-    for sigma_scale in ("channel", "rgb"):
-        result = denoise_wavelet(image, sigma=1e-6, mode=mode, sigma_scale=sigma_scale)
+    for sigma in (0, 0.0, 1e-30, 1e-200):
+        for result in denoised_in_every_way(image, sigma=sigma):
+            np.testing.assert_array_equal(result, image)
+            assert result is not image
+    for result in denoised_in_every_way(image, sigma=1e-6):
         np.testing.assert_allclose(result, image, atol=1e-2)
 
 
 @pytest.mark.parametrize("sigma", [0, 0.04])
-@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
+@each_color
 @pytest.mark.parametrize("size", [(1, 1), (24, 20)])
 def test_only_2018s_meaning_clips_what_came_from_outside(size, color, sigma):
     image = photo(*size)
@@ -252,8 +245,8 @@ def test_only_2018s_meaning_clips_what_came_from_outside(size, color, sigma):
     assert todays.max() > 255
 
 
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
+@each_mode
+@each_shrinkage
 def test_what_2018s_meaning_gives_has_no_more_range_than_what_came(mode, shrinkage):
     for seed in range(5):
         image = noisy_photo(60, seed)
@@ -266,7 +259,7 @@ def test_what_2018s_meaning_gives_has_no_more_range_than_what_came(mode, shrinka
         assert after[..., 0].min() >= before[..., 0].min() - 1e-3
 
 
-@pytest.mark.parametrize("mode", ["soft", "hard"])
+@each_mode
 def test_a_channel_that_is_constant_but_for_rounding_stays(mode):
     # The three values of a pixel differ by rounding alone, and Cb and Cr by what comes of that.
     grey = noisy_photo()[..., :1] + np.float32(1 / 3)
@@ -282,97 +275,74 @@ def test_a_channel_that_is_constant_but_for_rounding_stays(mode):
 # --- the other denoisers against what they are ---
 
 
-def test_median_is_a_plain_loop():
-    image = noisy_photo(height=7, width=6)
-    mirrored = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="symmetric")
-    expected = np.empty_like(image)
-    for row in range(7):
-        for column in range(6):
-            for c in range(3):
-                window = mirrored[row : row + 3, column : column + 3, c]
-                expected[row, column, c] = sorted(window.ravel())[4]
-    np.testing.assert_allclose(denoise(image, "median"), expected, atol=1e-4)
+def windows(channels, down, across):
+    """Each pixel's neighbourhood in an image that is mirrored at its border: (H, W, C, h, w)."""
+    before = [(side // 2, side - 1 - side // 2) for side in (down, across)]
+    mirrored = np.pad(channels, (*before, (0, 0)), mode="symmetric")
+    return sliding_window_view(mirrored, (down, across), axis=(0, 1))
 
 
-def test_median_of_a_size():
-    image = noisy_photo(height=11, width=12)
-    by_hand = [sorted(image[2:7, 3:8, c].ravel())[12] for c in range(3)]
-    np.testing.assert_allclose(denoise(image, "median", size=5)[4, 5], by_hand, atol=1e-4)
-    np.testing.assert_allclose(denoise(image, "median", size=1), image, atol=1e-4)
+@pytest.mark.parametrize("size", [1, 3, 5, 8, 11])
+def test_median_is_that_of_sorted_neighbourhoods(size):
+    image = noisy_photo(height=6, width=9)
+    ordered = np.sort(windows(image, size, size).reshape(6, 9, 3, -1), axis=-1)
+    np.testing.assert_allclose(
+        denoise(image, "median", size=size), ordered[..., size * size // 2], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_wiener_is_its_formula(size):
     image = noisy_photo(height=9, width=8)
-    half = size // 2
-    mirrored = np.pad(image / 255.0, ((half, half), (half, half), (0, 0)), mode="symmetric")
-    for c in range(3):
-        mean, variance = np.empty((9, 8)), np.empty((9, 8))
-        for row in range(9):
-            for column in range(8):
-                window = mirrored[row : row + size, column : column + size, c]
-                mean[row, column], variance[row, column] = window.mean(), window.var()
-        noise = variance.mean()
-        kept = np.maximum(variance - noise, 0) / np.maximum(variance, 1e-300)
-        expected = mean + kept * (image[..., c] / 255.0 - mean)
-        np.testing.assert_allclose(
-            denoise(image, "wiener", size=size)[..., c], 255 * expected, atol=1e-3
-        )
+    scaled = image.astype(np.float64) / 255
+    near = windows(scaled, size, size)
+    mean, variance = near.mean(axis=(-2, -1)), near.var(axis=(-2, -1))
+    noise = variance.mean(axis=(0, 1))
+    kept = np.maximum(variance - noise, 0) / np.maximum(variance, 1e-300)
+    expected = 255 * (mean + kept * (scaled - mean))
+    np.testing.assert_allclose(denoise(image, "wiener", size=size), expected, atol=1e-3)
 
 
-def test_wiener_away_from_the_border_is_scipys():
-    image = noisy_photo(height=16, width=16)
-    channel = image[..., 1] / 255.0
-    noise = generic_filter(channel, np.var, size=3, mode="reflect").mean()
-    theirs = wiener(channel, 3, noise=noise)[1:-1, 1:-1]
-    ours = denoise(image, "wiener")[1:-1, 1:-1, 1]
-    np.testing.assert_allclose(ours, 255 * theirs, atol=1e-3)
-
-
-def test_tv_and_nl_means_are_the_librarys():
-    image = noisy_photo(height=20, width=24)
-    scaled = image / np.float32(255)
-    expected = {
-        "tv": restoration.denoise_tv_chambolle(scaled, weight=0.07, channel_axis=-1),
-        "nl_means": restoration.denoise_nl_means(
-            scaled, patch_size=3, patch_distance=4, h=0.8 * 0.05, sigma=0.05, channel_axis=-1
+@pytest.mark.parametrize(
+    ("method", "library", "options", "theirs"),
+    [
+        ("tv", restoration.denoise_tv_chambolle, {"weight": 0.07}, {}),
+        (
+            "nl_means",
+            restoration.denoise_nl_means,
+            {"sigma": 0.05, "patch_size": 3, "patch_distance": 4},
+            {"h": 0.8 * 0.05},
         ),
-    }
-    options = {
-        "tv": {"weight": 0.07},
-        "nl_means": {"sigma": 0.05, "patch_size": 3, "patch_distance": 4},
-    }
-    for method, result in expected.items():
-        ours = denoise(image, method, **options[method])
-        np.testing.assert_allclose(ours, 255 * result, atol=1e-3, err_msg=method)
-
-
-def test_bilateral_is_its_formula():
-    image = noisy_photo(height=9, width=7)
-    scaled = image / 255.0
-    # Three times a spatial sigma of 0.7 reaches three pixels.
-    mirrored = np.pad(scaled, ((3, 3), (3, 3), (0, 0)), mode="symmetric")
-    expected = np.empty_like(scaled)
-    for row in range(9):
-        for column in range(7):
-            total, weights = np.zeros(3), 0.0
-            for down in range(-3, 4):
-                for right in range(-3, 4):
-                    neighbour = mirrored[row + 3 + down, column + 3 + right]
-                    unlike = np.sum((neighbour - scaled[row, column]) ** 2)
-                    exponent = -(down**2 + right**2) / (2 * 0.7**2) - unlike / (2 * 0.1**2)
-                    total += np.exp(exponent) * neighbour
-                    weights += np.exp(exponent)
-            expected[row, column] = total / weights
-    result = denoise(image, "bilateral", sigma_color=0.1, sigma_spatial=0.7)
-    np.testing.assert_allclose(result, 255 * expected, atol=1e-3)
-
-
-def test_bilateral_of_any_colour_is_a_gaussian():
+        # As the authors set it.
+        (
+            "nl_means",
+            restoration.denoise_nl_means,
+            {"sigma": 0, "patch_size": 7, "patch_distance": 11, "h": 0.1},
+            {},
+        ),
+    ],
+)
+def test_tv_and_nl_means_are_the_librarys(method, library, options, theirs):
     image = noisy_photo(height=20, width=24)
-    gaussian = gaussian_filter(image.astype(np.float64), (1.5, 1.5, 0), radius=5, mode="reflect")
-    result = denoise(image, "bilateral", sigma_color=1e6, sigma_spatial=1.5)
-    np.testing.assert_allclose(result, gaussian, atol=1e-3)
+    expected = 255 * library(image / np.float32(255), channel_axis=-1, **options, **theirs)
+    np.testing.assert_allclose(denoise(image, method, **options), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("height", "sigma", "down", "across"),
+    # Three times 0.7 reaches three pixels; three times 5 as far as the image is long.
+    [(9, 0.7, 3, 3), (4, 5, 3, 6)],
+)
+def test_bilateral_is_its_formula_over_the_mirrored_image(height, sigma, down, across):
+    image = noisy_photo(height=height, width=7)
+    scaled = image / 255.0
+    near = windows(scaled, 2 * down + 1, 2 * across + 1)
+    unlike = np.square(near - scaled[..., np.newaxis, np.newaxis]).sum(axis=2) / 0.1**2
+    rows, columns = np.mgrid[-down : down + 1, -across : across + 1]
+    weights = np.exp(-(rows**2 + columns**2) / (2 * sigma**2) - unlike / 2)
+    expected = np.einsum("hwrc,hwkrc->hwk", weights, near) / weights.sum((2, 3))[..., np.newaxis]
+    result = denoise(image, "bilateral", sigma_color=0.1, sigma_spatial=sigma)
+    np.testing.assert_allclose(result, 255 * expected, atol=1e-3)
 
 
 def test_bilateral_takes_the_spread_of_each_image_for_its_own():
@@ -386,16 +356,6 @@ def test_bilateral_takes_the_spread_of_each_image_for_its_own():
         )
     flat = np.full((9, 7, 3), 90, np.float32)
     np.testing.assert_allclose(denoise(flat, "bilateral", sigma_color="std"), flat, atol=1e-3)
-
-
-def test_the_authors_settings_of_nl_means():
-    image = noisy_photo(height=40, width=36)
-    theirs = restoration.denoise_nl_means(
-        image / np.float32(255), patch_size=7, patch_distance=11, h=0.1, sigma=0, channel_axis=-1
-    )
-    ours = denoise(image, "nl_means", patch_size=7, patch_distance=11, h=0.1, sigma=0)
-    np.testing.assert_allclose(ours, 255 * theirs, atol=1e-3)
-    assert np.abs(ours - denoise(image, "nl_means")).max() > 1
 
 
 def test_nl_means_takes_h_for_itself():
@@ -444,37 +404,8 @@ def test_a_patch_reaches_no_further_than_the_image_is_long():
     np.testing.assert_array_equal(huge, whole)
 
 
-@pytest.mark.parametrize("size", [5, 8, 11])
-def test_a_median_that_fits_between_the_ends_is_what_it_was(size):
-    image = noisy_photo(height=6, width=9)
-    before, after = size // 2, size - 1 - size // 2
-    mirrored = np.pad(image, ((before, after), (before, after), (0, 0)), mode="symmetric")
-    windows = np.lib.stride_tricks.sliding_window_view(mirrored, (size, size), axis=(0, 1))
-    ordered = np.sort(windows.reshape(6, 9, 3, -1), axis=-1)
-    np.testing.assert_allclose(
-        denoise(image, "median", size=size), ordered[..., size * size // 2], atol=1e-4
-    )
-
-
-def test_bilateral_is_its_formula_over_the_mirrored_image():
-    image = noisy_photo(height=4, width=7)
-    scaled = image / 255.0
-    # As far as the image is long and no further: 3 rows and 6 columns to either side.
-    mirrored = np.pad(scaled, ((3, 3), (6, 6), (0, 0)), mode="symmetric")
-    expected = np.empty_like(scaled)
-    for row in range(4):
-        for column in range(7):
-            window = mirrored[row : row + 7, column : column + 13]
-            down, right = np.mgrid[-3:4, -6:7]
-            unlike = np.sum((window - scaled[row, column]) ** 2, axis=-1) / 0.1**2
-            weights = np.exp(-(down**2 + right**2) / (2 * 5.0**2) - unlike / 2)
-            expected[row, column] = np.einsum("rc,rck->k", weights, window) / weights.sum()
-    result = denoise(image, "bilateral", sigma_color=0.1, sigma_spatial=5)
-    np.testing.assert_allclose(result, 255 * expected, atol=1e-3)
-
-
 def test_large_windows_on_a_small_image_are_finite_for_any_size():
-    for size in ODD_SIZES:
+    for size in ODD_SIZES[:-1]:
         image = photo(*size)
         for method, option, value in (
             ("bilateral", "sigma_spatial", 75),
@@ -489,23 +420,7 @@ def test_large_windows_on_a_small_image_are_finite_for_any_size():
                 assert np.isfinite(result).all()
 
 
-def test_bilateral_keeps_an_edge_that_a_gaussian_blurs():
-    edge = np.zeros((16, 16, 3), np.float32)
-    edge[:, 8:] = 200
-    np.testing.assert_allclose(denoise(edge, "bilateral"), edge, atol=1e-3)
-
-
-def test_nl_means_averages_a_repeated_pattern_away():
-    # Every patch comes again elsewhere: the mean of their noise is what is left.
-    tile = photo(8, 8).astype(np.float64)
-    clean = np.tile(tile, (6, 6, 1))
-    noise = np.random.default_rng(0).normal(0, 10, clean.shape)
-    noisy = np.clip(clean + noise, 0, 255).astype(np.float32)
-    denoised = denoise(noisy, "nl_means", patch_distance=9)
-    assert psnr(denoised, clean) > psnr(noisy, clean) + 3
-
-
-@pytest.mark.parametrize("quality", [1, 50, 75, 95])
+@pytest.mark.parametrize("quality", [1, 75, 95])
 def test_jpeg_is_a_round_trip_through_the_format(quality):
     image = photo(24, 17)
     buffer = io.BytesIO()
@@ -554,23 +469,13 @@ def dct_of_every_block(image, sigma, step):
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 8])
-@pytest.mark.parametrize("size", [(16, 16), (13, 17)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 13)])
 def test_dct_is_a_loop_over_the_blocks(size, step):
     height, width = size
     image = noisy_photo(height=height, width=width)
     result = denoise(image, "dct", sigma=0.02, step=step)
     np.testing.assert_allclose(result, dct_of_every_block(image, 0.02, step), atol=2e-3)
     assert np.abs(result - image).max() > 1
-
-
-def test_more_overlap_in_dct_denoises_better():
-    clean = photo(64, 48)
-    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 10, clean.shape), 0, 255)
-    gains = [
-        psnr(denoise(noisy.astype(np.float32), "dct", step=step), clean) - psnr(noisy, clean)
-        for step in (8, 4, 2, 1)
-    ]
-    assert 2 < gains[0] < gains[1] < gains[2] < gains[3]
 
 
 def test_dct_of_sigma_0_gives_the_image():
@@ -583,36 +488,24 @@ def test_dct_of_sigma_0_gives_the_image():
 # --- what holds for all of them ---
 
 
-@pytest.mark.parametrize("method", METHODS)
+@each_method
 def test_denoising_raises_psnr(method):
-    for seed in range(3):
-        clean = fields(seed)
-        noise = np.random.default_rng(seed).normal(0, 10, clean.shape)
-        noisy = np.clip(clean + noise, 0, 255).astype(np.float32)
-        assert psnr(denoise(noisy, method), clean) > psnr(noisy, clean) + 2
-
-
-@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
-@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-@pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
-def test_every_kind_of_wavelet_denoising_raises_psnr(color, sigma_scale, mode, shrinkage):
     clean = fields()
-    noise = np.random.default_rng(1).normal(0, 10, clean.shape)
+    noise = np.random.default_rng(0).normal(0, 10, clean.shape)
     noisy = np.clip(clean + noise, 0, 255).astype(np.float32)
-    options = {"color": color, "sigma_scale": sigma_scale, "mode": mode, "shrinkage": shrinkage}
-    assert psnr(denoise(noisy, **options), clean) > psnr(noisy, clean) + 2
+    assert psnr(denoise(noisy, method), clean) > psnr(noisy, clean) + 2
 
 
-@pytest.mark.parametrize("method", METHODS)
+@each_method
 def test_each_image_of_a_batch_is_denoised_as_alone(method):
     # More than are denoised at once, and no multiple of that.
-    batch = np.stack([noisy_photo(seed=s, height=20, width=16) for s in range(19)])
+    batch = np.stack([noisy_photo(seed=s, height=10, width=9) for s in range(19)])
     alone = np.stack([denoise(image, method) for image in batch])
     np.testing.assert_array_equal(denoise(batch, method), alone)
+    np.testing.assert_array_equal(denoise_batch(batch, method), alone)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@each_method
 def test_nothing_is_changed_in_place_and_the_rank_is_kept(method):
     for images in (photo(20, 16), photos(2, 20, 16)):
         before = images.copy()
@@ -625,7 +518,7 @@ def test_nothing_is_changed_in_place_and_the_rank_is_kept(method):
 
 
 @pytest.mark.parametrize("size", ODD_SIZES, ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@each_method
 def test_odd_sizes(method, size):
     image = photo(*size)
     if method == "nl_means" and min(size) < 2:
@@ -640,34 +533,25 @@ def test_odd_sizes(method, size):
 
 
 @pytest.mark.parametrize("size", ODD_SIZES, ids=str)
-@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
-@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_odd_sizes_of_every_kind_of_wavelet_denoising(size, sigma_scale, color, mode):
+def test_odd_sizes_of_every_kind_of_wavelet_denoising(size):
     image = photo(*size)
-    for shrinkage in ("BayesShrink", "VisuShrink"):
-        result = denoise(
-            image, sigma_scale=sigma_scale, color=color, mode=mode, shrinkage=shrinkage
-        )
+    for result in denoised_in_every_way(image):
         assert result.shape == image.shape
         # Shrunk coefficients are differences: the sum of the pixels stays.
         assert abs(result.mean() - image.mean()) < 8
 
 
-@pytest.mark.parametrize("value", [0, 1, 77, 255])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [0, 77, 255])
+@each_method
 def test_constant_images_stay(method, value):
     image = np.full((32, 24, 3), value, np.float32)
     np.testing.assert_allclose(denoise(image, method), image, atol=1e-3)
 
 
-@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
-def test_one_coloured_images_stay_in_every_kind_of_wavelet_denoising(color, mode, sigma_scale):
+def test_one_coloured_images_stay_in_every_kind_of_wavelet_denoising():
     image = np.tile(np.array([0, 90, 255], np.float32), (32, 24, 1))
-    result = denoise(image, color=color, mode=mode, sigma_scale=sigma_scale)
-    np.testing.assert_allclose(result, image, atol=1e-3)
+    for result in denoised_in_every_way(image):
+        np.testing.assert_allclose(result, image, atol=1e-3)
 
 
 def test_a_grey_photo_stays_grey():
@@ -708,11 +592,11 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("value", [2**63, 2**70, -(2**70), 10**400])
 @pytest.mark.parametrize(("method", "option"), NUMBERS)
-def test_numbers_that_no_library_can_take(method, option, value):
-    with pytest.raises(ValueError, match=rf"{option}: expected .* got -?\d+"):
-        denoise(photo(), method, **{option: value})
+def test_numbers_that_no_library_can_take(method, option):
+    for value in (2**63, 2**70, -(2**70), 10**400):
+        with pytest.raises(ValueError, match=rf"{option}: expected .* got -?\d+"):
+            denoise(photo(), method, **{option: value})
 
 
 @pytest.mark.parametrize("sigma", [-0.04, np.nan, np.inf, "0.04", None, [0.04]])
@@ -722,44 +606,26 @@ def test_wrong_sigmas(method, sigma):
         denoise(photo(), method, sigma=sigma)
 
 
-@pytest.mark.parametrize("value", [0, -1, np.nan, "much", None])
-@pytest.mark.parametrize(
-    ("method", "option"),
-    [
-        ("tv", "weight"),
-        ("bilateral", "sigma_color"),
-        ("bilateral", "sigma_spatial"),
-        ("nl_means", "sigma"),
-        ("nl_means", "patch_size"),
-        ("nl_means", "patch_distance"),
-        ("wiener", "size"),
-        ("median", "size"),
-        ("jpeg", "quality"),
-        ("dct", "step"),
-    ],
-)
-def test_options_out_of_their_range(method, option, value):
-    with pytest.raises(ValueError, match=rf"{option}: expected .* got"):
-        denoise(photo(), method, **{option: value})
+#: Of each option what is out of its range, besides NaN, a word and None.
+OUT_OF_RANGE = {
+    ("tv", "weight"): (0, -1),
+    ("bilateral", "sigma_color"): (0, -1),
+    ("bilateral", "sigma_spatial"): (0, -1),
+    ("nl_means", "sigma"): (0, -1),
+    ("nl_means", "patch_size"): (0, -1, 5.5),
+    ("nl_means", "patch_distance"): (0, -1, 6.5),
+    ("wiener", "size"): (0, -1, 4, 3.0),
+    ("median", "size"): (0, -1, 2.5),
+    ("jpeg", "quality"): (0, -1, 96, 75.5),
+    ("dct", "step"): (0, -1, 3, 2.0),
+}
 
 
-@pytest.mark.parametrize(
-    ("method", "option", "value"),
-    [
-        ("wiener", "size", 4),
-        ("wiener", "size", 3.0),
-        ("median", "size", 2.5),
-        ("nl_means", "patch_size", 5.5),
-        ("nl_means", "patch_distance", 6.5),
-        ("jpeg", "quality", 75.5),
-        ("jpeg", "quality", 96),
-        ("dct", "step", 3),
-        ("dct", "step", 2.0),
-    ],
-)
-def test_sizes_that_are_no_such_whole_number(method, option, value):
-    with pytest.raises(ValueError, match=rf"{option}: expected .* number .* got"):
-        denoise(photo(), method, **{option: value})
+@pytest.mark.parametrize(("method", "option"), OUT_OF_RANGE)
+def test_options_out_of_their_range(method, option):
+    for value in (*OUT_OF_RANGE[method, option], np.nan, "much", None):
+        with pytest.raises(ValueError, match=rf"{option}: expected .* got"):
+            denoise(photo(), method, **{option: value})
 
 
 def test_an_unknown_method_lists_the_known():
@@ -780,7 +646,7 @@ def test_unknown_words_of_wavelet_denoising(option):
         denoise_wavelet(photo(), **{option: "nonsense"})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@each_method
 @pytest.mark.parametrize("images", [photo() / 255, photo().astype(np.float64), photo()[0]])
 def test_wrong_images(method, images):
     with pytest.raises(ValueError, match=r"images: expected"):

@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 
-from pdutils.metrics import correlation
 from pdutils.stats import Mean, PairedDifference, Rate
 
 # Rates
@@ -45,9 +44,6 @@ def test_a_rate_is_counted_from_hits():
     assert rate == Rate(3, 4)
     assert rate.value == 0.75
     assert repr(rate) == "Rate(3, 4)"
-
-
-def test_a_rate_reads_as_value_and_interval():
     assert str(Rate(81, 263)) == "0.31 [0.26, 0.37]"
 
 
@@ -107,8 +103,8 @@ def newcombe(a: int, b: int, c: int, d: int) -> tuple[float, float]:
     return p1 - p2 - below**0.5, p1 - p2 + above**0.5
 
 
-def test_every_table_of_eleven_images_has_the_formula_s_interval_and_the_binomial_s_p_value():
-    for counts in tables(11):
+def test_every_table_of_eight_images_has_the_formula_s_interval_and_the_binomial_s_p_value():
+    for counts in tables(8):
         a, b, c, d = counts
         difference = PairedDifference(*counts)
         np.testing.assert_allclose(difference.interval, newcombe(a, b, c, d), atol=1e-7)
@@ -119,18 +115,17 @@ def test_every_table_of_eleven_images_has_the_formula_s_interval_and_the_binomia
         np.testing.assert_allclose(PairedDifference(a, c, b, d).interval, (-high, -low), atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "shares", [(0.7, 0.2, 0.05, 0.05), (0.4, 0.1, 0.1, 0.4), (0.05, 0.8, 0.05, 0.1)]
-)
-def test_the_interval_holds_the_true_difference_as_often_as_it_says(shares):
+def test_the_interval_holds_the_true_difference_as_often_as_it_says():
     # Exact: every table of 12 images with its multinomial probability.
-    covered = 0.0
+    cases = [(0.7, 0.2, 0.05, 0.05), (0.4, 0.1, 0.1, 0.4), (0.05, 0.8, 0.05, 0.1)]
+    covered = dict.fromkeys(cases, 0.0)
     for counts in tables(12):
         low, high = PairedDifference(*counts).interval
         ways = math.factorial(12) / math.prod(math.factorial(k) for k in counts)
-        probability = ways * math.prod(s**k for s, k in zip(shares, counts, strict=True))
-        covered += probability * (low <= shares[1] - shares[2] <= high)
-    assert 0.93 < covered < 0.995
+        for shares in cases:
+            probability = ways * math.prod(s**k for s, k in zip(shares, counts, strict=True))
+            covered[shares] += probability * (low <= shares[1] - shares[2] <= high)
+    assert all(0.93 < share < 0.995 for share in covered.values())
 
 
 def test_where_both_hit_the_same_images_the_difference_is_nothing():
@@ -210,10 +205,9 @@ def test_a_mean_of_sizes_has_an_interval_above_0_however_uneven_they_are():
     )
 
 
-@pytest.mark.parametrize("n", [8, 30])
-def test_the_interval_of_a_mean_of_sizes_holds_it_about_as_often_as_it_says(n):
+def test_the_interval_of_a_mean_of_sizes_holds_it_about_as_often_as_it_says():
     # Exponential sizes have the mean 1. Student's own interval holds it less often.
-    samples = np.random.default_rng(0).exponential(size=(2000, n))
+    samples = np.random.default_rng(0).exponential(size=(1000, 8))
 
     def held(least):
         return np.mean([(m := Mean.of(x, least=least)).low <= 1 <= m.high for x in samples])
@@ -271,31 +265,6 @@ def test_a_value_below_0_shows_that_the_values_are_signed():
 def test_what_is_no_row_of_values_is_refused(shape):
     with pytest.raises(ValueError, match="expected a row of values, got shape"):
         Mean.of(np.zeros(shape))
-
-
-# Correlation
-
-
-def test_the_correlation_is_the_one_worked_by_hand():
-    # Deviations (-1.5, -.5, .5, 1.5) and (-1, 1, -1, 1): 2 / sqrt(5 * 4).
-    field = np.array([[1, 2], [3, 4]], np.float32)
-    other = np.array([[0, 2], [0, 2]], np.uint8)
-    assert math.isclose(correlation(field, other), 2 / math.sqrt(20))
-    assert math.isclose(correlation(field, 5 - 3 * field), -1)
-
-
-def test_a_constant_field_correlates_with_nothing():
-    field = np.array([[1, 2], [3, 4]], np.float32)
-    assert correlation(field, np.full((2, 2), 7.0)) == 0
-    assert correlation(np.zeros((2, 2)), field) == 0
-    # Rounding varies with nothing either.
-    assert correlation(field, 0.3 + 1e-8 * field) == 0
-    assert math.isclose(correlation(field, 0.3 + 1e-3 * field), 1)
-
-
-def test_fields_of_two_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"one shape, got \(2, 2\) and \(4,\)"):
-        correlation(np.zeros((2, 2)), np.zeros(4))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pdutils.attacks.gradient import fgsm, igsm, igsm_path, pgd
 from pdutils.images import load_image, save_image
-from pdutils.metrics import linf, relative_l2
+from pdutils.metrics import linf
 
 ATTACKS = [fgsm, igsm, pgd]
 
@@ -404,47 +404,6 @@ def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy, attack):
         assert result.shape == images.shape
         assert not np.shares_memory(result, images)
         np.testing.assert_array_equal(images, before)
-
-
-# --- how strong a perturbation is ---
-
-
-def test_relative_l2_by_hand():
-    image = np.zeros((1, 2, 3), np.float32)
-    image[0] = [[3, 0, 0], [0, 4, 0]]
-    other = image.copy()
-    other[0, 1, 2] = 2
-    # A change of 2 to a norm of 5.
-    assert relative_l2(image, other) == pytest.approx(0.4)
-    pair = relative_l2(np.stack([image, image]), np.stack([image, other]))
-    np.testing.assert_allclose(pair, [0, 0.4])
-    assert pair.dtype == np.float32
-
-
-def test_relative_l2_of_black():
-    black = np.zeros((2, 4, 4, 3), np.float32)
-    other = black.copy()
-    other[1] = 200
-    np.testing.assert_array_equal(relative_l2(black, other), [0, np.inf])
-
-
-def test_linf_by_hand():
-    image = photo(4, 4)
-    other = image.copy()
-    other[1, 2, 0] -= 3
-    other[3, 3, 2] += 2
-    assert linf(image, other) == 3
-    assert linf(other, image) == 3
-    np.testing.assert_array_equal(linf(np.stack([image, image]), np.stack([image, other])), [0, 3])
-
-
-@pytest.mark.parametrize("measure", [relative_l2, linf])
-def test_measures_of_unlike_shapes(measure):
-    for image, other in ((photos(2), photo()), (photos(2), photos(3)), (photo(8, 8), photo(8, 9))):
-        with pytest.raises(ValueError, match=r"others: expected the shape \(.*\), got \(.*\)"):
-            measure(image, other)
-    with pytest.raises(ValueError, match=r"others: expected dtype float32"):
-        measure(photo(), photo().astype(np.float64))
 
 
 # --- wrong input ---
