@@ -10,29 +10,45 @@ from pdutils import plots
 from pdutils.stats import PairedDifference, Rate
 
 
-def texts(figure):
+def titles(figure):
     return [ax.get_title() for ax in figure.axes]
 
 
-def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_of_their_roles(toy):
+def shown(ax):
+    return ax.get_images()[-1].get_array()
+
+
+def colors(bars):
+    return [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in bars]
+
+
+def ticks(axis):
+    return [tick.get_text() for tick in axis.get_ticklabels()]
+
+
+class Zoo:
+    """All that a figure asks of a classifier."""
+
+    class_names = ("ant", "bee", "cat", "dog", "eel", "fox")
+
+
+def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_of_their_roles():
     probabilities = np.array([0.05, 0.4, 0.02, 0.3, 0.2, 0.03], dtype=np.float32)
     figure = plots.prediction(
-        toy, photo(), probabilities, label=3, attacked_label=1, title="adversary"
+        Zoo, photo(), probabilities, label=3, attacked_label=1, title="adversary"
     )
     left, right = figure.axes
     assert left.get_title() == "adversary\nbee 0.40, dog 0.30"
-    names = [tick.get_text() for tick in right.get_yticklabels()]
+    assert ticks(right.yaxis) == ["fox", "ant", "eel", "dog", "bee"]
     widths = [bar.get_width() for bar in right.patches]
-    colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in right.patches]
-    assert names == ["fox", "ant", "eel", "dog", "bee"]
     np.testing.assert_allclose(widths, [0.03, 0.05, 0.2, 0.3, 0.4], rtol=1e-6)
-    other = plots.OTHER_COLOR
-    assert colors == [other, other, other, plots.TRUE_COLOR, plots.ATTACK_COLOR]
+    others = [plots.OTHER_COLOR] * 3
+    assert colors(right.patches) == [*others, plots.TRUE_COLOR, plots.ATTACK_COLOR]
 
 
-def test_several_draws_are_shown_by_their_means_and_how_far_they_reach(toy):
+def test_several_draws_are_shown_by_their_means_and_how_far_they_reach():
     draws = np.array([[0.1, 0.5, 0.0, 0.4, 0, 0], [0.1, 0.3, 0.0, 0.6, 0, 0]], dtype=np.float32)
-    left, right = plots.prediction(toy, photo(), draws, label=3, title="PD").axes
+    left, right = plots.prediction(Zoo, photo(), draws, label=3, title="PD").axes
     assert left.get_title() == "PD\ndog 0.50"
     assert right.get_title() == "the most probable, mean of 2 draws"
     widths = [bar.get_width() for bar in right.patches]
@@ -48,31 +64,26 @@ def test_the_answer_names_the_true_class_where_it_is_another():
     assert plots.answer(np.array([[0.1, 0.7, 0.2], [0.1, 0.5, 0.4]]), 1, names) == "badger 0.60"
 
 
-def test_figures_are_not_held_by_pyplot_which_would_show_them_twice():
-    plots.pictures([photo()], ["one"])
-    assert plt.get_fignums() == []
-
-
-def test_pictures_are_clipped_and_rounded_for_showing():
+def test_pictures_are_clipped_and_rounded_for_showing_and_not_held_by_pyplot():
     image = np.full((4, 4, 3), 255.6, dtype=np.float32)
     image[0] = -3
     (ax,) = plots.pictures([image], ["x"]).axes
-    shown = ax.get_images()[0].get_array()
-    assert shown.dtype == np.uint8
-    assert shown[0].max() == 0
-    assert shown[1:].min() == 255
+    assert shown(ax).dtype == np.uint8
+    assert shown(ax)[0].max() == 0
+    assert shown(ax)[1:].min() == 255
+    # A notebook would show them twice.
+    assert plt.get_fignums() == []
 
 
 def test_outcome_draws_the_true_class_green_and_the_attacked_one_orange():
     figure = plots.outcome(
         [photo(), photo()], ["a", "b"], names=["badger", "black_bear"], probabilities=[0.25, 0.5]
     )
-    *pictures, right = figure.axes
-    assert [ax.get_title() for ax in pictures] == ["a", "b"]
-    colors = [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in right.patches]
-    assert colors == [plots.TRUE_COLOR, plots.ATTACK_COLOR]
+    right = figure.axes[-1]
+    assert titles(figure)[:2] == ["a", "b"]
+    assert colors(right.patches) == [plots.TRUE_COLOR, plots.ATTACK_COLOR]
     assert [bar.get_height() for bar in right.patches] == [0.25, 0.5]
-    assert [tick.get_text() for tick in right.get_xticklabels()] == ["badger", "black\nbear"]
+    assert ticks(right.xaxis) == ["badger", "black\nbear"]
     assert "badger 0.25, black bear 0.50" in figure.get_label()
 
 
@@ -81,31 +92,27 @@ def test_perturbation_is_magnified_around_mid_grey_and_named():
     other = clean.copy()
     other[0, 0] += 4
     figure = plots.perturbation(clean, np.clip(other, 0, 255))
-    assert "at most 4 of 255" in texts(figure)[1]
-    assert "x 32" in texts(figure)[2]
-    shown = figure.axes[2].get_images()[0].get_array()
-    assert shown[0, 0].min() >= 254
-    assert set(np.unique(shown[1:])) <= {127, 128}
+    assert "at most 4 of 255" in titles(figure)[1]
+    assert "x 32" in titles(figure)[2]
+    assert shown(figure.axes[2])[0, 0].min() >= 254
+    assert set(np.unique(shown(figure.axes[2])[1:])) <= {127, 128}
 
 
-def test_perturbation_of_equal_images_does_not_divide_by_zero():
-    assert "at most 0 of 255" in texts(plots.perturbation(photo(), photo()))[1]
+def test_perturbation_by_nothing_or_by_rounding_alone_is_not_magnified():
+    clean = photo()
+    assert "at most 0 of 255" in titles(plots.perturbation(clean, clean))[1]
+    figure = plots.perturbation(clean, np.nextafter(clean, np.float32(300)))
+    assert set(np.unique(shown(figure.axes[2]))) <= {127, 128}
 
 
 def test_a_small_share_of_changed_values_is_not_rounded_to_none():
     clean = np.full((32, 32, 3), 40, dtype=np.float32)
     other = clean.copy()
     other[3, 4, 1] = 240
-    shown = texts(plots.perturbation(clean, other, title="clean, PD 1"))
-    assert shown[1] == "clean, PD 1, off by at most 200 of 255"
-    assert shown[2] == "difference x 0.64, 0.033% of values"
-
-
-def test_perturbation_by_rounding_alone_is_not_magnified():
-    clean = photo()
-    figure = plots.perturbation(clean, np.nextafter(clean, np.float32(300)))
-    shown = figure.axes[2].get_images()[0].get_array()
-    assert set(np.unique(shown)) <= {127, 128}
+    assert titles(plots.perturbation(clean, other, title="clean, PD 1"))[1:] == [
+        "clean, PD 1, off by at most 200 of 255",
+        "difference x 0.64, 0.033% of values",
+    ]
 
 
 @pytest.mark.parametrize("with_map", [False, True])
@@ -158,22 +165,21 @@ def test_rates_draws_wilson_bounds():
 
 def test_maps_shows_values_on_the_scale_from_0_to_1():
     chances = np.linspace(0, 0.5, 32 * 32, dtype=np.float32).reshape(32, 32)
-    shown = plots.maps([photo()], [chances], ["R-CAM"]).axes[0].get_images()[1]
-    assert shown.get_clim() == (0, 1)
-    np.testing.assert_array_equal(shown.get_array(), chances)
+    overlay = plots.maps([photo()], [chances], ["R-CAM"]).axes[0].get_images()[1]
+    assert overlay.get_clim() == (0, 1)
+    np.testing.assert_array_equal(overlay.get_array(), chances)
 
 
 def test_map_triples_shows_image_map_and_both_with_the_scale_of_the_map():
     maps = [np.full((48, 64), value, dtype=np.float32) for value in (0.2, 0.9)]
-    titles = [("clean", "map", "both"), ("adversary", "its map", "r = 0.10")]
-    figure = plots.map_triples([photo(), photo()], maps, titles)
+    rows = [("clean", "map", "both"), ("adversary", "its map", "r = 0.10")]
+    figure = plots.map_triples([photo(), photo()], maps, rows)
     *panels, scale = figure.axes
-    assert [ax.get_title() for ax in panels] == [title for row in titles for title in row]
+    assert titles(figure)[:-1] == [title for row in rows for title in row]
     assert [len(ax.get_images()) for ax in panels] == [1, 1, 2] * 2
     for ax, value in ((panels[1], 0.2), (panels[5], 0.9)):
-        shown = ax.get_images()[-1]
-        assert shown.get_clim() == (0, 1)
-        np.testing.assert_allclose(shown.get_array(), value, rtol=1e-6)
+        assert ax.get_images()[-1].get_clim() == (0, 1)
+        np.testing.assert_allclose(shown(ax), value, rtol=1e-6)
     # The colours are the map's own, not the paler ones of the map laid over the image.
     assert scale.get_ylabel() == "map value"
     assert figure.axes[-1]._colorbar.alpha is None
@@ -192,7 +198,7 @@ def test_places_states_the_correlation_with_the_reference():
     one, two = rng.random((2, 8, 8)).astype(np.float32)
     figure = plots.places({"object": one, "FGSM": two}, reference="object")
     expected = stats.pearsonr(one.ravel(), two.ravel()).statistic
-    assert texts(figure)[:2] == ["object", f"FGSM\nr = {expected:.2f}"]
+    assert titles(figure)[:2] == ["object", f"FGSM\nr = {expected:.2f}"]
 
 
 def test_places_are_shown_as_times_an_even_spread_on_one_scale():
@@ -201,16 +207,16 @@ def test_places_are_shown_as_times_an_even_spread_on_one_scale():
     corner[:3, :2] = 7
     fields = {"object": corner, "FGSM": even, "nothing": np.zeros_like(even)}
     figure = plots.places(fields, reference="object", notes={"FGSM": "1.00"}, cells=4)
-    shown = [ax.get_images()[0] for ax in figure.axes[:3]]
+    panels = [ax.get_images()[0] for ax in figure.axes[:3]]
     expected = np.zeros((4, 4))
     expected[0, 0] = 16
-    np.testing.assert_allclose(shown[0].get_array(), expected)
-    np.testing.assert_allclose(shown[1].get_array(), np.ones((4, 4)))
-    np.testing.assert_array_equal(shown[2].get_array(), np.zeros((4, 4)))
-    assert {image.get_clim() for image in shown} == {(0, 4)}
+    np.testing.assert_allclose(panels[0].get_array(), expected)
+    np.testing.assert_allclose(panels[1].get_array(), np.ones((4, 4)))
+    np.testing.assert_array_equal(panels[2].get_array(), np.zeros((4, 4)))
+    assert {panel.get_clim() for panel in panels} == {(0, 4)}
     # White is even, and only that.
-    assert shown[1].to_rgba(np.array([[1.0]]))[0, 0].tolist() == pytest.approx([1] * 4, abs=0.01)
-    assert texts(figure)[1] == "FGSM\nr = 0.00, 1.00"
+    assert panels[1].to_rgba(np.array([[1.0]]))[0, 0].tolist() == pytest.approx([1] * 4, abs=0.01)
+    assert titles(figure)[1] == "FGSM\nr = 0.00, 1.00"
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (5, 3)])
@@ -233,15 +239,12 @@ def test_no_series_has_the_colour_of_the_true_class_or_of_the_attack_s():
         plots.rate_curves(curves, xlabel="eps"),
     )
     for figure in figures:
-        lines = [
-            line
-            for line in figure.axes[0].get_lines()
-            if line.get_marker() not in ("None", "|", "_")
-        ]
+        lines = figure.axes[0].get_lines()
+        lines = [line for line in lines if line.get_marker() not in ("None", "|", "_")]
         assert len({line.get_marker() for line in lines}) == len(lines) == 4
-        colors = {matplotlib.colors.to_hex(line.get_color()).upper() for line in lines}
-        assert len(colors) == 4
-        assert not colors & {plots.TRUE_COLOR, plots.ATTACK_COLOR}
+        used = {matplotlib.colors.to_hex(line.get_color()).upper() for line in lines}
+        assert len(used) == 4
+        assert not used & {plots.TRUE_COLOR, plots.ATTACK_COLOR}
     bars = plots.bars(groups).axes[0].patches
     assert len({bar.get_hatch() for bar in bars}) == 4
     for color in plots.SERIES:
@@ -259,15 +262,8 @@ def test_bars_are_as_high_as_their_numbers():
 def test_closeup_is_a_square_of_the_image_wherever_it_is_asked_for(row, column):
     image = photo()
     (ax,) = plots.closeup([image], ["x"], row=row, column=column, size=10).axes
-    shown = np.asarray(ax.get_images()[0].get_array(), dtype=np.float32)
-    top = min(max(row - 5, 0), 22)
-    left = min(max(column - 5, 0), 22)
-    np.testing.assert_array_equal(shown, image[top : top + 10, left : left + 10])
-
-
-def shown_legend(figure):
-    (legend,) = figure.legends
-    return [text.get_text() for text in legend.get_texts()]
+    top, left = min(max(row - 5, 0), 22), min(max(column - 5, 0), 22)
+    np.testing.assert_array_equal(shown(ax), image[top : top + 10, left : left + 10])
 
 
 def test_subbands_show_means_and_half_differences_where_they_belong():
@@ -276,7 +272,7 @@ def test_subbands_show_means_and_half_differences_where_they_belong():
     image[:4] += 100
     even = np.full((8, 8, 3), 90, dtype=np.float32)
     figure = plots.subbands([image, even], ["stripes", "even"], levels=1, magnify=2)
-    stripes, flat = (ax.get_images()[0].get_array()[..., 0].astype(float) for ax in figure.axes)
+    stripes, flat = (shown(ax)[..., 0].astype(float) for ax in figure.axes)
     share = 219 / 255
     means = np.repeat([120, 20], 2)[:, np.newaxis] * np.ones(4)
     np.testing.assert_allclose(stripes[:4, :4], means * share, atol=0.6)
@@ -284,7 +280,7 @@ def test_subbands_show_means_and_half_differences_where_they_belong():
     np.testing.assert_allclose(stripes[:4, 4:], 127.5 + 2 * 20 * share, atol=0.6)
     np.testing.assert_allclose(stripes[4:], 127.5, atol=0.6)
     np.testing.assert_allclose(flat[:4, :4], 90 * share, atol=0.6)
-    assert [ax.get_title() for ax in figure.axes] == [
+    assert titles(figure) == [
         "stripes: 67% of the details below half a grey level",
         "even: 100% of the details below half a grey level",
     ]
@@ -299,7 +295,7 @@ def test_differences_stand_beside_the_line_of_no_difference_with_their_intervals
     np.testing.assert_allclose(centre, [10 / 75])
     ((start, end),) = ax.collections[0].get_segments()
     np.testing.assert_allclose([start[0], end[0]], found.interval)
-    assert shown_legend(figure) == ["clean (n = 75)"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clean (n = 75)"]
 
 
 def test_rate_curves_pass_through_the_rates_with_their_intervals():
@@ -314,22 +310,19 @@ def test_rate_curves_pass_through_the_rates_with_their_intervals():
     assert first.get_marker() != second.get_marker()
     for segment, rate in zip(ax.collections[0].get_segments(), line.values(), strict=True):
         np.testing.assert_allclose(segment[:, 1], rate.interval)
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "8"]
-    assert shown_legend(figure) == ["PD", "WD"]
+    assert ticks(ax.xaxis) == ["2", "8"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["PD", "WD"]
 
 
-def test_settings_that_come_out_alike_share_a_label():
-    same = (Rate(9, 10), Rate(4, 10))
-    figure = plots.tradeoff({"k": {"1": same, "2": same}}, ylabel="turned back")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1, 2"]
-
-
-def test_the_tradeoff_names_each_point_by_its_value():
-    curves = {"window": {"5": (Rate(9, 10), Rate(4, 10)), "20": (Rate(8, 10), Rate(6, 10))}}
-    figure = plots.tradeoff(curves, ylabel="turned back")
-    (ax,) = figure.axes
-    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[0.9, 0.4], [0.8, 0.6]])
-    assert {text.get_text(): text.xy for text in ax.texts} == {"5": (0.9, 0.4), "20": (0.8, 0.6)}
+def test_the_tradeoff_names_each_point_by_its_values():
+    same = (Rate(8, 10), Rate(6, 10))
+    curves = {"window": {"5": (Rate(9, 10), Rate(4, 10)), "20": same, "40": same}}
+    (ax,) = plots.tradeoff(curves, ylabel="turned back").axes
+    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[0.9, 0.4], *[[0.8, 0.6]] * 2])
+    assert {text.get_text(): text.xy for text in ax.texts} == {
+        "5": (0.9, 0.4),
+        "20, 40": (0.8, 0.6),
+    }
 
 
 def test_the_tradeoff_has_a_panel_for_each_knob_all_on_one_scale():

@@ -43,33 +43,41 @@ def test_zone_table_counts_what_lies_inside_beside_an_even_spread():
     assert list(table.loc["all pixels"]) == ["4", "16", "20%"]
 
 
-def test_step_table_leaves_out_the_blog_where_it_has_none_of_the_steps():
-    table = tables.step_table({"mine": np.array([1.0, 0, 0])}, label=0, attacked_label=1,
-                              names=NAMES)  # fmt: skip
+def test_step_table_leaves_out_the_blog_and_the_attack_s_class_where_there_are_none():
+    mine = {"mine": np.array([1.0, 0, 0])}
+    table = tables.step_table(mine, label=0, attacked_label=1, names=NAMES)
     assert list(table.columns) == ["badger", "skunk", "seen as"]
-
-
-def test_step_table_shows_one_column_where_the_attack_reached_no_other_class():
-    table = tables.step_table({"mine": np.array([1.0, 0, 0])}, label=0, attacked_label=0,
-                              names=NAMES)  # fmt: skip
+    table = tables.step_table(mine, label=0, attacked_label=0, names=NAMES)
     assert list(table.columns) == ["badger", "seen as"]
 
 
-def test_rate_table_states_n_and_the_interval():
-    table = tables.rate_table({"PD": {"clean": Rate(9, 10)}})
-    low, high = Rate(9, 10).interval
-    assert table.loc["PD", "clean (n = 10)"] == f"0.90 [{low:.2f}, {high:.2f}]"
-
-
-def test_rate_table_states_n_in_the_cell_where_it_differs_between_rows():
+def test_rate_table_states_n_and_the_interval_in_the_cell_where_n_differs_between_rows():
+    table = tables.rate_table({"PD": {"clean": Rate(9, 10)}}, corner="defense")
+    assert table.loc["PD", "clean (n = 10)"] == str(Rate(9, 10))
+    assert table.index.name == "defense"
     table = tables.rate_table({"PD": {"clean": Rate(9, 10)}, "WD": {"clean": Rate(4, 8)}})
-    assert "n = 8" in table.loc["WD", "clean"]
+    assert table.loc["WD", "clean"] == f"{Rate(4, 8)}, n = 8"
 
 
 def test_rate_table_has_a_dash_where_nothing_was_counted():
     table = tables.rate_table({"PD": {"fgsm": None}, "WD": {"fgsm": Rate(4, 8)}})
     assert list(table["fgsm (n = 8)"]) == ["-", str(Rate(4, 8))]
     assert list(tables.rate_table({"PD": {"fgsm": None}})["fgsm"]) == ["-"]
+    assert tables.rate_table({}).size == 0
+
+
+def test_the_settings_that_differ_are_set_out_and_no_others():
+    table = tables.settings_that_differ(
+        {
+            "PD": {"deflections": 200, "window": 10},
+            "PD + R-CAM": {"deflections": 1500, "window": 10, "k": 5},
+        }
+    )
+    assert table.to_dict("index") == {
+        "PD": {"deflections": "200", "k": "-"},
+        "PD + R-CAM": {"deflections": "1500", "k": "5"},
+    }
+    assert tables.settings_that_differ({"a": {"k": 5}, "b": {"k": 5}}).shape == (2, 0)
 
 
 def test_plain_figures_are_shown_as_they_are():
