@@ -15,7 +15,7 @@ import numpy as np
 
 Value = bool | int | float | str | None
 
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
 _WORD = re.compile(r"[\w.+-]+")
 
 
@@ -36,20 +36,25 @@ def read(kind: str, text: str) -> tuple[str, dict[str, Value]]:
     return name, knobs
 
 
-def read_value(where: str, text: str) -> Value:
-    """Read a value: a number, one of three words that Python knows, or a word of ours."""
+def literal(text: str) -> Any:
+    """Read true, false, none or a literal of Python; all else is the text itself."""
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
         with warnings.catch_warnings():
             # A number that runs into a word is a word here, which Python warns of.
             warnings.simplefilter("ignore")
-            value = ast.literal_eval(text)
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = text
+        return text
+
+
+def read_value(where: str, text: str) -> Value:
+    """Read a value: a number, one of three words that Python knows, or a word of ours."""
+    value = literal(text)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) or (isinstance(value, float) and np.isfinite(value)):
+    if value is None or isinstance(value, int) or (isinstance(value, float) and np.isfinite(value)):
         return value
     if isinstance(value, str) and _WORD.fullmatch(text):
         return text

@@ -11,15 +11,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn
 
 # The rest of the package loads with the command that needs it: --help is quick.
 if TYPE_CHECKING:
     from pdutils.classifiers import Classifier, ClassifierSource, Prediction
-    from pdutils.cli.runner import Outcome
     from pdutils.defenses.pipeline import Defense
     from pdutils.evaluation.datasets import Source
     from pdutils.evaluation.folders import FolderResult
@@ -31,6 +31,7 @@ MAPS = ("none", "cam", "rcam")
 READINGS = ("blog", "repo", "paper")
 SIGMA_SCALES = ("channel", "rgb")
 SCALINGS = ("-1..1", "0..1", "0..255", "caffe", "torch", "tf")
+AGGREGATES = ("mean", "majority")
 PROTOCOLS = ("paper", "plain")
 DECISIONS = ("one", "majority", "mean", "worst")
 
@@ -41,9 +42,9 @@ _UNHEARD = 141
 _DRAWINGS = "drawings:"
 
 _RUN = """\
-Execute notebooks through papermill, each in a kernel of its own, and leave in the output folder
-the executed notebooks. A notebook that fails
-does not stop the others; it is named at the end with its error, and the exit status is 1.
+Execute notebooks through papermill, each in a kernel of its own, and leave them in the output
+folder. A notebook that fails does not stop the others; it is named at the end with its error, and
+the exit status is 1.
 
 VALUE takes the kind of the notebook's own value: a text is taken as it stands, a number is a number
 (400, 1e2, 0.04), a list or a dictionary is written as in Python ("[1, 2]"). Of several notebooks,
@@ -67,14 +68,16 @@ class, or among five, before and after, with the 95% interval.
 A folder of maps holds a grey picture for each picture, with its name or that of a PNG, and with
 that of its class folder before it where there is one.
 
-Each option's default stands in brackets.
+Each option's default stands in brackets. The defence is said by options, or in one text as in
+`evaluate`: --defense pd+rcam+wd:deflections=600.
 """
 
 _DEFEND_EXAMPLES = """\
 examples:
   python -m pdutils defend data/adversaries/badger_000.png --classifier demo
   python -m pdutils defend photo.png --map rcam --deflections 1500 --save defended.png
-  python -m pdutils defend photo.png --map map.png --denoiser tv --runs 10
+  python -m pdutils defend photo.png --defense pd+rcam+wd:deflections=600 --runs 10
+  python -m pdutils defend photo.png --map map.png --denoiser tv
   python -m pdutils defend photos/ --classifier mobilenet_v2 --weights FILE
   python -m pdutils defend photos/ --classifier model.keras --class-names names.txt --map maps/
 """
@@ -106,7 +109,7 @@ Print the tables of a file of records that `evaluate` wrote, or is writing, with
 to read them; with --output, write them as CSV, LaTeX and Markdown too.
 
 --protocol says which images count: paper, those that the undefended network gets right when clean;
-plain, all. --decision says what the runs of a defence on an image amount to: one, the first run
+plain, all. --aggregate says what the runs of a defence on an image amount to: one, the first run
 alone; majority, the class that most runs see; mean, the class of the mean probability; worst, right
 only if every run is.
 """
@@ -114,7 +117,7 @@ only if every run is.
 _TABLE_EXAMPLES = """\
 examples:
   python -m pdutils table results/photos.sqlite
-  python -m pdutils table results/photos.sqlite --decision worst --output results/tables
+  python -m pdutils table results/photos.sqlite --aggregate worst --output results/tables
   python -m pdutils table results/photos.sqlite --baseline jpeg
 """
 
@@ -127,23 +130,10 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line.
+    """Carry out a command line, by default the process's own; give its exit status.
 
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        Without the program's name; by default those of the process.
-
-    Returns
-    -------
-    int
-        The exit status: 0; 1 if a notebook or the work failed; 130 after Ctrl-C; 141 if whoever
-        read what is printed went away.
-
-    Raises
-    ------
-    SystemExit
-        With status 2 if the command line asks for what does not exist, with 0 after --help.
+    0; 1 if a notebook or the work failed; 130 after Ctrl-C; 141 if whoever read what is printed
+    went away. A SystemExit has status 2 if what is asked for does not exist, 0 after --help.
     """
     _take_any_text()
     try:
@@ -270,6 +260,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _is_users(error: Exception) -> bool:
+    if isinstance(error, ModuleNotFoundError):
+        # What an extra of the package brings; any other is a fault of the program.
+        return "pdutils[" in str(error)
     from pdutils.downloads import DownloadError
 
     return isinstance(error, (ValueError, OSError, DownloadError))
@@ -292,9 +285,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: Any, name: str, run: Any, summary: str, **texts: str) -> _Parser:
+def _add(commands: Any, name: str, run: Any, summary: str, about: str, examples: str) -> _Parser:
     form = argparse.RawDescriptionHelpFormatter
-    parser: _Parser = commands.add_parser(name, help=summary, formatter_class=form, **texts)
+    parser: _Parser = commands.add_parser(
+        name, help=summary, formatter_class=form, description=about, epilog=examples
+    )
     parser.set_defaults(command=run, parser=parser)
     return parser
 
@@ -306,14 +301,7 @@ def _seed(text: str) -> int:
 
 
 def _add_run(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "run",
-        _run,
-        "execute notebooks",
-        description=_RUN,
-        epilog=_RUN_EXAMPLES,
-    )
+    parser = _add(commands, "run", _run, "execute notebooks", _RUN, _RUN_EXAMPLES)
     add = parser.add_argument
     add("notebooks", nargs="*", metavar="NOTEBOOK", help="03, 03_wavelet_denoising, or a path")
     add("--classifier", metavar="NAME", help="the same as -p classifier NAME")
@@ -330,15 +318,12 @@ def _add_run(commands: Any) -> None:
         "--output",
         metavar="DIR",
         type=Path,
-        help="where to write (results/ of the checkout, without one results/ here)",
+        help="where to write (results/ of the checkout, or here)",
     )
     add("--all", action="store_true", help="all notebooks, not only 01 to 09")
     add("--timeout", metavar="S", type=int, default=3600, help="seconds a notebook may take (3600)")
-    add("--jobs", metavar="N", type=int, default=_jobs(), help=f"notebooks at once ({_jobs()})")
-
-
-def _jobs() -> int:
-    return min(2, os.cpu_count() or 1)
+    jobs = min(2, os.cpu_count() or 1)
+    add("--jobs", metavar="N", type=int, default=jobs, help=f"notebooks at once ({jobs})")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -360,50 +345,31 @@ def _run(options: argparse.Namespace) -> int:
         )
     except runner.UsageError as error:
         options.parser.error(str(error))
-    failed = [outcome for outcome in outcomes if outcome.failure]
-    for outcome in failed:
-        _print_failure(outcome)
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} notebooks ran to their end")
-    return 1 if failed else 0
-
-
-def _print_failure(outcome: "Outcome") -> None:
-    assert outcome.failure is not None
-    print(f"\n{outcome.name} failed: {outcome.failure.error}", file=sys.stderr)
-    print(textwrap.indent(outcome.failure.source, "    "), file=sys.stderr)
+    failures = {outcome.name: outcome.failure for outcome in outcomes if outcome.failure}
+    for name, failure in failures.items():
+        print(f"\n{name} failed: {failure.error}", file=sys.stderr)
+        print(textwrap.indent(failure.source, "    "), file=sys.stderr)
+    print(f"{len(outcomes) - len(failures)} of {len(outcomes)} notebooks ran to their end")
+    return 1 if failures else 0
 
 
 def _add_defend(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "defend",
-        _defend,
-        "classify an image or a folder, before and after the defence",
-        description=_DEFEND,
-        epilog=_DEFEND_EXAMPLES,
-    )
+    summary = "classify an image or a folder, before and after the defence"
+    parser = _add(commands, "defend", _defend, summary, _DEFEND, _DEFEND_EXAMPLES)
     add = parser.add_argument
     add("path", metavar="IMAGE|FOLDER", type=Path, help="a picture, or a folder of labelled ones")
     _add_classifier(parser)
-    add(
-        "--map",
-        metavar="MAP",
-        default="none",
-        help="none, cam, rcam, a grey picture, or a folder with one for each picture (none)",
-    )
-    add("--deflections", metavar="N", type=int, default=200, help="how many; 0 for none (200)")
-    add("--window", metavar="N", type=int, default=10, help="how far a neighbour may be (10)")
-    add("--reading", choices=READINGS, default="blog", help="what one deflection is (blog)")
-    add(
-        "--denoiser",
-        metavar="NAME",
-        choices=(*DENOISERS, "none"),
-        default="wavelet",
-        help=f"{', '.join(DENOISERS)} or none (wavelet)",
-    )
+    add("--defense", metavar="TEXT", help="all of the defence, in place of the next seven options")
+    add("--map", metavar="MAP", help="none, cam, rcam, or a file or folder of grey pictures (none)")
+    add("--deflections", metavar="N", type=int, help="how many; 0 for none (200)")
+    add("--window", metavar="N", type=int, help="how far a neighbour may be (10)")
+    add("--reading", choices=READINGS, help="what one deflection is (blog)")
+    known = (*DENOISERS, "none")
+    add("--denoiser", metavar="NAME", choices=known, help=f"{', '.join(known)} (wavelet)")
     add("--sigma", metavar="S", type=float, help="of the wavelet and nl_means denoisers (0.04)")
     add("--sigma-scale", choices=SIGMA_SCALES, help="what sigma is measured in (channel)")
-    add("--runs", metavar="N", type=int, default=1, help="defend so often, take the mean (1)")
+    add("--runs", metavar="N", type=int, default=1, help="defend so often (1)")
+    add("--aggregate", choices=AGGREGATES, default="mean", help="what runs amount to (mean)")
     add("--seed", metavar="N", type=_seed, default=0, help="of the random numbers (0)")
     add("--save", metavar="FILE", type=Path, help="write the defended image, of the first run")
     add("--batch-size", metavar="N", type=int, default=32, help="of a folder: images at once (32)")
@@ -411,49 +377,49 @@ def _add_defend(commands: Any) -> None:
 
 def _add_classifier(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--classifier",
-        metavar="NAME",
-        help="efficientnet_lite0, demo, resnet50, ... or model.keras (auto)",
-    )
+    names = "efficientnet_lite0, demo, resnet50, ... or model.keras (auto)"
+    add("--classifier", metavar="NAME", help=names)
     add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
-    add(
-        "--preprocess",
-        metavar="SCALING",
-        type=_scaling,
-        help=f"how model.keras takes its images: {', '.join(SCALINGS)} (-1..1)",
-    )
-    add(
-        "--class-names",
-        metavar="FILE",
-        type=Path,
-        help="of model.keras, one a line or a JSON list",
-    )
-
-
-def _scaling(text: str) -> str:
-    from pdutils.classifiers import Scaling
-
-    known = get_args(Scaling)
-    if text not in known:
-        raise argparse.ArgumentTypeError(
-            f"invalid choice: {text!r} (choose from {', '.join(known)})"
-        )
-    return text
+    scalings = f"how model.keras takes its images: {', '.join(SCALINGS)} (-1..1)"
+    add("--preprocess", metavar="SCALING", choices=SCALINGS, help=scalings)
+    names = "of model.keras, one a line or a JSON list"
+    add("--class-names", metavar="FILE", type=Path, help=names)
 
 
 def _defend(options: argparse.Namespace) -> int:
-    files = _check_paths(options)
+    maps = None if options.map in (None, *MAPS) else Path(options.map)
+    files = _check_paths(options, maps)
     defense = _defense(options)
     classifier = _named_classifier(options, "auto").load()
-    if files is None:
-        print(_defend_image(options, defense, classifier))
-    else:
-        print(_defend_folder(options, files, defense, classifier))
+    shown = _defend_image if files is None else partial(_defend_folder, files)
+    print("\n\n".join(shown(options, defense, maps, classifier)))
     return 0
 
 
-def _check_paths(options: argparse.Namespace) -> "list[tuple[Path, str]] | None":
+def _defense(options: argparse.Namespace) -> "Defense":
+    """Make the defence of the one text or of the options; what is left out is `Defense`'s own."""
+    from pdutils.defenses.pipeline import Defense
+
+    runs = {"runs": options.runs, "aggregate": options.aggregate}
+    names = ("map", "deflections", "window", "reading", "denoiser", "sigma", "sigma_scale")
+    given = {name: getattr(options, name) for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.defense is not None:
+        if given:
+            both = next(iter(given)).replace("_", "-")
+            options.parser.error(f"--defense says all of the defence: give it or --{both}")
+        return replace(Defense.parse(options.defense), **runs)
+    own = {name: given.pop(name) for name in ("sigma", "sigma_scale") if name in given}
+    kind = given.pop("map", "none")
+    if given.get("denoiser") == "none":
+        given["denoiser"] = None
+        if own:
+            options.parser.error(f"--{next(iter(own)).replace('_', '-')} goes with a denoiser")
+    activation = kind if kind in MAPS else "none"
+    return Defense(**given, activation=activation, denoiser_options=own, **runs)
+
+
+def _check_paths(options: argparse.Namespace, maps: Path | None) -> "list[tuple[Path, str]] | None":
     """Refuse what cannot be read or written before a classifier is loaded, or even downloaded.
 
     Of a folder, give its labelled pictures.
@@ -464,30 +430,30 @@ def _check_paths(options: argparse.Namespace) -> "list[tuple[Path, str]] | None"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if path.is_dir():
-        return _check_folder(options)
+        return _check_folder(options, maps)
     load_image(path)
-    if options.map not in MAPS:
-        load_map(_map_of(options))
+    if maps:
+        load_map(_map_of(path, maps))
     if options.save:
         check_target(options.save)
     return None
 
 
-def _check_folder(options: argparse.Namespace) -> "list[tuple[Path, str]]":
+def _check_folder(options: argparse.Namespace, maps: Path | None) -> "list[tuple[Path, str]]":
     from pdutils.evaluation.folders import maps_by_name
     from pdutils.files import labelled, look_through
 
     if options.save:
         options.parser.error("--save takes the result of one image, not of a folder")
-    if options.map not in MAPS and not Path(options.map).is_dir():
+    if maps and not maps.is_dir():
         options.parser.error(
             f"--map takes one of {', '.join(MAPS)} with a folder of pictures, or a folder of maps, "
-            f"got {options.map}"
+            f"got {maps}"
         )
     found = look_through(options.path)
     files = labelled(options.path, found)
-    if options.map not in MAPS:
-        maps_by_name(options.path, found.files, options.map)
+    if maps:
+        maps_by_name(options.path, found.files, maps)
     _print_passed_over(options.path, str(found))
     return files
 
@@ -497,68 +463,47 @@ def _print_passed_over(folder: Path, passed_over: str) -> None:
         print(f"{folder}: {passed_over}", file=sys.stderr)
 
 
-def _map_of(options: argparse.Namespace) -> Path:
-    """Give the file of the one picture's map: the one named, or that of its name in a folder."""
+def _map_of(picture: Path, maps: Path) -> Path:
+    """Give the file of a picture's map: the one named, or that of its name in a folder."""
     from pdutils.evaluation.folders import maps_by_name
 
-    if not Path(options.map).is_dir():
-        return Path(options.map)
-    path = options.path
-    return maps_by_name(path.parent, [path], options.map)[path]
+    return maps_by_name(picture.parent, [picture], maps)[picture] if maps.is_dir() else maps
 
 
-def _defense(options: argparse.Namespace) -> "Defense":
-    from pdutils.defenses.pipeline import Defense
-
-    given = {"sigma": options.sigma, "sigma_scale": options.sigma_scale}
-    given = {name: value for name, value in given.items() if value is not None}
-    if options.denoiser == "none" and given:
-        options.parser.error(f"--{next(iter(given)).replace('_', '-')} goes with a denoiser")
-    return Defense(
-        deflections=options.deflections,
-        window=options.window,
-        reading=options.reading,
-        activation=options.map if options.map in MAPS else "none",
-        denoiser=None if options.denoiser == "none" else options.denoiser,
-        denoiser_options=given,
-        runs=options.runs,
-    )
-
-
-def _defend_image(options: argparse.Namespace, defense: "Defense", classifier: "Classifier") -> str:
+def _defend_image(
+    options: argparse.Namespace, defense: "Defense", maps: Path | None, classifier: "Classifier"
+) -> list[str]:
     import numpy as np
 
     from pdutils.evaluation.folders import fitting_map
     from pdutils.images import load_image, save_image
 
     image = load_image(options.path, classifier.input_size)
-    if options.map in MAPS:
-        chances = defense.activation_map(classifier, image)
+    if maps:
+        chances: Array | None = fitting_map(_map_of(options.path, maps), classifier.input_size)
     else:
-        chances = fitting_map(_map_of(options), classifier.input_size)
+        chances = defense.activation_map(classifier, image)
     before = classifier.predict(image)
     after = defense.predict(classifier, image, rng=options.seed, activation_map=chances)
 
     def first_run(steps: "Defense") -> "Array":
         return steps.transform(classifier, image, rng=options.seed, activation_map=chances)
 
-    written = ""
+    written = []
     if options.save:
         save_image(options.save, first_run(defense))
         written = _written(options.save, first_run(defense), classifier)
     changed = np.any(first_run(replace(defense, denoiser=None)) != image, axis=-1)
-    return "\n\n".join(
-        [
-            f"{options.path}, seen by {classifier.name}",
-            _side_by_side(classifier.top(before), classifier.top(after)),
-            f"{_in_words(options)}. Deflection changed {changed.mean():.1%} of the pixels. "
-            f"{_verdict(classifier.top(before, 1)[0], classifier.top(after, 1)[0])}.",
-            *([written] if written else []),
-        ]
-    )
+    return [
+        f"{options.path}, seen by {classifier.name}",
+        _side_by_side(classifier.top(before), classifier.top(after)),
+        f"{_in_words(defense, maps)}. Deflection changed {changed.mean():.1%} of the pixels. "
+        f"{_verdict(classifier.top(before, 1)[0], classifier.top(after, 1)[0])}.",
+        *written,
+    ]
 
 
-def _written(path: Path, defended: "Array", classifier: "Classifier") -> str:
+def _written(path: Path, defended: "Array", classifier: "Classifier") -> list[str]:
     """Say what a file holds that does not give back the picture that was saved in it."""
     import numpy as np
 
@@ -566,32 +511,32 @@ def _written(path: Path, defended: "Array", classifier: "Classifier") -> str:
 
     back = load_image(path)
     if back.shape == defended.shape and np.array_equal(back, on_grid(defended)):
-        return ""
+        return []
     if back.shape == defended.shape:
         how = f"values differ by up to {np.abs(back - on_grid(defended)).max():.0f} of 255"
     else:
         how = f"{back.shape[0]} x {back.shape[1]} pixels"
     seen = classifier.top(classifier.predict(load_image(path, classifier.input_size)))
     listed = ", ".join(f"{found.class_name} {found.probability:.3f}" for found in seen)
-    return (
+    return [
         f"{path} holds another picture, since {path.suffix} does not keep every value ({how}); "
         f".png does. Seen in it: {listed}."
-    )
+    ]
 
 
-def _in_words(options: argparse.Namespace) -> str:
+def _in_words(defense: "Defense", maps: Path | None) -> str:
     steps = []
-    if options.deflections:
+    if defense.deflections:
         guide = {"none": "without a map", "cam": "spared by CAM", "rcam": "spared by robust CAM"}
-        maps = "maps in" if Path(options.map).is_dir() else "map"
+        own = maps and f"spared by the {'maps in' if maps.is_dir() else 'map'} {maps}"
         steps.append(
-            f"{options.deflections} deflections ({options.reading} reading, window "
-            f"{options.window}) {guide.get(options.map, f'spared by the {maps} {options.map}')}"
+            f"{defense.deflections} deflections ({defense.reading} reading, window "
+            f"{defense.window}) {own or guide[defense.activation]}"
         )
-    if options.denoiser != "none":
-        sigma = f", sigma {options.sigma}" if options.sigma is not None else ""
-        steps.append(f"{options.denoiser} denoising{sigma}")
-    runs = f"; mean of {options.runs} runs" if options.runs > 1 else ""
+    if defense.denoiser:
+        sigma = defense.denoiser_options.get("sigma")
+        steps.append(f"{defense.denoiser} denoising{'' if sigma is None else f', sigma {sigma}'}")
+    runs = f"; {defense.aggregate} of {defense.runs} runs" if defense.runs > 1 else ""
     return f"Defence: {', then '.join(steps) or 'nothing'}{runs}"
 
 
@@ -611,16 +556,16 @@ def _side_by_side(before: "list[Prediction]", after: "list[Prediction]") -> str:
 
 
 def _defend_folder(
-    options: argparse.Namespace,
     files: "list[tuple[Path, str]]",
+    options: argparse.Namespace,
     defense: "Defense",
+    maps: Path | None,
     classifier: "Classifier",
-) -> str:
+) -> list[str]:
     from pdutils._utils import generator, progress_bar
     from pdutils.evaluation.folders import evaluate_folder, maps_by_name
 
-    paths = [path for path, _ in files]
-    maps = None if options.map in MAPS else maps_by_name(options.path, paths, options.map)
+    own = maps_by_name(options.path, [path for path, _ in files], maps) if maps else None
     # One generator for all batches: each image's numbers do not depend on the batch size.
     rng = generator(options.seed)
 
@@ -629,23 +574,22 @@ def _defend_folder(
 
     results = []
     with progress_bar(total=2 * len(files), unit="image") as bar:
-        for predict, own in ((classifier.predict, None), (defended, maps)):
-            counted = _counting(predict, bar)
+        for predict, maps_of in ((classifier.predict, None), (defended, own)):
+
+            def counted(batch: "Array", *chances: "Array", predict: Any = predict) -> "Array":
+                probabilities: Array = predict(batch, *chances)
+                bar.update(len(batch))
+                return probabilities
+
+            size = options.batch_size
             results.append(
-                evaluate_folder(classifier, files, counted, batch_size=options.batch_size, maps=own)
+                evaluate_folder(classifier, files, counted, batch_size=size, maps=maps_of)
             )
-    return "\n\n".join(
-        [f"{options.path}, seen by {classifier.name}", _rates(*results), f"{_in_words(options)}."]
-    )
-
-
-def _counting(predict: "Callable[..., Array]", bar: Any) -> "Callable[..., Array]":
-    def counted(batch: "Array", *chances: "Array") -> "Array":
-        probabilities: Array = predict(batch, *chances)
-        bar.update(len(batch))
-        return probabilities
-
-    return counted
+    return [
+        f"{options.path}, seen by {classifier.name}",
+        _rates(*results),
+        f"{_in_words(defense, maps)}.",
+    ]
 
 
 def _rates(before: "FolderResult", after: "FolderResult") -> str:
@@ -664,8 +608,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate",
         _evaluate,
         "evaluate defences against attacks, image by image",
-        description=_EVALUATE,
-        epilog=_EVALUATE_EXAMPLES,
+        _EVALUATE,
+        _EVALUATE_EXAMPLES,
     )
     parser.details = _names_with_knobs
     add = parser.add_argument
@@ -828,24 +772,21 @@ def _add_table(commands: Any) -> None:
         "table",
         _table,
         "print tables of the records of an evaluation",
-        description=_TABLE,
-        epilog=_TABLE_EXAMPLES,
+        _TABLE,
+        _TABLE_EXAMPLES,
     )
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="what evaluate --output wrote")
     add("--protocol", choices=PROTOCOLS, default="paper", help="which images count (paper)")
-    add("--decision", choices=DECISIONS, default="majority", help="what runs amount to (majority)")
-    add(
-        "--baseline",
-        metavar="DEFENSE",
-        help="what the other defences are compared with, image by image (none)",
-    )
+    add("--aggregate", choices=DECISIONS, default="majority", help="what runs amount to (majority)")
+    baseline = "what the other defences are compared with, image by image (none)"
+    add("--baseline", metavar="DEFENSE", help=baseline)
     add("--output", metavar="DIR", type=Path, help="write the tables into this folder too")
 
 
 def _table(options: argparse.Namespace) -> int:
     report, begun, images = _report_on(
-        options.file, options.protocol, options.decision, options.baseline
+        options.file, options.protocol, options.aggregate, options.baseline
     )
     print(str(report).rstrip())
     if begun < images:
@@ -857,23 +798,20 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _add_app(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "app",
-        _app,
-        "serve the explorer as a page on localhost",
-        description="Serve the explorer as a page on localhost, until Ctrl-C.",
-        epilog=_APP_EXAMPLES,
-    )
-    add = parser.add_argument
+    about = "Serve the explorer as a page on localhost, until Ctrl-C."
+    summary = "serve the explorer as a page on localhost"
+    add = _add(commands, "app", _app, summary, about, _APP_EXAMPLES).add_argument
     add("--port", metavar="N", type=int, help="(8866, or the next that is free)")
     add("--no-browser", action="store_true", help="do not open it")
     add("voila", nargs="*", metavar="OPTION", help="of Voila, after --")
 
 
 def _app(options: argparse.Namespace) -> NoReturn:
+    from pdutils._utils import extra
     from pdutils.demo.shipped import demo_root
 
+    with extra("app"):
+        import voila  # noqa: F401
     app = demo_root() / "app"
     command = [sys.executable, "-m", "voila", str(app / "explorer.ipynb")]
     command += [f"--Voila.config_file_paths={app / 'jupyter'}", *options.voila]

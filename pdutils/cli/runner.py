@@ -12,24 +12,27 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, ClassVar
 
-import nbformat
-import zmq
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.utils import ensure_event_loop
 from tqdm import tqdm
 
-from pdutils._utils import is_number
+from pdutils._notation import literal
+from pdutils._utils import extra
 from pdutils.demo.shipped import checkout, demo_root
-from pdutils.files import displayed
 from pdutils.images import whole_file
+
+with extra("notebooks"):
+    import nbformat
+    import zmq
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import ensure_event_loop
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
 
 #: Seconds that one notebook may take, once its kernel is there: many times what the demo's take.
 TIMEOUT = 3600
@@ -39,7 +42,6 @@ START_TIMEOUT = 600
 
 _NUMBERED = re.compile(r"\d\d_\w+\.ipynb")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_WORDS = {"true": True, "false": False, "none": None, "null": None}
 _MARKER = "papermill-error-cell-tag"
 
 
@@ -49,15 +51,7 @@ class UsageError(ValueError):
 
 @dataclass(frozen=True)
 class Failure:
-    """The error that ended a notebook.
-
-    Attributes
-    ----------
-    error : str
-        Name and message, such as `NameError: name 'x' is not defined`.
-    source : str
-        The cell that raised it; empty if the notebook did not get as far as a cell.
-    """
+    """The error that ended a notebook (name and message), and the source of the cell that did."""
 
     error: str
     source: str
@@ -65,17 +59,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the run of one notebook ended.
-
-    Attributes
-    ----------
-    name : str
-        Of the notebook, without suffix.
-    seconds : float
-        How long it took.
-    failure : Failure or None
-        None if it ran to its end.
-    """
+    """How the run of a notebook, named without suffix, ended; no failure if it ran to its end."""
 
     name: str
     seconds: float
@@ -83,18 +67,7 @@ class Outcome:
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:
-    """List the notebooks of the collection, in their order.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Where they are; by default `notebooks/` of the checkout.
-
-    Returns
-    -------
-    list of Path
-        What is named `NN_topic.ipynb`.
-    """
+    """List what is named `NN_topic.ipynb` in a folder, by default the checkout's, in its order."""
     found = (folder or demo_root() / "notebooks").glob("*.ipynb")
     return sorted(path for path in found if _NUMBERED.fullmatch(path.name))
 
@@ -102,7 +75,7 @@ def find_notebooks(folder: Path | None = None) -> list[Path]:
 def choose_notebooks(
     names: Sequence[str] = (), *, everything: bool = False, folder: Path | None = None
 ) -> list[Path]:
-    """Find the notebooks that are meant.
+    """Find the notebooks that are meant; a UsageError lists those that there are.
 
     Parameters
     ----------
@@ -112,18 +85,12 @@ def choose_notebooks(
     everything : bool
         Take all of the folder instead of the blog.
     folder : Path, optional
-        As in `find_notebooks`.
+        As in `find_notebooks`. Outside a checkout a path alone finds a notebook.
 
     Returns
     -------
     list of Path
         Each once, in the order of their names.
-
-    Raises
-    ------
-    UsageError
-        If there is no such notebook; the message lists those that there are. Outside a checkout a
-        path alone finds one.
     """
     known = find_notebooks(folder)
     by_path = bool(names) and all(Path(name).is_file() for name in names)
@@ -141,74 +108,49 @@ def choose_notebooks(
     return sorted(chosen, key=lambda path: path.name)
 
 
-def known_parameters(notebook: Path) -> list[str]:
-    """List the parameters of a notebook: what its cell tagged `parameters` assigns.
-
-    Parameters
-    ----------
-    notebook : Path
-        An .ipynb file.
-
-    Returns
-    -------
-    list of str
-        Empty if there is no such cell.
-
-    Raises
-    ------
-    UsageError
-        If the file is no notebook.
-    """
-    return list(_defaults(notebook))
+def _choose(name: str, known: Sequence[Path]) -> Path:
+    path = Path(name)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path
+    stem = name.removesuffix(".ipynb")
+    for notebook in known:
+        if stem in (notebook.stem, notebook.stem[:2]):
+            return notebook
+    listed = ", ".join(notebook.stem for notebook in known) or "none"
+    raise UsageError(f"no notebook {name!r}; known: {listed}")
 
 
 def _defaults(notebook: Path) -> dict[str, Any]:
-    """Give the parameters of a notebook with their own values; None where that is no literal."""
+    """Give the parameters of a notebook with their own values; None where that is no literal.
+
+    Papermill's own inspection goes by lines, and drops one whose text holds a second equals sign,
+    as that of an attack does.
+    """
     cells = [cell for cell in _read(notebook).cells if _is_tagged(cell, "parameters")]
     found: dict[str, Any] = {}
     for node in ast.parse(cells[0].source).body if cells else []:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         names = [target.id for target in targets if isinstance(target, ast.Name)]
-        found |= dict.fromkeys(names, _literal(getattr(node, "value", None)))
+        found |= dict.fromkeys(names)
+        with suppress(ValueError):
+            found |= dict.fromkeys(names, ast.literal_eval(getattr(node, "value", None)))
     return found
-
-
-def _literal(node: ast.expr | str | None) -> Any:
-    try:
-        return None if node is None else ast.literal_eval(node)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
 
 
 def parse_value(text: str, default: Any = None) -> Any:
     """Read a parameter's value as it is typed on a command line.
 
-    Parameters
-    ----------
-    text : str
-        What was typed.
-    default : bool, int, float, str, list, dict or None
-        The notebook's own value, whose kind the new one takes: a text stays as it was typed; for a
-        number comes a number (for a whole one, any: many a knob has a whole default); for true or
-        false one of these; for a list or a dictionary a literal of Python, whose entries take the
-        kind of the default's first. Where there is no value to go by, what reads as a literal of
-        Python, true, false or none is one, and all else is a text.
-
-    Returns
-    -------
-    bool, int, float, str, list, dict or None
-
-    Raises
-    ------
-    ValueError
-        If it is of another kind; the message says what was expected and what came.
+    It takes the kind of the notebook's own value, `default`: a text stays as it was typed; for a
+    number comes a number (for a whole one, any: many a knob has a whole default); for true or false
+    one of these; for a list or a dictionary a literal of Python, whose entries take the kind of the
+    default's first. Where there is no value to go by, what reads as a literal of Python, true,
+    false or none is one, and all else is a text. A ValueError says what was expected and what came.
     """
     if isinstance(default, str):
         return text
-    words = {**_WORDS, **({} if default is None else {"none": text, "null": text})}
-    value = words[text.lower()] if text.lower() in words else _literal_or(text)
+    value = literal(text)
     value = list(value) if isinstance(value, tuple) else value
-    if not isinstance(value, (int, float, str, list, dict, NoneType)):
+    if not isinstance(value, (int, float, str, list, dict, type(None))):
         value = text
     try:
         return _of_kind(value, default)
@@ -216,17 +158,13 @@ def parse_value(text: str, default: Any = None) -> Any:
         raise ValueError(f"expected {error}, got {text!r}") from None
 
 
-def _literal_or(text: str) -> Any:
-    value = _literal(text)
-    return text if value is None else value
-
-
 def _of_kind(value: Any, default: Any) -> Any:
     """Bring a value to the kind of another; a TypeError says which kind that is."""
     if isinstance(default, bool):
         return _checked_kind(value, isinstance(value, bool), "true or false")
     if isinstance(default, (int, float)):
-        _checked_kind(value, is_number(value) and -math.inf < value < math.inf, "a number")
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _checked_kind(value, is_number and -math.inf < value < math.inf, "a number")
         return _number(value, whole=isinstance(default, int))
     if isinstance(default, str):
         return _checked_kind(value, isinstance(value, str), "a text in quotes")
@@ -268,22 +206,8 @@ def assign_parameters(
 ) -> dict[Path, dict[str, Any]]:
     """Give each notebook those parameters that it knows, each in the kind of its own value.
 
-    Parameters
-    ----------
-    notebooks : sequence of Path
-        Those that are to run.
-    parameters : mapping of str to value
-        What is asked for. A text is read by `parse_value`; any other value is passed as it is.
-
-    Returns
-    -------
-    dict of Path to dict
-
-    Raises
-    ------
-    UsageError
-        If none of the notebooks knows one of the parameters (the message lists those known), or a
-        value is of another kind than the notebook's own.
+    A text is read by `parse_value`; any other value is passed as it is. A UsageError says if none
+    of the notebooks knows one of the parameters, or a value is of another kind.
     """
     known = {path: _defaults(path) for path in notebooks}
     every = sorted({name for names in known.values() for name in names})
@@ -306,9 +230,10 @@ def assign_parameters(
 def _assigned(notebook: Path, name: str, value: Any, default: Any) -> Any:
     if not isinstance(value, str):
         return value
-    if displayed(value) != value:
-        # A notebook is a file in UTF-8.
-        raise UsageError(f"{name}: expected a text in UTF-8, got {displayed(value)}")
+    # A notebook is a file in UTF-8.
+    written = value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if written != value:
+        raise UsageError(f"{name}: expected a text in UTF-8, got {written}")
     try:
         return parse_value(value, default)
     except ValueError as error:
@@ -337,8 +262,7 @@ def run_notebooks(
     output : Path
         The folder, which is made; what other notebooks left there stays.
     parameters : mapping of str to value, optional
-        Each notebook gets those that it knows, in place of its own values; see
-        `assign_parameters`.
+        In place of the notebooks' own values; see `assign_parameters`.
     timeout : int
         Seconds that one notebook may take, from its first cell to its last.
     jobs : int
@@ -349,16 +273,6 @@ def run_notebooks(
     -------
     list of Outcome
         In the order of `notebooks`.
-
-    Raises
-    ------
-    UsageError
-        If a parameter is known to none of the notebooks or its value is of another kind, or a
-        file is no notebook.
-    ValueError
-        If the timeout or the number of jobs is below 1.
-    OSError
-        If the folder cannot be written to.
     """
     if timeout < 1 or jobs < 1:
         raise ValueError(f"expected a timeout and jobs of at least 1, got {timeout} and {jobs}")
@@ -366,19 +280,14 @@ def run_notebooks(
     output.mkdir(parents=True, exist_ok=True)
     cells = sum(_count_cells(*task) for task in assigned.items())
     run = _Run(output, timeout, jobs, cells)
-    with _silent("papermill"):
-        return run.all(list(assigned.items()))
-
-
-@contextmanager
-def _silent(logger: str) -> Iterator[None]:
-    # What it would say stands in the outcome.
-    level = logging.getLogger(logger).level
-    logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
+    # What papermill would say stands in the outcomes.
+    logger = logging.getLogger("papermill")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        return run.all(list(assigned.items()))
     finally:
-        logging.getLogger(logger).setLevel(level)
+        logger.setLevel(level)
 
 
 class _Kernel(AsyncKernelManager):
@@ -402,19 +311,18 @@ class _Kernel(AsyncKernelManager):
 
 
 def _kernel_class(jobs: int) -> type[_Kernel]:
+    # Each OpenBLAS has a thread a core, which spins while those of other notebooks work.
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+
     class RunKernel(_Kernel):
         started: ClassVar[list[_Kernel]] = []
-        environment: ClassVar[dict[str, str]] = _environment(jobs)
+        environment: ClassVar[dict[str, str]] = {
+            # A bar in an executed notebook would be a hundred lines of its stages.
+            "TQDM_DISABLE": "1",
+            "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", threads),
+        }
 
     return RunKernel
-
-
-def _environment(jobs: int) -> dict[str, str]:
-    # A bar in an executed notebook would be a hundred lines of its stages.
-    quiet = {"TQDM_DISABLE": "1"}
-    # Each OpenBLAS has a thread a core, which spins while those of other notebooks work.
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    return {**quiet, "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", str(threads))}
 
 
 class _ThisInterpreter(KernelSpecManager):
@@ -468,25 +376,15 @@ class _Run:
             if self.stopped:
                 raise InterruptedError(f"{path.stem} was stopped")
             notebook = _read(executed if executed.exists() else path)
-        failure = None if error is None else _failure(error, notebook, self._advice(path))
+        failure = None if error is None else self.failure(error, notebook, path)
         outcome = Outcome(path.stem, time.monotonic() - start, failure)
         with self.lock:
-            self.write(path.name, _finished(notebook, outcome))
+            with whole_file(self.output / path.name) as place:
+                place.write_text(nbformat.writes(_finished(notebook, outcome)), "utf-8")
             self.end(outcome)
         return outcome
 
-    def write(self, name: str, notebook: Any) -> None:
-        with whole_file(self.output / name) as path:
-            path.write_text(nbformat.writes(notebook), "utf-8")
-
-    def _advice(self, path: Path) -> str:
-        """Say what helps a notebook that ran out of time."""
-        less = ", and -p images N less to do" if "images" in known_parameters(path) else ""
-        return f"the {self.timeout} s of the notebook are over: --timeout S gives it more{less}"
-
     def execute(self, path: Path, executed: Path, parameters: dict[str, Any]) -> Exception | None:
-        from papermill import execute_notebook
-
         try:
             with _own_event_loop():
                 execute_notebook(
@@ -506,6 +404,17 @@ class _Run:
             # disk) is that notebook's failure: the others go on.
             return error
         return None
+
+    def failure(self, error: Exception, notebook: Any, path: Path) -> Failure:
+        if isinstance(error, PapermillExecutionError):
+            return Failure(_plain(f"{error.ename}: {error.evalue}"), error.source)
+        kind, reason = type(error).__name__, str(error)
+        if kind == "CellTimeoutError":
+            less = ", and -p images N less to do" if "images" in _defaults(path) else ""
+            reason = f"the {self.timeout} s of the notebook are over: --timeout S gives it more"
+            reason += less
+        cell = _last_started(notebook)
+        return Failure(_plain(f"{kind}: {reason}"), cell.source if cell else "")
 
     def begin(self, name: str) -> None:
         with self.lock:
@@ -552,15 +461,6 @@ def _own_event_loop() -> Iterator[None]:
         loop.close()
 
 
-def _failure(error: Exception, notebook: Any, late: str) -> Failure:
-    kind = type(error).__name__
-    if kind == "PapermillExecutionError":
-        return Failure(_plain(f"{error.ename}: {error.evalue}"), error.source)  # type: ignore[attr-defined]
-    cell = _last_started(notebook)
-    reason = late if kind == "CellTimeoutError" else error
-    return Failure(_plain(f"{kind}: {reason}"), cell.source if cell else "")
-
-
 def _finished(notebook: Any, outcome: Outcome) -> Any:
     """Put into an executed notebook how its run ended, in place of papermill's own marks."""
     notebook.cells = [cell for cell in notebook.cells if not _is_tagged(cell, _MARKER)]
@@ -589,18 +489,6 @@ def _last_started(notebook: Any) -> Any:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     started = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
     return started[-1] if started else next(iter(cells), None)
-
-
-def _choose(name: str, known: Sequence[Path]) -> Path:
-    path = Path(name)
-    if path.suffix == ".ipynb" and path.is_file():
-        return path
-    stem = name.removesuffix(".ipynb")
-    for notebook in known:
-        if stem in (notebook.stem, notebook.stem[:2]):
-            return notebook
-    listed = ", ".join(notebook.stem for notebook in known) or "none"
-    raise UsageError(f"no notebook {name!r}; known: {listed}")
 
 
 def _read(path: Path) -> Any:

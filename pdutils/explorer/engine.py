@@ -20,7 +20,7 @@ from pdutils import _efficientnet, downloads
 from pdutils._utils import check_one_of, check_whole, is_number, streams
 from pdutils.activation import Combine
 from pdutils.attacks.gradient import fgsm, igsm
-from pdutils.classifiers import Classifier, Prediction, load_classifier
+from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense, MapKind
 from pdutils.deflection import Reading
 from pdutils.demo import shipped
@@ -70,11 +70,9 @@ WORDS: dict[str, tuple[str, ...]] = {
 #: The denoisers that are told how much noise to expect.
 WITH_SIGMA = ("wavelet", "dct", "nl_means")
 
-#: How many values of a stage are kept: more than the runs that a result can have.
-_KEPT = 64
-
-#: Networks are large.
-_NETWORKS_KEPT = 3
+#: How many values of a stage are kept, more than the runs that a result can have; and of networks,
+#: which are large.
+_KEPT, _NETWORKS_KEPT = 64, 3
 
 _T = TypeVar("_T")
 
@@ -99,9 +97,7 @@ class Settings:
     stop : bool
         Whether `igsm` stops as soon as the network is fooled: a weak attack. One that goes on is
         strong.
-    deflections, window, reading
-        As in `pdutils.deflection.pixel_deflection`.
-    activation, combine, k
+    deflections, window, reading, activation, combine, k, runs
         As in `pdutils.defenses.pipeline.Defense`.
     denoiser : str
         As `method` in `pdutils.denoising.denoise`, or ``none``.
@@ -109,15 +105,8 @@ class Settings:
         Noise that the denoisers of `WITH_SIGMA` are to expect, in (0, 1].
     mode, sigma_scale
         As in `pdutils.denoising.denoise_wavelet`.
-    runs : int
-        How many times the image is defended; the probabilities are the mean.
     seed : int
         Of the deflections.
-
-    Raises
-    ------
-    ValueError
-        If a setting is out of its range.
     """
 
     classifier: str = "demo"
@@ -156,22 +145,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Settings":
-        """Make settings of what `dataclasses.asdict` gave, or a part of it.
-
-        Parameters
-        ----------
-        settings : mapping of str to value
-            What is not named keeps its default.
-
-        Returns
-        -------
-        Settings
-
-        Raises
-        ------
-        ValueError
-            If there is no setting of that name, or it is out of its range.
-        """
+        """Make settings of what `dataclasses.asdict` gave, or of a part of it."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(settings) - set(known))
         if unknown:
@@ -179,12 +153,10 @@ class Settings:
         return cls(**settings)
 
     def defense(self) -> Defense:
-        """Give the defence that these settings describe.
-
-        Returns
-        -------
-        Defense
-        """
+        """Give the defence that these settings describe."""
+        options: dict[str, Any] = {"sigma": self.sigma} if self.denoiser in WITH_SIGMA else {}
+        if self.denoiser == "wavelet":
+            options |= {"mode": self.mode, "sigma_scale": self.sigma_scale}
         return Defense(
             deflections=self.deflections,
             window=self.window,
@@ -193,26 +165,12 @@ class Settings:
             k=self.k,
             combine=self.combine,
             denoiser=None if self.denoiser == "none" else self.denoiser,
-            denoiser_options=self.denoiser_options(),
+            denoiser_options=options,
             runs=self.runs,
         )
 
-    def denoiser_options(self) -> dict[str, Any]:
-        """Give what the denoiser is told.
 
-        Returns
-        -------
-        dict
-            Options for `pdutils.denoising.denoise`.
-        """
-        options: dict[str, Any] = {"sigma": self.sigma} if self.denoiser in WITH_SIGMA else {}
-        if self.denoiser == "wavelet":
-            options |= {"mode": self.mode, "sigma_scale": self.sigma_scale}
-        return options
-
-
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What the network sees after a step: the name of the step and its probabilities (K,)."""
 
     name: str
@@ -221,25 +179,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """One image attacked, defended and classified.
+    """One image attacked, defended and classified; images are RGB in [0, 255], (H, W, 3).
 
     Attributes
     ----------
-    settings : Settings
-        What gave it.
-    network : Classifier
-        The network that was asked.
-    name : str
-        Of the image.
-    clean, adversary : ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255]; without an attack they are equal.
-    origin : str
-        Where the adversary comes from, in words.
-    label : int
-        The true class.
+    settings, network, name, label
+        What gave it, the network that was asked, the name of the image and its true class.
+    clean, adversary, origin
+        Two images, equal without an attack; in words, where the adversary comes from.
     activation_map : ndarray of float32, shape (H, W), or None
         The map that spares pixels.
-    deflected, defended : ndarray of float32, shape (H, W, 3)
+    deflected, defended
         The first run, after its deflections and at its end.
     runs : ndarray of float32, shape (runs, K)
         What the network sees in each defended image.
@@ -302,11 +252,11 @@ class Result:
     @property
     def sentence(self) -> str:
         """What happened, such as `skunk 0.51 -> badger 0.70, in 48 ms`."""
-        before, after = self._best(self.steps[1].probabilities), self._best(self.probabilities)
-        return (
-            f"{before.class_name} {before.probability:.2f} -> "
-            f"{after.class_name} {after.probability:.2f}, in {1000 * self.seconds:.0f} ms"
-        )
+        best = [
+            self.network.top(p, 1)[0] for p in (self.steps[1].probabilities, self.probabilities)
+        ]
+        before, after = (f"{found.class_name} {found.probability:.2f}" for found in best)
+        return f"{before} -> {after}, in {1000 * self.seconds:.0f} ms"
 
     @property
     def verdict(self) -> str:
@@ -317,7 +267,9 @@ class Result:
         if clean != true:
             return f"Wrong from the start: the network takes {names[true]} for {names[clean]}."
         if self.settings.attack == "none":
-            return _without_attack(names[true], names[final], kept=final == true)
+            if final == true:
+                return f"No attack: the defence leaves {names[true]} alone."
+            return f"No attack, and the defence does harm: {names[true]} becomes {names[final]}."
         if attacked == true:
             back = "" if final == true else f" The defence itself turns it into {names[final]}."
             return f"The attack did not fool the network.{back}"
@@ -337,12 +289,8 @@ class Result:
         seen = self.network.class_names[deflected]
         return f"deflection alone still gave {seen}; it took the denoiser too."
 
-    def _best(self, probabilities: Array) -> Prediction:
-        return self.network.top(probabilities, 1)[0]
 
-
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A picture that can be chosen: its name in the settings, what it shows, its file."""
 
     name: str
@@ -381,51 +329,20 @@ class Explorer:
         -------
         Result
             Equal to what the lines of `as_code` give.
-
-        Raises
-        ------
-        ValueError, OSError
-            If the picture cannot be read, the network has no such class, or as the functions of
-            the stages.
-        pdutils.downloads.DownloadError
-            If the network's weights are neither cached nor to be had.
         """
         with self._lock:
-            stages = _Stages(settings, self._kept, progress or _silent)
-            return _result(stages)
+            return _Stages(settings, self._kept, progress).result()
 
     def warm(self, settings: Settings) -> None:
-        """Have TensorFlow compile what later results will need, so that the first is quick too.
-
-        Parameters
-        ----------
-        settings : Settings
-            They say which network and image.
-
-        Raises
-        ------
-        ValueError, OSError, pdutils.downloads.DownloadError
-            As `result`.
-        """
+        """Have TensorFlow compile what later results on this network and image will need."""
         with self._lock:
-            stages = _Stages(settings, self._kept, _silent)
+            stages = _Stages(settings, self._kept)
             stages.network.loss_gradient(stages.clean.image, stages.clean.label)
             stages.network.features(stages.clean.image)
 
 
 def adversary_key(settings: Settings) -> tuple[Any, ...]:
-    """Give what the adversary depends on: settings of equal keys have the same one.
-
-    Parameters
-    ----------
-    settings : Settings
-        Any.
-
-    Returns
-    -------
-    tuple
-        Hashable.
-    """
+    """Give what the adversary depends on: settings of equal keys have the same one."""
     knobs: dict[str, tuple[Any, ...]] = {
         "igsm": (settings.eps, settings.steps, settings.stop),
         "fgsm": (settings.eps,),
@@ -433,18 +350,15 @@ def adversary_key(settings: Settings) -> tuple[Any, ...]:
     return (*_clean_key(settings), settings.attack, *knobs.get(settings.attack, ()))
 
 
+def _clean_key(settings: Settings) -> tuple[Any, ...]:
+    return settings.classifier, settings.weights, settings.image, settings.label
+
+
 def choices(network: str) -> list[Choice]:
     """List the pictures that a network can be shown and that are at hand.
 
-    Parameters
-    ----------
-    network : str
-        Its name. The demo has its drawings; every other is taken to know ImageNet's classes.
-
-    Returns
-    -------
-    list of Choice
-        For ImageNet, scikit-image's photos, and the authors' images if they are cached.
+    The demo has its drawings; every other network is taken to know ImageNet's classes, and gets
+    scikit-image's photos, and the authors' images if they are cached.
     """
     if network == "demo":
         return [Choice(Path(d.name).stem, d.label, d.image) for d in shipped.demo_images()]
@@ -454,18 +368,7 @@ def choices(network: str) -> list[Choice]:
 
 
 def is_at_hand(classifier: str) -> bool:
-    """Tell whether a network's weights lie on this machine.
-
-    Parameters
-    ----------
-    classifier : str
-        One of `CLASSIFIERS`.
-
-    Returns
-    -------
-    bool
-        For what Keras publishes, whether a file of that name is in the cache.
-    """
+    """Tell whether the weights of one of `CLASSIFIERS` lie on this machine."""
     if classifier == "efficientnet_lite0":
         return _efficientnet.is_installed()
     files = (downloads.cache_dir() / "models").glob(f"{classifier}_weights*")
@@ -473,42 +376,55 @@ def is_at_hand(classifier: str) -> bool:
 
 
 def as_code(settings: Settings) -> str:
-    """Give the lines that do the same in a notebook.
+    """Give the lines of Python that do the same in a notebook.
 
-    Parameters
-    ----------
-    settings : Settings
-        What is wanted.
-
-    Returns
-    -------
-    str
-        Python, which leaves `network`, `case`, `adversary`, `defended` (the first run's image) and
-        `found` (the mean probabilities).
+    They leave `network`, `case`, `adversary`, `defended` (the first run's image) and `found` (the
+    mean probabilities).
     """
-    imports = [
-        "from pdutils.demo.examples import load_case",
-        "from pdutils.classifiers import load_classifier",
-        "from pdutils.defenses.pipeline import Defense",
+    attack, imports = settings.attack, ["from pdutils.classifiers import load_classifier"]
+    if attack in ("igsm", "fgsm"):
+        imports.insert(0, f"from pdutils.attacks import {attack}")
+    defense = _spelled(settings.defense())
+    if defense.startswith("replace"):
+        imports.insert(0, "from dataclasses import replace\n")
+    knobs = f"eps={settings.eps}"
+    if attack == "igsm":
+        knobs += f", iterations={settings.steps}" + (', stop_at="success"' if settings.stop else "")
+    made = [
+        "seen = int(network.predict(case.clean).argmax())",
+        f"adversary = {attack}(network, case.clean, seen, {knobs})",
     ]
-    if settings.attack in ("igsm", "fgsm"):
-        imports.insert(0, f"from pdutils.attacks.gradient import {settings.attack}")
+    given = {"none": ["adversary = case.clean"], "shipped": ["adversary = case.adversary"]}
     weights = f", {settings.weights!r}" if settings.weights else ""
     label = f", label={settings.label!r}" if settings.label else ""
-    seed = settings.seed
     lines = [
         *imports,
+        "from pdutils.defenses import Defense",
+        "from pdutils.demo import load_case",
         "",
         f"network = load_classifier({settings.classifier!r}{weights})",
         f"case = load_case(network, {settings.image!r}{label})",
-        *_attack_lines(settings),
-        *_defense_lines(settings),
-        f"defended = defense.transform(network, adversary, rng={seed})",
-        f"found = defense.predict(network, adversary, rng={seed})",
+        *given.get(attack, made),
+        f"defense = {defense}",
+        f"defended = defense.transform(network, adversary, rng={settings.seed})",
+        f"found = defense.predict(network, adversary, rng={settings.seed})",
         "for best in network.top(found):",
         '    print(f"{best.class_name} {best.probability:.2f}")',
     ]
     return "\n".join(lines) + "\n"
+
+
+def _spelled(defense: Defense) -> str:
+    """Write a defence as code: by its text, and what no text says."""
+    rest: dict[str, Any] = {"runs": defense.runs} if defense.runs > 1 else {}
+    try:
+        text = defense.text
+    except ValueError:
+        # No name has that denoiser.
+        text = replace(defense, denoiser=None, denoiser_options={}).text
+        rest |= {"denoiser": defense.denoiser, "denoiser_options": defense.denoiser_options}
+    parsed, knobs = f"Defense.parse({text!r})", "".join(f", {n}={v!r}" for n, v in rest.items())
+    return f"replace({parsed}{knobs})" if knobs else parsed
 
 
 _Kept = dict[str, OrderedDict[Any, tuple[Any, float]]]
@@ -536,9 +452,9 @@ class _Run(NamedTuple):
 class _Stages:
     """The stages of one result, each taken from what was kept or made anew."""
 
-    def __init__(self, settings: Settings, kept: _Kept, progress: Progress) -> None:
+    def __init__(self, settings: Settings, kept: _Kept, progress: Progress | None = None) -> None:
         self._kept = kept
-        self._progress = progress
+        self._progress = progress or (lambda what, done, total: None)
         self.computed: list[str] = []
         self.seconds = 0.0
         self.settings = settings
@@ -546,6 +462,7 @@ class _Stages:
         k = min(settings.k, len(self.network.class_ids))
         image = settings.image or choices(self.network.name)[0].name
         self.settings = replace(settings, k=k, image=image)
+        self.defense = self.settings.defense()
 
     @cached_property
     def network(self) -> Classifier:
@@ -578,43 +495,34 @@ class _Stages:
 
     @cached_property
     def activation_map(self) -> Array | None:
-        defense, image = self.settings.defense(), self.adversary.image
+        image = self.adversary.image
         return self._once(
             "map",
-            self._map_key,
-            lambda: defense.activation_map(self.network, image),
+            (*adversary_key(self.settings), self.defense.map_key),
+            lambda: self.defense.activation_map(self.network, image),
             counts=True,
         )
-
-    @property
-    def _map_key(self) -> tuple[Any, ...]:
-        s = self.settings
-        knobs: dict[str, tuple[Any, ...]] = {"rcam": (s.k, s.combine)}
-        kind = s.activation if s.deflections else "none"
-        return (*adversary_key(s), kind, *knobs.get(kind, ()))
 
     def run(self, number: int, rng: np.random.Generator) -> _Run:
         """Defend and classify once, with random numbers that only this run draws."""
-        s, network = self.settings, self.network
-        attacked, activation_map = self.adversary.image, self.activation_map
-        deflection = replace(s.defense(), denoiser=None)
-        key = (*self._map_key, s.deflections, s.window, s.reading, s.seed, number)
-        deflected = self._once(
-            "deflected",
-            key,
-            lambda: deflection.transform(
-                network, attacked, rng=[rng], activation_map=activation_map
-            ),
-            counts=True,
+        network, chances = self.network, self.activation_map
+        method, options = self.defense.denoiser, self.defense.denoiser_options
+        deflection = replace(self.defense, denoiser=None, denoiser_options={})
+        key = (*adversary_key(self.settings), deflection.text, self.settings.seed, number)
+
+        def deflect() -> Array:
+            image = self.adversary.image
+            return deflection.transform(network, image, rng=[rng], activation_map=chances)
+
+        deflected = self._once("deflected", key, deflect, counts=True)
+        halfway = self._once(
+            "halfway", key, lambda: network.predict(deflected), counts=method is None
         )
-        if s.denoiser == "none":
-            seen = self._once("halfway", key, lambda: network.predict(deflected), counts=True)
-            return _Run(deflected, deflected, seen, seen)
-        halfway = self._once("halfway", key, lambda: network.predict(deflected))
-        options = s.denoiser_options()
-        key = (*key, s.denoiser, *options.items())
+        if method is None:
+            return _Run(deflected, deflected, halfway, halfway)
+        key = (*key, method, *options.items())
         defended = self._once(
-            "denoised", key, lambda: denoise(deflected, s.denoiser, **options), counts=True
+            "denoised", key, lambda: denoise(deflected, method, **options), counts=True
         )
         seen = self._once("probabilities", key, lambda: network.predict(defended), counts=True)
         return _Run(deflected, defended, halfway, seen)
@@ -628,6 +536,32 @@ class _Stages:
                 self._progress("Defending", number, self.settings.runs)
             found.append(self.run(number, rng))
         return found
+
+    def result(self) -> Result:
+        clean, adversary, chances, runs = (
+            self.clean, self.adversary, self.activation_map, self.runs()
+        )  # fmt: skip
+        halfway, final = (np.stack([run[i] for run in runs]) for i in (2, 3))
+        seen = {"clean": clean.probabilities, "adversary": adversary.probabilities}
+        seen["deflected"] = halfway.mean(axis=0)
+        if self.defense.denoiser:
+            seen["denoised"] = final.mean(axis=0)
+        return Result(
+            settings=self.settings,
+            network=self.network,
+            name=Path(self.settings.image).stem,
+            clean=clean.image,
+            adversary=adversary.image,
+            origin=adversary.origin,
+            label=clean.label,
+            activation_map=chances,
+            deflected=runs[0].deflected,
+            defended=runs[0].defended,
+            runs=final,
+            steps=tuple(Step(*step) for step in seen.items()),
+            seconds=self.seconds,
+            computed=tuple(dict.fromkeys(self.computed)),
+        )
 
     def _once(self, stage: str, key: Any, make: Callable[[], _T], *, counts: bool = False) -> _T:
         """Give what a stage makes, made anew only for a new key; its time counts either way."""
@@ -643,37 +577,6 @@ class _Stages:
         found: tuple[_T, float] = kept[key]
         self.seconds += found[1] if counts else 0.0
         return found[0]
-
-
-def _result(stages: _Stages) -> Result:
-    clean, adversary, activation_map = stages.clean, stages.adversary, stages.activation_map
-    runs = stages.runs()
-    halfway, final = (_mean([run[i] for run in runs]) for i in (2, 3))
-    steps = [Step("clean", clean.probabilities), Step("adversary", adversary.probabilities)]
-    steps.append(Step("deflected", halfway))
-    if stages.settings.denoiser != "none":
-        steps.append(Step("denoised", final))
-    return Result(
-        settings=stages.settings,
-        network=stages.network,
-        name=Path(stages.settings.image).stem,
-        clean=clean.image,
-        adversary=adversary.image,
-        origin=adversary.origin,
-        label=clean.label,
-        activation_map=activation_map,
-        deflected=runs[0].deflected,
-        defended=runs[0].defended,
-        runs=np.stack([run.probabilities for run in runs]),
-        steps=tuple(steps),
-        seconds=stages.seconds,
-        computed=tuple(dict.fromkeys(stages.computed)),
-    )
-
-
-def _mean(rows: list[Array]) -> Array:
-    mean: Array = np.stack(rows).mean(axis=0)
-    return mean
 
 
 class _Watched:
@@ -713,42 +616,3 @@ def _attacked(
         watched, clean.image, seen, eps=settings.eps, iterations=settings.steps, stop_at=stop_at
     )
     return adversary, origin
-
-
-def _clean_key(settings: Settings) -> tuple[Any, ...]:
-    return settings.classifier, settings.weights, settings.image, settings.label
-
-
-def _attack_lines(settings: Settings) -> list[str]:
-    if settings.attack in ("none", "shipped"):
-        return [f"adversary = case.{'clean' if settings.attack == 'none' else 'adversary'}"]
-    knobs = f"eps={settings.eps}"
-    if settings.attack == "igsm":
-        knobs += f", iterations={settings.steps}" + (', stop_at="success"' if settings.stop else "")
-    return [
-        "seen = int(network.predict(case.clean).argmax())",
-        f"adversary = {settings.attack}(network, case.clean, seen, {knobs})",
-    ]
-
-
-def _defense_lines(settings: Settings) -> list[str]:
-    """Spell the defence with the knobs that count, in the order of its attributes."""
-    knobs: dict[str, Any] = {"deflections": settings.deflections, "window": settings.window}
-    knobs |= {"reading": settings.reading, "activation": settings.activation}
-    if settings.activation == "rcam":
-        knobs |= {"k": settings.k, "combine": settings.combine}
-    knobs["denoiser"] = None if settings.denoiser == "none" else settings.denoiser
-    if settings.denoiser_options():
-        knobs["denoiser_options"] = settings.denoiser_options()
-    knobs["runs"] = settings.runs
-    return ["defense = Defense(", *(f"    {name}={value!r}," for name, value in knobs.items()), ")"]
-
-
-def _without_attack(true: str, final: str, *, kept: bool) -> str:
-    if kept:
-        return f"No attack: the defence leaves {true} alone."
-    return f"No attack, and the defence does harm: {true} becomes {final}."
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Tell nobody."""

@@ -17,14 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import anywidget
-import matplotlib as mpl
 import numpy as np
-import traitlets
 from numpy.typing import NDArray
 from PIL import Image
 
 from pdutils import plots
+from pdutils._utils import extra
 from pdutils.classifiers import Classifier
 from pdutils.downloads import DownloadError
 from pdutils.explorer.engine import (
@@ -43,6 +41,11 @@ from pdutils.explorer.engine import (
 )
 from pdutils.images import Array, load_image, on_grid
 
+with extra("notebooks"):
+    import anywidget
+    import matplotlib as mpl
+    import traitlets
+
 #: The largest picture that is taken from a visitor, in bytes.
 UPLOAD_LIMIT = 8_000_000
 
@@ -56,16 +59,13 @@ _STATIC = Path(__file__).parent / "static"
 _THUMBNAIL = 56
 
 #: What a visitor may choose; files of weights and labels are the notebook's to name.
-_FREE = frozenset(Settings.__dataclass_fields__) - {"weights", "label"}
+_FREE = asdict(Settings()).keys() - {"weights", "label"}
 
 #: A slider that is moved on within this many seconds leaves one result, not one a step.
 _MOVED_ON = 1.5
 
 #: Seconds between two pieces of news about a computation.
 _NEWS = 0.05
-
-#: The pictures of a result, by name, in the order in which they stand.
-PICTURES = ("clean", "adversary", "defended", "deflected", "attack", "left")
 
 Pixels = NDArray[np.uint8]
 
@@ -96,14 +96,7 @@ def explorer(
 
 
 class ExplorerWidget(anywidget.AnyWidget):
-    """The explorer; see `explorer`.
-
-    Parameters
-    ----------
-    start : Settings
-        Where it begins.
-    network : Classifier, optional
-        The network of these settings.
+    """The explorer; `explorer` makes it.
 
     Attributes
     ----------
@@ -163,29 +156,11 @@ class ExplorerWidget(anywidget.AnyWidget):
         return self._result
 
     def move(self, **changes: Any) -> None:
-        """Change settings, as a visitor does; what is shown follows.
-
-        Parameters
-        ----------
-        **changes
-            Fields of `pdutils.explorer.engine.Settings`. What cannot be shown leaves a sentence in
-            `error`.
-        """
+        """Change fields of `Settings`, as a visitor does; what cannot be leaves an `error`."""
         self._wish_for("", changes, final=True)
 
     def settle(self, timeout: float = 600.0) -> None:
-        """Wait until all that was asked for is shown.
-
-        Parameters
-        ----------
-        timeout : float
-            Seconds to wait at most.
-
-        Raises
-        ------
-        TimeoutError
-            If it takes longer.
-        """
+        """Wait until all that was asked for is shown, or raise a TimeoutError after so many s."""
         with self._lock:
             if not self._lock.wait_for(lambda: not self._working, timeout):
                 raise TimeoutError(f"the explorer was still computing after {timeout:g} s")
@@ -321,7 +296,7 @@ class ExplorerWidget(anywidget.AnyWidget):
             self._explorer.warm(result.settings)
 
     def _show(self, result: Result, wish: "_Wish") -> None:
-        pictures = _pictures(result, self._result, self._encoded())
+        pictures = self._pictures(result)
         images = self._thumbnails(result.settings.classifier)
         history = self._history(result, wish)
         self._result = result
@@ -342,8 +317,20 @@ class ExplorerWidget(anywidget.AnyWidget):
             self.history = history
             self.busy, self.error = {}, {}
 
-    def _encoded(self) -> dict[str, bytes]:
-        return {name: getattr(self, f"picture_{name}") for name in PICTURES}
+    def _pictures(self, result: Result) -> dict[str, bytes]:
+        """Encode the pictures of a result; what is the same as before is not encoded again."""
+        before = self._result
+
+        def same(parts: Sequence[str]) -> bool:
+            # What a stage gave is kept, so that what did not change is the very same array.
+            return before is not None and all(
+                getattr(before, part) is getattr(result, part) for part in parts
+            )
+
+        return {
+            name: getattr(self, f"picture_{name}") if same(parts) else _packed(draw(result))
+            for name, (parts, draw) in PICTURES.items()
+        }
 
     def _code(self, settings: Settings) -> str:
         own = {choice.name: choice.path.name for choice in self._uploads}
@@ -404,18 +391,7 @@ class _News:
 
 
 def summary(settings: Settings) -> str:
-    """Say in a few letters what was attacked and how it was defended.
-
-    Parameters
-    ----------
-    settings : Settings
-        Any.
-
-    Returns
-    -------
-    str
-        Such as `strong IGSM 8 x 10; PD 200 + R-CAM + wavelet`.
-    """
+    """Say in a few letters what was done: `strong IGSM 8 x 10; PD 200 + R-CAM + wavelet`."""
     attack = {
         "igsm": f"{'weak' if settings.stop else 'strong'} IGSM {settings.eps} x {settings.steps}; ",
         "fgsm": f"FGSM {settings.eps}; ",
@@ -526,34 +502,6 @@ def _words(error: Exception) -> str:
     return f"This could not be computed ({type(error).__name__}: {first})."
 
 
-def _pictures(
-    result: Result, before: Result | None, encoded: Mapping[str, bytes]
-) -> dict[str, bytes]:
-    """Encode the pictures of a result; what is the same as before is not encoded again."""
-    made: dict[str, tuple[tuple[str, ...], Callable[[], Pixels]]] = {
-        "clean": (("clean",), lambda: _shown(result.clean)),
-        "adversary": (("adversary",), lambda: _shown(result.adversary)),
-        "defended": (("defended",), lambda: _shown(result.defended)),
-        "deflected": (
-            ("adversary", "deflected", "activation_map"),
-            lambda: _dots(result),
-        ),
-        "attack": (("clean", "adversary"), lambda: _magnified(result.adversary - result.clean)),
-        "left": (("clean", "defended"), lambda: _magnified(result.remaining)),
-    }
-
-    def same(parts: Sequence[str]) -> bool:
-        # What a stage gave is kept, so that what did not change is the very same array.
-        return before is not None and all(
-            getattr(before, part) is getattr(result, part) for part in parts
-        )
-
-    return {
-        name: encoded[name] if same(parts) else _packed(draw())
-        for name, (parts, draw) in made.items()
-    }
-
-
 def _shown(image: Array) -> Pixels:
     return on_grid(image).astype(np.uint8)
 
@@ -570,6 +518,17 @@ def _dots(result: Result) -> Pixels:
         colors = mpl.colormaps["viridis"](result.activation_map)[..., :3]
         pale = (255 * (0.45 + 0.55 * colors)).astype(np.float32)
     return _shown(np.where(result.changed[..., np.newaxis], np.float32(0), pale))
+
+
+#: The pictures of a result in the order in which they stand, what each is made of, and how.
+PICTURES: dict[str, tuple[Sequence[str], Callable[[Result], Pixels]]] = {
+    "clean": (["clean"], lambda result: _shown(result.clean)),
+    "adversary": (["adversary"], lambda result: _shown(result.adversary)),
+    "defended": (["defended"], lambda result: _shown(result.defended)),
+    "deflected": (["adversary", "deflected", "activation_map"], _dots),
+    "attack": (["clean", "adversary"], lambda found: _magnified(found.adversary - found.clean)),
+    "left": (["clean", "defended"], lambda result: _magnified(result.remaining)),
+}
 
 
 def _packed(pixels: Pixels) -> bytes:
@@ -592,9 +551,6 @@ def _thumbnail(choice: Choice) -> dict[str, Any]:
 
 def _still(result: Result) -> bytes:
     """Draw the six pictures of a result as one."""
-    drawn = [_shown(result.clean), _shown(result.adversary), _shown(result.defended)]
-    drawn += [_dots(result)]
-    drawn += [_magnified(result.adversary - result.clean), _magnified(result.remaining)]
     names = result.network.class_names
     best = {
         step.name: f"{names[step.probabilities.argmax()]} {step.probabilities.max():.2f}"
@@ -602,7 +558,8 @@ def _still(result: Result) -> bytes:
     }
     titles = [f"{name}: {seen}" for name, seen in best.items()]
     titles += ["deflected pixels", f"attack x {MAGNIFIED}", f"left x {MAGNIFIED}"]
-    figure = plots.pictures([p.astype(np.float32) for p in drawn], titles, columns=3)
+    drawn = [draw(result).astype(np.float32) for _, draw in PICTURES.values()]
+    figure = plots.pictures(drawn, titles, columns=3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)
     return buffer.getvalue()

@@ -267,7 +267,7 @@ def test_defend_takes_a_model_of_ones_own(capsys, toy, network, folder, tmp_path
     ("options", "status", "message"),
     [
         (["--weights", "x.h5"], 1, "holds its weights"),
-        (["--preprocess", "0..2"], 2, "--preprocess: invalid choice: '0..2' (choose from -1..1, "),
+        (["--preprocess", "0..2"], 2, "--preprocess: invalid choice: '0..2'"),
         (["--class-names", "{latin}"], 1, "latin.txt: expected a text in UTF-8"),
         (["--class-names", "{few}"], 1, "expected 6 class names"),
         (["--classifier", "demo"], 1, "preprocess and class_names go with a .keras file"),
@@ -369,7 +369,7 @@ def test_what_cannot_be_printed_is_an_error_in_one_line(records):
 
 
 def test_another_pipe_that_breaks_is_an_error(capsys, monkeypatch):
-    def fail(options):
+    def fail(*_):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     monkeypatch.setattr(main, "_check_paths", fail)
@@ -486,7 +486,7 @@ def test_what_cannot_be_done_is_told_in_one_line(
     ],
 )
 def test_an_exception_becomes_a_status_and_a_line(capsys, monkeypatch, raised, status, line):
-    def fail(options):
+    def fail(*_):
         raise raised
 
     monkeypatch.setattr(main, "_check_paths", fail)
@@ -494,7 +494,7 @@ def test_an_exception_becomes_a_status_and_a_line(capsys, monkeypatch, raised, s
 
 
 def test_a_fault_of_the_program_is_not_hidden(capsys, monkeypatch):
-    monkeypatch.setattr(main, "_check_paths", lambda options: {}["missing"])
+    monkeypatch.setattr(main, "_check_paths", lambda *_: {}["missing"])
     with pytest.raises(KeyError):
         main.main(["defend", "x.png"])
 
@@ -812,7 +812,7 @@ def records(capsys, network, folder, tmp_path) -> Path:
 
 def test_table_prints_and_writes_what_the_report_says(capsys, records, tmp_path):
     output = tmp_path / "tables"
-    options = ["--protocol", "plain", "--decision", "worst", "--output", output]
+    options = ["--protocol", "plain", "--aggregate", "worst", "--output", output]
     status, out, _ = run(capsys, "table", records, *options)
     wanted = report.Report.of(stored(records), "plain", "worst")
     assert status == 0
@@ -873,7 +873,7 @@ def test_table_refuses_what_holds_no_records(capsys, network, folder, tmp_path, 
         assert (status, err.count("\n")) == (1, 1)
         assert err.startswith("error: ")
         assert message in err
-    assert run(capsys, "table", tmp_path / "none.sqlite", "--decision", "best")[0] == 2
+    assert run(capsys, "table", tmp_path / "none.sqlite", "--aggregate", "best")[0] == 2
 
 
 def test_control_c_that_became_another_error_on_its_way_is_control_c_still(

@@ -370,7 +370,7 @@ def test_each_notebook_reads_a_value_in_its_own_kind(tmp_path):
     ("value", "said"),
     [
         ("many", r"step: expected a number, got 'many' \(01_one\)"),
-        (os.fsdecode(b"caf\xe9"), r"step: expected a text in UTF-8, got caf\\xe9"),
+        (os.fsdecode(b"caf\xe9"), r"step: expected a text in UTF-8, got caf\\udce9"),
     ],
 )
 def test_a_value_that_cannot_be_given_names_its_parameter(tmp_path, value, said):

@@ -146,8 +146,8 @@ class Wire:
         self.states = []
 
     def send(self, data=None, buffers=None, **_):
-        paths = [path[0] for path in downloads.get("buffer_paths", [])]
-        self.states.append({*downloads.get("state", {}), *paths})
+        paths = [path[0] for path in data.get("buffer_paths", [])]
+        self.states.append({*data.get("state", {}), *paths})
 
     def on_msg(self, callback):
         pass
@@ -461,7 +461,7 @@ def test_where_no_widget_can_be_shown_there_is_a_picture_with_words(widget):
 
 def test_what_can_be_chosen_is_what_the_settings_take(widget):
     offer = widget.offer
-    assert set(offer["words"]["denoiser"]) == {"none", *widget.WORDS["denoiser"]}
+    assert set(offer["words"]["denoiser"]) == {"none", *widget_module.WORDS["denoiser"]}
     script = (Path(widget_module.__file__).parent / "static" / "explorer.js").read_text()
     for name in offer["words"].keys() - {"attack"}:
         for word in offer["words"][name]:
