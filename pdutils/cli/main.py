@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -400,23 +401,24 @@ def _defense(options: argparse.Namespace) -> "Defense":
     """Make the defence of the one text or of the options; what is left out is `Defense`'s own."""
     from pdutils.defenses.pipeline import Defense
 
-    runs = {"runs": options.runs, "aggregate": options.aggregate}
     names = ("map", "deflections", "window", "reading", "denoiser", "sigma", "sigma_scale")
-    given = {name: getattr(options, name) for name in names}
+    given: dict[str, Any] = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in given.items() if value is not None}
     if options.defense is not None:
         if given:
             both = next(iter(given)).replace("_", "-")
             options.parser.error(f"--defense says all of the defence: give it or --{both}")
-        return replace(Defense.parse(options.defense), **runs)
-    own = {name: given.pop(name) for name in ("sigma", "sigma_scale") if name in given}
-    kind = given.pop("map", "none")
-    if given.get("denoiser") == "none":
-        given["denoiser"] = None
-        if own:
-            options.parser.error(f"--{next(iter(own)).replace('_', '-')} goes with a denoiser")
-    activation = kind if kind in MAPS else "none"
-    return Defense(**given, activation=activation, denoiser_options=own, **runs)
+        defense = Defense.parse(options.defense)
+    else:
+        own = {name: given.pop(name) for name in names[-2:] if name in given}
+        kind = given.pop("map", "none")
+        if given.get("denoiser") == "none":
+            given["denoiser"] = None
+            if own:
+                options.parser.error(f"--{next(iter(own)).replace('_', '-')} goes with a denoiser")
+        given["activation"] = kind if kind in MAPS else "none"
+        defense = Defense(**given, denoiser_options=own)
+    return replace(defense, runs=options.runs, aggregate=options.aggregate)
 
 
 def _check_paths(options: argparse.Namespace, maps: Path | None) -> "list[tuple[Path, str]] | None":
@@ -811,7 +813,7 @@ def _app(options: argparse.Namespace) -> NoReturn:
     from pdutils.demo.shipped import demo_root
 
     with extra("app"):
-        import voila  # noqa: F401
+        import_module("voila")
     app = demo_root() / "app"
     command = [sys.executable, "-m", "voila", str(app / "explorer.ipynb")]
     command += [f"--Voila.config_file_paths={app / 'jupyter'}", *options.voila]

@@ -129,11 +129,12 @@ def _defaults(notebook: Path) -> dict[str, Any]:
     cells = [cell for cell in _read(notebook).cells if _is_tagged(cell, "parameters")]
     found: dict[str, Any] = {}
     for node in ast.parse(cells[0].source).body if cells else []:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
-        found |= dict.fromkeys(names)
-        with suppress(ValueError):
-            found |= dict.fromkeys(names, ast.literal_eval(getattr(node, "value", None)))
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            found |= dict.fromkeys(names)
+            with suppress(ValueError):
+                found |= dict.fromkeys(names, ast.literal_eval(node.value or ast.Constant(None)))
     return found
 
 

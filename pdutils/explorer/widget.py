@@ -554,7 +554,7 @@ def _still(result: Result) -> bytes:
     names = result.network.class_names
     best = {
         step.name: f"{names[step.probabilities.argmax()]} {step.probabilities.max():.2f}"
-        for step in (*result.steps[:2], replace(result.steps[-1], name="defended"))
+        for step in (*result.steps[:2], result.steps[-1]._replace(name="defended"))
     }
     titles = [f"{name}: {seen}" for name, seen in best.items()]
     titles += ["deflected pixels", f"attack x {MAGNIFIED}", f"left x {MAGNIFIED}"]
