@@ -40,7 +40,7 @@ def call(command: list[object], folder: Path, **environment: str) -> subprocess.
 def source(tmp_path_factory) -> Path:
     """The files of a checkout that a build reads, and what an earlier build may have left."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(demo_root() / name, folder)
     for name in ("pdutils", "data", "maps", "app"):
         leave = shutil.ignore_patterns("__pycache__")
@@ -104,16 +104,19 @@ def installed(wheel, tmp_path_factory) -> Iterator[Installed]:
     assert made.files() == before
 
 
-def test_the_wheel_holds_what_the_demo_and_the_page_need_and_nothing_stale(wheel, source):
+def test_the_wheel_holds_the_package_what_the_demo_and_the_page_need_and_nothing_stale(
+    wheel, source
+):
     with ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if "/_shipped/" in name}
-    expected = {
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    brought = {
         f"pdutils/_shipped/{path.relative_to(source)}"
         for folder in ("data", "maps", "app")
         for path in (source / folder).rglob("*")
         if path.is_file()
     }
-    assert names == expected
+    package = {str(path.relative_to(source)) for path in source.glob("pdutils/**/*.*")}
+    assert names == brought | package
 
 
 def test_a_wheel_of_a_source_distribution_holds_the_same(wheel, source, tmp_path):
@@ -129,12 +132,19 @@ def test_a_wheel_of_a_source_distribution_holds_the_same(wheel, source, tmp_path
         assert sorted(one.namelist()) == sorted(other.namelist())
 
 
-def test_the_demo_is_found_and_right_about_its_pictures(installed, tmp_path):
+def test_it_evaluates_defends_and_finds_its_demo_in_any_folder(installed, tmp_path):
+    picture = demo_root() / "data" / "adversaries" / "badger_000.png"
     program = (
         "import pdutils\n"
+        "from pdutils.cli.main import main\n"
         "from pdutils.classifiers import load_classifier\n"
         "from pdutils.demo.shipped import checkout, demo_images\n"
         "from pdutils.images import load_image\n"
+        "words = ['evaluate', 'drawings:2', '--attacks', 'fgsm', '--defenses', 'pd+wd']\n"
+        "assert main(words) == 0\n"
+        f"words = ['defend', {str(picture)!r}, '--classifier', 'demo', '--save', 'defended.png']\n"
+        "assert main(words) == 0\n"
+        "print('---')\n"
         "print(pdutils.__file__, checkout(), len(demo_images()))\n"
         "shown = demo_images()[0]\n"
         "for name in ('demo', 'auto'):\n"
@@ -145,38 +155,35 @@ def test_the_demo_is_found_and_right_about_its_pictures(installed, tmp_path):
     )
     done = installed.run(tmp_path, "-c", program)
     assert done.returncode == 0, done.stderr
-    first, *names, answer = done.stdout.splitlines()
+    said, _, found = done.stdout.partition("---\n")
+    assert "badger" in said
+    assert (tmp_path / "defended.png").is_file()
+    first, *names, answer = found.splitlines()
     assert first == f"{installed.packages / 'pdutils' / '__init__.py'} None 20"
     # The weights of EfficientNet-Lite0 are installed here too.
     assert names == ["demo", "efficientnet_lite0"]
     seen, label = answer.split()
     assert seen == label
-
-
-def test_the_command_line_defends_and_evaluates_from_any_folder(installed, tmp_path):
-    picture = demo_root() / "data" / "adversaries" / "badger_000.png"
-    words = ["-m", "pdutils", "defend", picture, "--classifier", "demo", "--save", "defended.png"]
-    done = installed.run(tmp_path, *words)
-    assert done.returncode == 0, done.stderr
-    assert "badger" in done.stdout
-    assert (tmp_path / "defended.png").is_file()
-
-    words = ["evaluate", "drawings:2", "--attacks", "fgsm", "--defenses", "pd+wd"]
-    done = installed.run(tmp_path, "-m", "pdutils", *words)
-    assert done.returncode == 0, done.stderr
     (kept,) = (tmp_path / "results").glob("evaluation-*.sqlite")
     done = installed.run(tmp_path, "-m", "pdutils", "table", kept)
     assert done.returncode == 0, done.stderr
 
 
 def test_run_says_where_it_finds_notebooks_and_takes_one_by_its_path(installed, tmp_path):
-    for words in ([], ["03"], ["--all"]):
-        done = installed.run(tmp_path, "-m", "pdutils", "run", *words)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == (
-            "error: the notebooks are not in the installed package but in its repository: run this "
-            "in a clone of it, or name a notebook by its path; see python -m pdutils run --help\n"
-        )
+    program = (
+        "from pdutils.cli.main import main\n"
+        "for words in ([], ['03'], ['--all']):\n"
+        "    try:\n"
+        "        main(['run', *words])\n"
+        "    except SystemExit as ended:\n"
+        "        assert ended.code == 2\n"
+    )
+    done = installed.run(tmp_path, "-c", program)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr == 3 * (
+        "error: the notebooks are not in the installed package but in its repository: run this "
+        "in a clone of it, or name a notebook by its path; see python -m pdutils run --help\n"
+    )
     notebook = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_code_cell(
@@ -190,14 +197,6 @@ def test_run_says_where_it_finds_notebooks_and_takes_one_by_its_path(installed, 
     assert done.returncode == 0, done.stderr
     shown = nbformat.read(tmp_path / "results" / "mine.ipynb", as_version=4).cells[-1].outputs
     assert shown[0].text == f"20 {installed.packages / 'pdutils' / '__init__.py'}\n"
-
-
-@pytest.mark.parametrize(("part", "option"), [("make", "--root DIR"), ("train", "--output FILE")])
-def test_the_demo_is_not_made_again_inside_the_package(installed, tmp_path, part, option):
-    done = installed.run(tmp_path, "-m", "pdutils", "demo", part)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: the installed package is not written into: say where")
-    assert option in done.stderr
 
 
 @pytest.fixture
