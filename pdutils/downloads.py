@@ -7,70 +7,56 @@ what lies in Keras's own cache, `~/.keras/models` or where KERAS_HOME says.
 
 import hashlib
 import os
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from pdutils._utils import keras_home, progress_bar
 from pdutils.images import whole_file
 
 _AUTHORS_COMMIT = "0997669e94c711521896a01cc9c0e27723df0841"
-
-
 _AUTHORS_URL = f"https://raw.githubusercontent.com/iamaaditya/pixel-deflection/{_AUTHORS_COMMIT}/"
-
 
 #: Seconds to wait for a connection, and for the next bytes of a download.
 TIMEOUT = (5.0, 30.0)
 
-
 #: The names of the authors' images, without the folder.
-AUTHORS_IMAGES = (
-    "n02447366_00008562.png",
-    "n02443114_00000055.png",
-    "n02443114_00032317.png",
-)
+AUTHORS_IMAGES = ("n02447366_00008562.png", "n02443114_00000055.png", "n02443114_00032317.png")
+
+#: The SHA-256 of the authors' files, in the order of their images.
+# fmt: off
+_AUTHORS_HASHES = {
+    "images": (
+        "b7bd952f63e32cbefcbc98622b1cc5e6e350cc47ff8ec92c2c85d87a55019475",
+        "b9bd3a51c0492eea407ba0ff0ca4b006e5792135c2ab68b20e49184e3470b2cb",
+        "2173e208303c78fd54ead3de003c6acfc2e45b5d55e5bce60614d34f820cc2ee",
+    ),
+    "maps": (
+        "d342039f81e985eabea88178932e867530424d8a84fe8845e9ee70ccaacdc70d",
+        "bb4ef51e3ff52e51b2410357f4d4d0f4f6a49a4d29620731f24a06f696cb99db",
+        "c9355ade1eddcb9696dfb55b54145a57c2a098db0fc6d552ba548d5201677b45",
+    ),
+    "originals": (
+        "943b7b55e579948e5f1f9c870e7aed10fea3eb861b5f8325e26aab1da86d8a26",
+        "8969e82f5e014141f4a3562fc32c76860b601cb7f8769cb7de67d3c73e477ff8",
+        "4b965a27afd89c590fd5d00b715ecccc215277378346f52544c916775d864d3a",
+    ),
+}
+# fmt: on
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(NamedTuple):
     """A file that can be downloaded: its address and its hash, as `algorithm:hex`."""
 
     url: str
     known_hash: str | None
 
 
-#: What can be downloaded by name, apart from Keras's weights: those, Keras itself names.
+#: What can be downloaded by name, apart from Keras's weights.
 REGISTRY: dict[str, Download] = {
-    f"pixel-deflection/{file}": Download(_AUTHORS_URL + file, f"sha256:{digest}")
-    for file, digest in {
-        "images/n02443114_00000055.png": (
-            "b9bd3a51c0492eea407ba0ff0ca4b006e5792135c2ab68b20e49184e3470b2cb"
-        ),
-        "images/n02443114_00032317.png": (
-            "2173e208303c78fd54ead3de003c6acfc2e45b5d55e5bce60614d34f820cc2ee"
-        ),
-        "images/n02447366_00008562.png": (
-            "b7bd952f63e32cbefcbc98622b1cc5e6e350cc47ff8ec92c2c85d87a55019475"
-        ),
-        "maps/n02443114_00000055.png": (
-            "bb4ef51e3ff52e51b2410357f4d4d0f4f6a49a4d29620731f24a06f696cb99db"
-        ),
-        "maps/n02443114_00032317.png": (
-            "c9355ade1eddcb9696dfb55b54145a57c2a098db0fc6d552ba548d5201677b45"
-        ),
-        "maps/n02447366_00008562.png": (
-            "d342039f81e985eabea88178932e867530424d8a84fe8845e9ee70ccaacdc70d"
-        ),
-        "originals/n02443114_00000055.png": (
-            "8969e82f5e014141f4a3562fc32c76860b601cb7f8769cb7de67d3c73e477ff8"
-        ),
-        "originals/n02443114_00032317.png": (
-            "4b965a27afd89c590fd5d00b715ecccc215277378346f52544c916775d864d3a"
-        ),
-        "originals/n02447366_00008562.png": (
-            "943b7b55e579948e5f1f9c870e7aed10fea3eb861b5f8325e26aab1da86d8a26"
-        ),
-    }.items()
+    f"pixel-deflection/{kind}/{name}": Download(f"{_AUTHORS_URL}{kind}/{name}", f"sha256:{digest}")
+    for kind, digests in _AUTHORS_HASHES.items()
+    for name, digest in zip(AUTHORS_IMAGES, digests, strict=True)
 }
 
 
@@ -83,14 +69,7 @@ class DownloadError(RuntimeError):
 
 
 def cache_dir() -> Path:
-    """Give the folder where downloads are kept.
-
-    Returns
-    -------
-    Path
-        PDUTILS_CACHE if that environment variable is set, else the platform's cache folder for
-        `pdutils`. The folder need not exist.
-    """
+    """Give the folder where downloads are kept; it need not exist."""
     import platformdirs
 
     chosen = os.environ.get("PDUTILS_CACHE") or platformdirs.user_cache_dir("pdutils")
@@ -98,17 +77,7 @@ def cache_dir() -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Tell whether a file of the registry lies in the cache with the right hash.
-
-    Parameters
-    ----------
-    name : str
-        A key of `REGISTRY`.
-
-    Returns
-    -------
-    bool
-    """
+    """Tell whether a file of the registry lies in our cache with the right hash."""
     return is_whole(cache_dir() / name, REGISTRY[name].known_hash)
 
 
@@ -139,9 +108,8 @@ def fetch(name: str) -> Path:
 def download(name: str, source: Download) -> Path:
     """Give the path of a file in the cache, downloading it if it is missing or damaged.
 
-    A whole copy in Keras's own cache is taken where it lies. Otherwise the file is downloaded once,
-    with a bar and a time-out, under a temporary name; it gets its own name only when its hash is
-    right.
+    A whole copy in Keras's own cache is taken where it lies. What is downloaded gets its name only
+    when its hash is right.
 
     Parameters
     ----------
@@ -182,24 +150,7 @@ def download(name: str, source: Download) -> Path:
 
 
 def find_cached(name: str, source: Download) -> Path:
-    """Give the path of a file in the cache or in Keras's own, without a download.
-
-    Parameters
-    ----------
-    name : str
-        Its path inside the cache.
-    source : Download
-        As in `download`.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    DownloadError
-        If it is not there, or not whole.
-    """
+    """Give the path of a file in our cache or in Keras's own; a `DownloadError` if it lacks."""
     found = _in_a_cache(name, source.known_hash)
     if found is None:
         raise DownloadError(f"{name} is not in the cache ({cache_dir()})")
@@ -207,31 +158,30 @@ def find_cached(name: str, source: Download) -> Path:
 
 
 def class_index() -> list[tuple[str, str]]:
-    """Give ImageNet's 1000 classes in their order, named as Keras names them.
-
-    Returns
-    -------
-    list of (str, str)
-        WordNet id and name, such as `("n02447366", "badger")`.
-    """
+    """Give the WordNet ids and Keras's names of ImageNet's 1000 classes, in their order."""
     lines = Path(__file__).with_name("imagenet_classes.txt").read_text("utf-8").splitlines()
     return [(line.split()[0], line.split()[1]) for line in lines]
 
 
+def keras_weights() -> dict[str, tuple[str, Download]]:
+    """Give the ImageNet weights of `keras.applications` with their names in the cache.
+
+    The keys are the models' names; where options choose among weights those follow, such as
+    `mobilenet_v2_0.35_96` (alpha, rows). Keras itself shows its hashes nowhere.
+    """
+    lines = Path(__file__).with_name("keras_weights.txt").read_text("utf-8").splitlines()
+    parts = [line.split() for line in lines]
+    return {
+        model: (f"models/{file}", Download(url, None if known_hash == "-" else known_hash))
+        for model, file, url, known_hash in parts
+    }
+
+
 def authors_file(kind: str, name: str) -> Path | None:
-    """Find one of the files that the paper's authors published, if it is in the cache.
+    """Find one of the files that the paper's authors published; None if it is not in the cache.
 
-    Parameters
-    ----------
-    kind : {"originals", "images", "maps"}
-        The clean image, the adversary made against Keras's ResNet-50, or its robust CAM.
-    name : str
-        One of `AUTHORS_IMAGES`.
-
-    Returns
-    -------
-    Path or None
-        None if it is not cached; nothing is downloaded.
+    The kinds are `originals`, the clean images; `images`, the adversaries made against Keras's
+    ResNet-50; and `maps`, their robust CAMs. The names are `AUTHORS_IMAGES`.
     """
     key = f"pixel-deflection/{kind}/{name}"
     return cache_dir() / key if key in REGISTRY and is_cached(key) else None
@@ -275,16 +225,20 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _transfer(url: str, path: Path) -> None:
-    import requests
+    import pooch
 
-    with requests.get(url, stream=True, timeout=TIMEOUT) as response, path.open("wb") as file:
-        response.raise_for_status()
-        length = int(response.headers.get("content-length", 0)) or None
-        name = url.rpartition("/")[2]
-        with progress_bar(total=length, desc=name, unit="B", unit_scale=True) as bar:
-            for chunk in response.iter_content(1 << 16):
-                file.write(chunk)
-                bar.update(len(chunk))
+    # pooch asks whether there is a bar, and tqdm takes a bar of length 0 for none.
+    bar = progress_bar(total=1, desc=url.rpartition("/")[2], unit="B", unit_scale=True)
+    with bar, path.open("wb") as file, ExitStack() as stack:
+
+        def close_at_the_end(response: Any, **_: Any) -> None:
+            # pooch itself leaves it open where the download fails.
+            stack.callback(response.close)
+
+        fetch_to = pooch.HTTPDownloader(
+            bar, 1 << 16, timeout=TIMEOUT, hooks={"response": close_at_the_end}
+        )
+        fetch_to(url, file, None)
 
 
 def _reason(error: Exception) -> str:

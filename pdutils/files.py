@@ -22,17 +22,9 @@ _MARKS = {
 
 @dataclass
 class Pictures:
-    """The pictures in a folder and the folders below it.
+    """The pictures in a folder and the folders below it, and how much of what else there is.
 
-    Attributes
-    ----------
-    files : list of Path
-        Sorted; each begins with the folder as it was given, whatever links lie on the way.
-    folders : list of str
-        The names of the folders directly in it, with pictures or without.
-    passed_over : Counter
-        How many other files there are of each ending, and how many links that were not followed.
-        Hidden files are not counted.
+    `folders` names those directly in it, with pictures or without; hidden files do not count.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -52,20 +44,6 @@ def find_pictures(folder: str | os.PathLike[str]) -> Pictures:
 
     A folder that a link leads to is looked through once, unless it stands directly in `folder`, as
     the folder of a class. Hidden files and folders are passed over.
-
-    Parameters
-    ----------
-    folder : str or path
-        An existing folder, or a link to one.
-
-    Returns
-    -------
-    Pictures
-
-    Raises
-    ------
-    OSError
-        If a folder cannot be looked into.
     """
     walk = _Walk(Path(folder))
     walk.found.files.sort()
@@ -142,23 +120,6 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark.
 
     Any other encoding is refused: nothing in the file tells which one it is.
-
-    Parameters
-    ----------
-    path : str or path
-        The file.
-
-    Returns
-    -------
-    str
-        Without the mark; lines end in a line feed alone.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is a folder or of another encoding; the message names the file.
     """
     if Path(path).is_dir():
         raise ValueError(f"{path}: expected a text file, got a folder")
@@ -193,13 +154,6 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is no such text, or has no name in it; the message names the file.
     """
     text = read_text(path).strip()
     if text.startswith(("[", "{")) or Path(path).suffix.lower() == ".json":
@@ -218,25 +172,14 @@ def _json_names(path: str | os.PathLike[str], text: str) -> list[str]:
         raise ValueError(f"{path}: expected a list of class names in JSON: {error}") from None
     if not isinstance(names, list):
         raise ValueError(f"{path}: expected a JSON list of class names, got {text[:40]!r}")
-    for name in names:
-        if not isinstance(name, str):
-            raise ValueError(f"{path}: expected class names as JSON strings, got {name!r}")
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"{path}: expected class names as JSON strings, got {wrong[0]!r}")
     return names
 
 
 def displayed(text: str) -> str:
-    r"""Write a file name that is not UTF-8 as a text: each byte that is none becomes `\xNN`.
-
-    Parameters
-    ----------
-    text : str
-        A name or a sentence with names in it, as Python gives them.
-
-    Returns
-    -------
-    str
-        `text` itself if it is UTF-8.
-    """
+    r"""Write a file name that is not UTF-8 as a text: each byte that is none becomes `\xNN`."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -254,35 +197,12 @@ def labelled_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
     Returns
     -------
     list of (Path, str)
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder.
-    ValueError
-        If it is no folder, has no picture, or a picture's name shows no label.
     """
     return labelled(folder, look_through(folder))
 
 
 def look_through(folder: str | os.PathLike[str]) -> Pictures:
-    """Find the pictures of a folder, and count what else is there.
-
-    Parameters
-    ----------
-    folder : str or path
-        As in `labelled_files`.
-
-    Returns
-    -------
-    Pictures
-        Printed, it is the sentence that says what was passed over; empty if nothing was.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no such folder, it is a file, or it has no picture.
-    """
+    """Find the pictures of a folder, and count what else is there."""
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"{root}: no such folder")
@@ -296,24 +216,7 @@ def look_through(folder: str | os.PathLike[str]) -> Pictures:
 
 
 def labelled(folder: str | os.PathLike[str], found: Pictures) -> list[tuple[Path, str]]:
-    """Label the pictures that were found in a folder.
-
-    Parameters
-    ----------
-    folder : str or path
-        As in `labelled_files`.
-    found : Pictures
-        What `look_through` found in it.
-
-    Returns
-    -------
-    list of (Path, str)
-
-    Raises
-    ------
-    ValueError
-        If a picture's name shows no label.
-    """
+    """Label the pictures that were found in a folder."""
     root = Path(folder)
     return [
         (path, label_from_name(path) if path.parent == root else path.relative_to(root).parts[0])

@@ -51,22 +51,7 @@ _SURELY_8_BITS, _NOT_SURELY_16_BITS = 255, 32767
 def check_images(images: Array, name: str = "images") -> Array:
     """Check the image contract and return the images as they are.
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255]; a denoised image may leave that range by up to 128.
-    name : str
-        What the error calls the array.
-
-    Returns
-    -------
-    ndarray
-        `images` itself.
-
-    Raises
-    ------
-    ValueError
-        If the type, rank, dtype or range is another, the array is empty, or a value is not finite.
+    A denoised image may leave [0, 255] by up to 128. What was scaled for a model is told apart.
     """
     _check_array(images, name, "(H, W, 3) or (N, H, W, 3)")
     if images.ndim == 4:
@@ -88,73 +73,21 @@ def check_images(images: Array, name: str = "images") -> Array:
 
 
 def check_some(images: Sequence[Any] | NDArray[Any], name: str = "images") -> None:
-    """Refuse a batch or a list without an image.
-
-    Parameters
-    ----------
-    images : ndarray or sequence
-        Images in any form.
-    name : str
-        What the error calls them.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """Refuse a batch or a list without an image."""
     if len(images) == 0:
         shape = f" (shape {images.shape})" if isinstance(images, np.ndarray) else ""
         raise ValueError(f"{name}: expected at least one image, got none{shape}")
 
 
 def as_batch(images: Array, name: str = "images") -> tuple[Array, bool]:
-    """Check images and give them as a batch.
-
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    name : str
-        What the error calls the array.
-
-    Returns
-    -------
-    batch : ndarray, shape (N, H, W, 3)
-        A view of `images`.
-    single : bool
-        True if `images` was one image, so that the caller returns the same rank.
-
-    Raises
-    ------
-    ValueError
-        As `check_images`.
-    """
+    """Check images and give them as a batch (N, H, W, 3), a view; and whether it was one image."""
     check_images(images, name)
     single = images.ndim == 3
     return (images[np.newaxis] if single else images), single
 
 
 def as_map_batch(maps: Array | None, batch: Array, name: str = "activation_map") -> Array | None:
-    """Check that maps fit a batch of images and give them as a batch.
-
-    Parameters
-    ----------
-    maps : ndarray of float32, shape (H, W) or (N, H, W), or None
-        Values in [0, 1]; (H, W) goes with a batch of one.
-    batch : ndarray, shape (N, H, W, 3)
-        The images that the maps belong to.
-    name : str
-        What the error calls the array.
-
-    Returns
-    -------
-    ndarray of shape (N, H, W), or None if `maps` is None
-
-    Raises
-    ------
-    ValueError
-        If the dtype, the shape or the range is another, or a value is not finite.
-    """
+    """Check that maps fit a batch of images, (H, W) a batch of one, and give them as (N, H, W)."""
     if maps is None:
         return None
     n, height, width, _ = batch.shape
@@ -163,24 +96,12 @@ def as_map_batch(maps: Array | None, batch: Array, name: str = "activation_map")
     stacked = maps[np.newaxis] if maps.ndim == 2 else maps
     if stacked.shape != (n, height, width):
         raise ValueError(f"{name}: expected shape {expected} as the images, got {maps.shape}")
-    low, high = _extremes(maps, name)
-    if low < 0 or high > 1:
-        raise ValueError(f"{name}: expected values in [0, 1], got [{low:g}, {high:g}]")
+    _check_unit_range(maps, name)
     return stacked
 
 
 def on_grid(images: Array) -> Array:
-    """Clip to [0, 255] and round to whole numbers: what an 8-bit file holds.
-
-    Parameters
-    ----------
-    images : ndarray of float32, any shape
-        Values around [0, 255].
-
-    Returns
-    -------
-    ndarray of float32, the same shape
-    """
+    """Clip to [0, 255] and round to whole numbers: what an 8-bit file holds."""
     return np.rint(np.clip(images, 0, 255)).astype(np.float32)
 
 
@@ -206,12 +127,9 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
     ValueError
         If the file is empty, cut off, no picture, animated, of floats, of 32-bit grey that is
-        neither surely 8 nor surely 16 bits, or has more than 64 million pixels; or if `size` is no
-        positive whole number or pair of them.
+        neither surely 8 nor surely 16 bits, or has more than 64 million pixels.
     """
     picture = _decoded(path)
     with _reading(path):
@@ -230,18 +148,11 @@ def load_map(path: str | os.PathLike[str]) -> Array:
     Parameters
     ----------
     path : str or path
-        A grey picture of 8 or 16 bits.
+        A grey still picture of 8 or 16 bits.
 
     Returns
     -------
     ndarray of float32, shape (H, W), values in [0, 1]
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is no grey still picture.
     """
     picture = _decoded(path)
     if picture.mode not in ("L", *_DEEP_GREY):
@@ -250,20 +161,10 @@ def load_map(path: str | os.PathLike[str]) -> Array:
 
 
 def min_max(values: NDArray[Any], size: NDArray[Any] | None = None) -> Array:
-    """Stretch each map linearly so that its least value is 0 and its greatest 1.
+    """Stretch each trailing (H, W) linearly so that its least value is 0 and its greatest 1.
 
-    Parameters
-    ----------
-    values : ndarray, shape (..., H, W)
-        Each trailing (H, W) is stretched by itself; one that is constant, if only but for
-        rounding, becomes zeros.
-    size : ndarray, shape (..., 1, 1), optional
-        The size of what the values were made of, which their rounding goes with: of a sum, that of
-        its terms. By default the greatest magnitude in each map.
-
-    Returns
-    -------
-    ndarray of float32, the same shape
+    One that is constant, if only but for rounding, becomes zeros. The rounding goes with `size`, of
+    what the values were made of: of a sum, that of its terms; by default their own magnitude.
     """
     low = values.min(axis=(-2, -1), keepdims=True)
     high = values.max(axis=(-2, -1), keepdims=True)
@@ -286,13 +187,6 @@ def save_image(path: str | os.PathLike[str], image: Array) -> None:
         The suffix picks the format: .png, .jpg, ...
     image : ndarray of float32, shape (H, W, 3)
         RGB in [0, 255].
-
-    Raises
-    ------
-    ValueError
-        If it is no single image, or the suffix names no picture format.
-    OSError
-        If the file cannot be written.
     """
     check_images(image, "image")
     if image.ndim != 3:
@@ -309,43 +203,18 @@ def save_map(path: str | os.PathLike[str], activation_map: Array) -> None:
         A name that ends in .png.
     activation_map : ndarray of float32, shape (H, W)
         Values in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If it is no single map in [0, 1], or the name does not end in .png.
-    OSError
-        If the file cannot be written.
     """
     _check_array(activation_map, "activation_map", "(H, W)")
     if activation_map.ndim != 2 or activation_map.size == 0:
         raise ValueError(f"activation_map: expected shape (H, W), got {activation_map.shape}")
-    low, high = _extremes(activation_map, "activation_map")
-    if low < 0 or high > 1:
-        raise ValueError(f"activation_map: expected values in [0, 1], got [{low:g}, {high:g}]")
+    _check_unit_range(activation_map, "activation_map")
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: expected a name that ends in .png, got {Path(path).suffix!r}")
     _save(Image.fromarray(np.rint(activation_map * 65535).astype(np.uint16)), Path(path))
 
 
 def label_from_name(path: str | os.PathLike[str]) -> str:
-    """Read the label from a file name: what stands before the first underscore.
-
-    Parameters
-    ----------
-    path : str or path
-        Such as `n02447366_00008562.png` or `badger_000.png`.
-
-    Returns
-    -------
-    str
-        Such as `n02447366` or `badger`.
-
-    Raises
-    ------
-    ValueError
-        If the name has no underscore, or nothing before it.
-    """
+    """Read the label from a file name: what stands before the first underscore."""
     label, underscore, _ = Path(path).name.partition("_")
     if not underscore or not label:
         raise ValueError(f"expected a file name like <label>_<anything>.png, got {Path(path).name}")
@@ -354,18 +223,7 @@ def label_from_name(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place if the block ends well.
-
-    Parameters
-    ----------
-    path : Path
-        Where the finished file goes; its folder is made.
-
-    Yields
-    ------
-    Path
-        Where the block writes. It bears the same suffix as `path`.
-    """
+    """Give a temporary path beside `path` that takes its place if the block ends well."""
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A long name would grow beyond what file systems take.
@@ -388,15 +246,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike[str], *, instead_of: str | None = None) -> Iterator[None]:
-    """Let an error of the system name the file that was asked for.
-
-    Parameters
-    ----------
-    path : str or path
-        That file.
-    instead_of : str, optional
-        Errors that name another file than this one are left as they are. By default none is.
-    """
+    """Let an error of the system name the file that was asked for."""
     try:
         yield
     except OSError as error:
@@ -423,6 +273,12 @@ def _extremes(values: Array, name: str) -> tuple[float, float]:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{name}: expected finite values, got NaN or infinity")
     return low, high
+
+
+def _check_unit_range(maps: Array, name: str) -> None:
+    low, high = _extremes(maps, name)
+    if low < 0 or high > 1:
+        raise ValueError(f"{name}: expected values in [0, 1], got [{low:g}, {high:g}]")
 
 
 def _decoded(path: str | os.PathLike[str]) -> Image.Image:
@@ -518,20 +374,7 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Check, before there is an image to save, that a file of that name could be written.
-
-    Parameters
-    ----------
-    path : str or path
-        As `save_image` takes it.
-
-    Raises
-    ------
-    ValueError
-        If the suffix names no picture format that Pillow writes.
-    OSError
-        If it is a folder, or its folder cannot be written to; the error names `path`.
-    """
+    """Check, before there is an image to save, that a file of that name could be written."""
     target = Path(path)
     Image.init()
     form = Image.registered_extensions().get(target.suffix.lower())

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdutils._network import load_tensorflow
+from pdutils._utils import load_tensorflow
 from pdutils.classifiers import Classifier
 from pdutils.images import Array
 

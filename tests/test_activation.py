@@ -3,7 +3,7 @@ import pytest
 from conftest import assert_maps_alike, photo, photos
 from skimage.transform import resize
 
-from pdutils._network import load_tensorflow
+from pdutils._utils import load_tensorflow
 from pdutils.activation import cam, combine_maps, combine_weights, grad_cam, robust_cam
 from pdutils.classifiers import Classifier
 

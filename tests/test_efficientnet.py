@@ -1,3 +1,7 @@
+import io
+import pickle
+import struct
+from collections import OrderedDict
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -115,6 +119,87 @@ def test_it_is_saved_and_loaded_like_any_keras_model(network, tmp_path):
     assert not again.published
     own = classifier_from_file(tmp_path / "lite0.keras", preprocess=_efficientnet.preprocess_input)
     np.testing.assert_allclose(own.predict(coffee), expected, atol=1e-5)
+
+
+# PyTorch's old format
+
+
+class Named(tuple):
+    """Pickled as a name, (module, name), whether or not there is such a thing."""
+
+
+class Call(tuple):
+    """Pickled as the call of a name, (Named, arguments)."""
+
+
+class Storage(tuple):
+    """Pickled as a reference to a storage, (kind, key, size)."""
+
+
+class Writer(pickle._Pickler):
+    """PyTorch's way of pickling, by hand."""
+
+    def save(self, item, save_persistent_id=True):
+        if isinstance(item, Named):
+            self.write("c{}\n{}\n".format(*item).encode())
+        elif isinstance(item, Call):
+            self.save(item[0])
+            self.save(item[1])
+            self.write(pickle.REDUCE)
+        else:
+            super().save(item, save_persistent_id)
+
+    def persistent_id(self, item):
+        if not isinstance(item, Storage):
+            return None
+        kind, key, size = item
+        return "storage", Named(("torch", kind)), key, "cpu", size, None
+
+
+def pickled(item: object) -> bytes:
+    file = io.BytesIO()
+    Writer(file, 2).dump(item)
+    return file.getvalue()
+
+
+def tensor(kind: str, key: str, size: int, offset: int, shape: tuple, strides: tuple) -> Call:
+    rebuild = Named(("torch._utils", "_rebuild_tensor_v2"))
+    return Call((rebuild, (Storage((kind, key, size)), offset, shape, strides, False, {})))
+
+
+def test_tensors_are_read_by_name_with_their_layout():
+    floats = np.arange(12, dtype="<f4")
+    state = OrderedDict(
+        rows=tensor("FloatStorage", "7", 12, 0, (3, 4), (4, 1)),
+        columns=tensor("FloatStorage", "7", 12, 0, (4, 3), (1, 4)),
+        part=tensor("FloatStorage", "7", 12, 5, (2,), (3,)),
+        count=tensor("LongStorage", "2", 1, 0, (), ()),
+        doubles=tensor("DoubleStorage", "1", 2, 0, (2,), (1,)),
+    )
+    storages = {"1": np.array([1.5, -2]), "2": np.array([9]), "7": floats}
+    content = b"".join(map(pickled, (0x1950A86A20F9469CFC6C, 1001, {}, state, list(storages))))
+    for values in storages.values():
+        content += struct.pack("<q", values.size) + values.tobytes()
+    read = _efficientnet.read_tensors(content)
+    assert list(read) == ["rows", "columns", "part", "count", "doubles"]
+    np.testing.assert_array_equal(read["rows"], floats.reshape(3, 4))
+    np.testing.assert_array_equal(read["columns"], floats.reshape(3, 4).T)
+    np.testing.assert_array_equal(read["part"], [5, 8])
+    assert (read["count"].shape, int(read["count"])) == ((), 9)
+    np.testing.assert_array_equal(read["doubles"], [1.5, -2])
+    assert [read[name].dtype for name in ("rows", "count", "doubles")] == ["f4", "i8", "f8"]
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize(
+    "name", [("os", "mkdir"), ("numpy", "load"), ("torch._utils", "_rebuild_tensor_v3")]
+)
+def test_a_pickle_that_calls_anything_is_refused_and_nothing_is_called(tmp_path, name, place):
+    parts = [1, 2, {}, OrderedDict(), []]
+    parts[place] = Call((Named(name), (str(tmp_path / "mark"),)))
+    with pytest.raises(pickle.UnpicklingError, match="has no place in a file of tensors"):
+        _efficientnet.read_tensors(b"".join(map(pickled, parts)))
+    assert not (tmp_path / "mark").exists()
 
 
 @installed

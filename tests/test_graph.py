@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import photos
 
-from pdutils._network import load_tensorflow
+from pdutils._utils import load_tensorflow
 from pdutils.activation import cam, robust_cam
 from pdutils.attacks.gradient import fgsm
 from pdutils.classifiers import Classifier, fingerprint

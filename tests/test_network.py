@@ -398,7 +398,7 @@ def run(tmp_path: Path, tensorflow: str, program: str) -> subprocess.CompletedPr
     )
 
 
-LOAD = "from pdutils._network import load_tensorflow; load_tensorflow()"
+LOAD = "from pdutils._utils import load_tensorflow; load_tensorflow()"
 
 
 def test_start_up_chatter_is_not_shown(tmp_path):
@@ -418,7 +418,7 @@ def test_the_chatter_is_shown_where_the_import_fails(tmp_path):
 
 
 def test_importing_the_package_does_not_load_tensorflow(tmp_path):
-    modules = "images, _utils, downloads, _network, classifiers, attacks, defenses, evaluation"
+    modules = "images, _utils, downloads, classifiers, attacks, defenses, evaluation"
     program = (
         f"import sys; from pdutils import {modules}; "
         "import pdutils.defenses.pipeline, pdutils.evaluation.evaluate; "

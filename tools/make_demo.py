@@ -24,8 +24,7 @@ from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.demo.drawing import CLASS_NAMES, Drawing, draw_animal
 from pdutils.demo.examples import EPS, ITERATIONS, STEP
-from pdutils.demo.network import demo_network
-from pdutils.demo.shipped import demo_root
+from pdutils.demo.shipped import demo_network, demo_root
 from pdutils.images import Array, save_image, save_map, whole_file
 from pdutils.metrics import linf, relative_l2
 from pdutils.stats import Rate

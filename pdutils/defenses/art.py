@@ -12,8 +12,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._network import load_tensorflow
-from pdutils._utils import check_fork, check_one_of, generator
+from pdutils._utils import check_fork, check_one_of, generator, load_tensorflow
 from pdutils.classifiers import Classifier, Labels
 from pdutils.deflection import Reading, apply_writes, check_knobs, draw_writes
 from pdutils.denoising import Mode, SigmaScale, check_wavelet_knobs

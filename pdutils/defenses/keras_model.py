@@ -6,7 +6,7 @@ Importing this module loads TensorFlow.
 from collections.abc import Callable
 from typing import Any
 
-from pdutils._network import load_tensorflow
+from pdutils._utils import load_tensorflow
 from pdutils.classifiers import Classifier
 from pdutils.defenses.pipeline import Defense
 

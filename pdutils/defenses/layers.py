@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pdutils._network import load_tensorflow
+from pdutils._utils import load_tensorflow
 
 # Before Keras is: it says what is amiss with Keras's settings.
 load_tensorflow()

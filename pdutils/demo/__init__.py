@@ -16,8 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load_clean",
             "load_collection",
         ],
-        "shipped": ["DemoImage", "demo_images", "demo_root", "demo_weights"],
+        "shipped": ["DemoImage", "demo_images", "demo_network", "demo_root", "demo_weights"],
         "drawing": ["CLASS_NAMES", "draw_animal", "draw_animals"],
-        "network": ["demo_network"],
     },
 )

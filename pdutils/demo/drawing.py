@@ -6,11 +6,11 @@ shape covers. Fur is one texture of strands that radiate from the nose: it shade
 it towards the light and frays every outline and marking.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,6 @@ from scipy import fft, ndimage
 
 from pdutils._utils import generator, streams
 from pdutils.images import Array
-
-CLASS_NAMES: tuple[str, ...] = (
-    "badger",
-    "skunk",
-    "polecat",
-    "raccoon",
-    "mink",
-    "otter",
-    "weasel",
-    "fox",
-    "hamster",
-    "rabbit",
-)
 
 Colour = tuple[float, float, float]
 
@@ -55,16 +42,9 @@ LEAVES: tuple[Colour, ...] = ((58, 96, 40), (92, 122, 48), (128, 128, 52), (162,
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawn animal.
+    """One drawn animal: an RGB image of whole numbers, what is seen of the animal, its class.
 
-    Attributes
-    ----------
-    image : (size, size, 3) float32 array
-        RGB, whole numbers in [0, 255].
-    mask : (size, size) bool array
-        True where the animal is seen: what stands in front of it is left out.
-    label : int
-        Its place in `CLASS_NAMES`.
+    What stands in front of the animal is left out of the mask; `label` is a place in `CLASS_NAMES`.
     """
 
     image: NDArray[np.float32]
@@ -73,26 +53,19 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class _Ears:
-    """Where ears stand on the head, their size, lean (radians outward) and tip."""
-
-    across: float
-    down: float
-    width: float
-    length: float
-    lean: float
-    point: float  # 0 round, 1 pointed
-    outer: Colour
-    inner: Colour
-
-
-@dataclass(frozen=True)
 class _Species:
-    """What tells one animal from another, in units of the head's radius."""
+    """What tells one animal from another, in units of the head's radius; see `animals.txt`."""
 
     head: tuple[float, float]  # half width, half height
     cheeks: tuple[float, float, float]  # across, down, radius
-    ears: _Ears
+    ear_across: float
+    ear_down: float
+    ear_width: float
+    ear_length: float
+    ear_lean: float  # radians outward
+    ear_point: float  # 0 round, 1 pointed
+    ear_outer: Colour
+    ear_inner: Colour
     eyes: tuple[float, float, float]  # across, down, radius
     iris: Colour
     nose: tuple[float, float]  # down, half width
@@ -106,7 +79,23 @@ class _Species:
     fringe: float  # how far hairs stand out of the outline
     whiskers: float
     lift: float  # how far the head sits below the middle of the picture
-    markings: Callable[[_Face], None]
+
+
+def _read_species() -> dict[str, _Species]:
+    """Read the table: a column an animal, a row a property of one number or of several."""
+    lines = Path(__file__).with_name("animals.txt").read_text("utf-8").splitlines()
+    (_, *names), *rows = (line.split() for line in lines)
+    tables: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for part, *cells in rows:
+        for name, cell in zip(names, cells, strict=True):
+            numbers = tuple(float(number) for number in cell.split(","))
+            tables[name][part] = numbers if len(numbers) > 1 else numbers[0]
+    return {name: _Species(**table) for name, table in tables.items()}
+
+
+_SPECIES = _read_species()
+
+CLASS_NAMES: tuple[str, ...] = tuple(_SPECIES)
 
 
 @dataclass(frozen=True)
@@ -159,26 +148,20 @@ def draw_animal(
     size : int, default 224
         Height and width in pixels, at least 16.
     rng : int, Generator or None
-        Seed or generator; the same seed draws the same picture.
+        The same seed draws the same picture.
 
     Returns
     -------
     Drawing
-        The picture, the mask of the animal and the label.
-
-    Raises
-    ------
-    ValueError
-        If there is no such label or the size is below 16.
     """
     if not 0 <= label < len(CLASS_NAMES):
         raise ValueError(f"label must be in 0..{len(CLASS_NAMES) - 1}, got {label}")
     if size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
-    stream, species = generator(rng), _SPECIES[label]
+    stream, species = generator(rng), _SPECIES[CLASS_NAMES[label]]
     canvas, palette = _background(size, stream)
     face = _Face(_draw_pose(species, size, stream), species, size, stream)
-    seen = _paint_animal(canvas, face)
+    seen = _paint_animal(canvas, face, _MARKINGS[label])
     _paint_plants(canvas, seen, palette, stream)
     image = np.ascontiguousarray(np.rint(np.clip(canvas, 0.0, 255.0)).transpose(1, 2, 0))
     return Drawing(image, seen > 0.5, label)
@@ -187,27 +170,18 @@ def draw_animal(
 def draw_animals(
     n: int, *, size: int = 224, rng: int | np.random.Generator | None = None
 ) -> list[Drawing]:
-    """Draw `n` animals, the classes in turn.
-
-    Each drawing has a random stream of its own, so drawing `i` does not depend on `n`.
+    """Draw `n` animals, drawing `i` of class ``i % 10``; it does not depend on `n`.
 
     Parameters
     ----------
     n : int
-        How many; drawing `i` is of class ``i % 10``.
-    size : int, default 224
-        Height and width in pixels.
-    rng : int, Generator or None
-        Seed or generator.
+        How many.
+    size, rng
+        As in `draw_animal`.
 
     Returns
     -------
     list of Drawing
-
-    Raises
-    ------
-    ValueError
-        If `n` is negative.
     """
     if n < 0:
         raise ValueError(f"n must be 0 or more, got {n}")
@@ -316,18 +290,22 @@ def _stroke(x: Array, y: Array, curve: tuple[float, float, float], width: Array 
     return np.asarray(np.abs(off) / np.sqrt(1.0 + slope * slope) - width, dtype=np.float32)
 
 
-def _lobe(x: Array, y: Array, ears: _Ears) -> tuple[Array, Array]:
+def _lobe(x: Array, y: Array, species: _Species) -> tuple[Array, Array]:
     """Shape an ear and the hollow in it, in mirrored coordinates."""
-    cos, sin = np.float32(np.cos(ears.lean)), np.float32(np.sin(ears.lean))
-    dx, dy = x - np.float32(ears.across), y - np.float32(ears.down)
-    along = (dx * sin - dy * cos) * np.float32(1 / ears.length)
+    cos, sin = np.float32(np.cos(species.ear_lean)), np.float32(np.sin(species.ear_lean))
+    dx, dy = x - np.float32(species.ear_across), y - np.float32(species.ear_down)
+    along = (dx * sin - dy * cos) * np.float32(1 / species.ear_length)
     across = np.abs(dx * cos + dy * sin)
     rise = np.clip(along, 0.0, 1.0)
     blunt = np.sqrt(1.0 - rise**4) * (0.72 + 0.28 * np.sin(2.2 * rise))
-    half = np.float32(ears.width) * ((1.0 - ears.point) * blunt + ears.point * (1.0 - rise**1.4))
-    beyond = (np.abs(along - 0.4) - 0.6) * np.float32(ears.length)
+    half = np.float32(species.ear_width) * (
+        (1.0 - species.ear_point) * blunt + species.ear_point * (1.0 - rise**1.4)
+    )
+    beyond = (np.abs(along - 0.4) - 0.6) * np.float32(species.ear_length)
     outer = np.maximum((across - half) * 0.8, beyond)
-    hollow = np.maximum((across - 0.62 * half) * 0.8, beyond + 0.18 * np.float32(ears.length))
+    hollow = np.maximum(
+        (across - 0.62 * half) * 0.8, beyond + 0.18 * np.float32(species.ear_length)
+    )
     return outer, hollow
 
 
@@ -382,13 +360,13 @@ def _window(
 # --- the animal
 
 
-def _paint_animal(canvas: Array, face: _Face) -> Array:
+def _paint_animal(canvas: Array, face: _Face, markings: Callable[[_Face], None]) -> Array:
     """Paint body, ears, head and features; return the share of each pixel they cover."""
     head = _head_shape(face)
     light = _shading(face, head)
     seen = _paint_body(canvas, face, head, light)
     seen = np.maximum(seen, _paint_ears(canvas, face, light))
-    face.species.markings(face)
+    markings(face)
     share = face.cover(head + np.float32(0.75 * face.species.fringe) * face.fur, soft=2.0)
     _blend(canvas, share, face.coat * light)
     for paint in (_paint_mouth, _paint_nose, _paint_eyes, _paint_whiskers):
@@ -445,15 +423,17 @@ def _paint_body(canvas: Array, face: _Face, head: Array, light: Array) -> Array:
 
 
 def _paint_ears(canvas: Array, face: _Face, light: Array) -> Array:
-    ears = face.species.ears
-    outer, hollow = _lobe(np.abs(face.u), face.v, ears)
-    hair = np.float32(0.5 * face.species.fringe) * face.fur
+    species = face.species
+    outer, hollow = _lobe(np.abs(face.u), face.v, species)
+    hair = np.float32(0.5 * species.fringe) * face.fur
     share = face.cover(outer + hair, soft=2.0)
-    fur = 1.0 + np.float32(face.species.strands) * face.fur
+    fur = 1.0 + np.float32(species.strands) * face.fur
     lit = 0.95 + 0.3 * np.float32(face.pose.light[0]) * np.sign(face.u)
-    _blend(canvas, share, _tinted(ears.outer, face.vary[:3]) * (lit * fur))
+    _blend(canvas, share, _tinted(species.ear_outer, face.vary[:3]) * (lit * fur))
     deep = np.clip(0.55 - hollow * 3.0, 0.5, 1.0) * lit
-    colour = np.array(ears.inner, dtype=np.float32)[:, None, None] * (deep * (0.4 + 0.6 * fur))
+    colour = np.array(species.ear_inner, dtype=np.float32)[:, None, None] * (
+        deep * (0.4 + 0.6 * fur)
+    )
     _blend(canvas, face.cover(hollow + 2.0 * hair, soft=3.0), colour)
     return share
 
@@ -655,195 +635,4 @@ def _rabbit(face: _Face) -> None:
     face.mark(0.72 - face.y, WHITE, fray=0.1)
 
 
-_SPECIES: tuple[_Species, ...] = (
-    _Species(
-        head=(0.84, 0.94),
-        cheeks=(0.46, 0.36, 0.46),
-        ears=_Ears(0.66, -0.58, 0.23, 0.42, 0.55, 0.0, BLACK, WHITE),
-        eyes=(0.4, -0.08, 0.085),
-        iris=(70.0, 44.0, 28.0),
-        nose=(0.62, 0.18),
-        nose_colour=(34.0, 29.0, 31.0),
-        muzzle=(0.36, 0.42),
-        coat=(232.0, 228.0, 218.0),
-        body=(96.0, 92.0, 90.0),
-        bib=(40.0, 37.0, 38.0),
-        strands=0.12,
-        ticking=0.05,
-        fringe=0.045,
-        whiskers=0.5,
-        lift=0.0,
-        markings=_badger,
-    ),
-    _Species(
-        head=(0.84, 0.92),
-        cheeks=(0.46, 0.36, 0.42),
-        ears=_Ears(0.7, -0.5, 0.2, 0.36, 0.75, 0.0, BLACK, (60.0, 52.0, 52.0)),
-        eyes=(0.4, -0.04, 0.09),
-        iris=(74.0, 46.0, 30.0),
-        nose=(0.6, 0.16),
-        nose_colour=(44.0, 38.0, 40.0),
-        muzzle=(0.34, 0.4),
-        coat=(42.0, 40.0, 44.0),
-        body=(52.0, 49.0, 52.0),
-        bib=(34.0, 32.0, 36.0),
-        strands=0.3,
-        ticking=0.0,
-        fringe=0.06,
-        whiskers=0.5,
-        lift=0.0,
-        markings=_skunk,
-    ),
-    _Species(
-        head=(0.9, 0.84),
-        cheeks=(0.52, 0.3, 0.44),
-        ears=_Ears(0.68, -0.48, 0.25, 0.42, 0.6, 0.0, (70.0, 50.0, 38.0), CREAM),
-        eyes=(0.38, -0.04, 0.095),
-        iris=(48.0, 30.0, 22.0),
-        nose=(0.5, 0.15),
-        nose_colour=(50.0, 36.0, 34.0),
-        muzzle=(0.34, 0.34),
-        coat=(76.0, 54.0, 40.0),
-        body=(120.0, 92.0, 64.0),
-        bib=(58.0, 42.0, 34.0),
-        strands=0.2,
-        ticking=0.1,
-        fringe=0.05,
-        whiskers=0.55,
-        lift=0.0,
-        markings=_polecat,
-    ),
-    _Species(
-        head=(0.94, 0.86),
-        cheeks=(0.62, 0.3, 0.42),
-        ears=_Ears(0.62, -0.52, 0.3, 0.56, 0.5, 0.4, (150.0, 146.0, 140.0), (92.0, 84.0, 80.0)),
-        eyes=(0.38, 0.0, 0.1),
-        iris=(66.0, 44.0, 30.0),
-        nose=(0.54, 0.16),
-        nose_colour=(30.0, 27.0, 30.0),
-        muzzle=(0.36, 0.34),
-        coat=(144.0, 128.0, 108.0),
-        body=(128.0, 112.0, 92.0),
-        bib=(158.0, 142.0, 120.0),
-        strands=0.2,
-        ticking=0.14,
-        fringe=0.07,
-        whiskers=0.55,
-        lift=0.0,
-        markings=_raccoon,
-    ),
-    _Species(
-        head=(0.8, 0.82),
-        cheeks=(0.42, 0.32, 0.4),
-        ears=_Ears(0.66, -0.4, 0.19, 0.32, 0.85, 0.0, (66.0, 46.0, 36.0), (92.0, 66.0, 54.0)),
-        eyes=(0.36, -0.08, 0.085),
-        iris=(40.0, 26.0, 20.0),
-        nose=(0.48, 0.15),
-        nose_colour=(46.0, 36.0, 36.0),
-        muzzle=(0.34, 0.32),
-        coat=(74.0, 52.0, 40.0),
-        body=(66.0, 46.0, 36.0),
-        bib=(74.0, 52.0, 40.0),
-        strands=0.16,
-        ticking=0.0,
-        fringe=0.03,
-        whiskers=0.55,
-        lift=0.0,
-        markings=_mink,
-    ),
-    _Species(
-        head=(0.92, 0.8),
-        cheeks=(0.52, 0.36, 0.46),
-        ears=_Ears(0.82, -0.28, 0.16, 0.28, 1.0, 0.0, (86.0, 62.0, 46.0), (70.0, 50.0, 40.0)),
-        eyes=(0.4, -0.16, 0.085),
-        iris=(40.0, 26.0, 20.0),
-        nose=(0.34, 0.21),
-        nose_colour=(40.0, 33.0, 34.0),
-        muzzle=(0.46, 0.36),
-        coat=(88.0, 64.0, 46.0),
-        body=(88.0, 64.0, 46.0),
-        bib=(156.0, 130.0, 102.0),
-        strands=0.12,
-        ticking=0.0,
-        fringe=0.03,
-        whiskers=0.85,
-        lift=0.0,
-        markings=_otter,
-    ),
-    _Species(
-        head=(0.76, 0.82),
-        cheeks=(0.4, 0.28, 0.38),
-        ears=_Ears(0.56, -0.48, 0.27, 0.46, 0.6, 0.0, (164.0, 106.0, 58.0), (206.0, 156.0, 128.0)),
-        eyes=(0.35, -0.06, 0.1),
-        iris=(34.0, 22.0, 18.0),
-        nose=(0.44, 0.13),
-        nose_colour=(86.0, 56.0, 54.0),
-        muzzle=(0.3, 0.3),
-        coat=(176.0, 112.0, 60.0),
-        body=(170.0, 108.0, 58.0),
-        bib=(240.0, 234.0, 222.0),
-        strands=0.12,
-        ticking=0.0,
-        fringe=0.03,
-        whiskers=0.55,
-        lift=0.0,
-        markings=_weasel,
-    ),
-    _Species(
-        head=(0.86, 0.84),
-        cheeks=(0.6, 0.2, 0.38),
-        ears=_Ears(0.54, -0.46, 0.4, 1.0, 0.3, 1.0, (178.0, 92.0, 44.0), (70.0, 50.0, 44.0)),
-        eyes=(0.36, -0.06, 0.1),
-        iris=(206.0, 142.0, 44.0),
-        nose=(0.66, 0.14),
-        nose_colour=(26.0, 23.0, 26.0),
-        muzzle=(0.26, 0.42),
-        coat=(204.0, 110.0, 48.0),
-        body=(192.0, 102.0, 46.0),
-        bib=(238.0, 230.0, 216.0),
-        strands=0.18,
-        ticking=0.0,
-        fringe=0.07,
-        whiskers=0.5,
-        lift=0.1,
-        markings=_fox,
-    ),
-    _Species(
-        head=(0.88, 0.82),
-        cheeks=(0.58, 0.36, 0.52),
-        ears=_Ears(0.64, -0.52, 0.28, 0.48, 0.6, 0.0, (190.0, 146.0, 96.0), (196.0, 146.0, 134.0)),
-        eyes=(0.44, -0.1, 0.125),
-        iris=(28.0, 20.0, 18.0),
-        nose=(0.28, 0.09),
-        nose_colour=(212.0, 142.0, 136.0),
-        muzzle=(0.34, 0.26),
-        coat=(208.0, 158.0, 96.0),
-        body=(206.0, 160.0, 104.0),
-        bib=(242.0, 236.0, 224.0),
-        strands=0.15,
-        ticking=0.06,
-        fringe=0.05,
-        whiskers=0.6,
-        lift=0.0,
-        markings=_hamster,
-    ),
-    _Species(
-        head=(0.78, 0.9),
-        cheeks=(0.42, 0.42, 0.44),
-        ears=_Ears(0.32, -0.62, 0.27, 1.35, 0.2, 0.0, (176.0, 142.0, 104.0), (216.0, 160.0, 148.0)),
-        eyes=(0.5, -0.1, 0.115),
-        iris=(50.0, 32.0, 24.0),
-        nose=(0.34, 0.1),
-        nose_colour=(206.0, 142.0, 136.0),
-        muzzle=(0.3, 0.3),
-        coat=(184.0, 148.0, 108.0),
-        body=(176.0, 142.0, 104.0),
-        bib=(236.0, 228.0, 214.0),
-        strands=0.17,
-        ticking=0.12,
-        fringe=0.055,
-        whiskers=0.55,
-        lift=0.42,
-        markings=_rabbit,
-    ),
-)
+_MARKINGS = (_badger, _skunk, _polecat, _raccoon, _mink, _otter, _weasel, _fox, _hamster, _rabbit)

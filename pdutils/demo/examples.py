@@ -12,7 +12,7 @@ from pdutils._utils import check_whole, generator
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, Labels
 from pdutils.demo import shipped
-from pdutils.demo.drawing import CLASS_NAMES, draw_animal
+from pdutils.demo.drawing import CLASS_NAMES, Drawing, draw_animal
 from pdutils.files import labelled, look_through
 from pdutils.images import Array, label_from_name, load_image
 from pdutils.metrics import linf, relative_l2
@@ -34,14 +34,10 @@ class Case:
 
     Attributes
     ----------
-    name : str
-        Of the image.
     clean, adversary : ndarray of float32, shape (H, W, 3)
         RGB in [0, 255], on the 8-bit grid.
-    label : int
-        The true class.
-    attacked_label : int
-        The class that the classifier sees in the adversary.
+    label, attacked_label : int
+        The true class, and the one that the classifier sees in the adversary.
     origin : str
         Where the adversary comes from, in words.
     mask : ndarray of bool, shape (H, W), or None
@@ -114,13 +110,6 @@ def load_case(
     Returns
     -------
     Case
-
-    Raises
-    ------
-    FileNotFoundError
-        If the image is none of the above; the message lists the names.
-    ValueError
-        If the picture cannot be read, or the classifier has no class `label`.
     """
     name = str(image) or image_names(classifier)[0]
     drawing = shipped.demo_image(name)
@@ -142,25 +131,7 @@ def load_case(
 def load_clean(
     classifier: Classifier, image: str | os.PathLike[str], *, label: str = ""
 ) -> tuple[Array, int | None]:
-    """Load an image without an adversary.
-
-    Parameters
-    ----------
-    classifier, image, label
-        As in `load_case`; the image must be named.
-
-    Returns
-    -------
-    image : ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255], of the size that the network takes.
-    label : int or None
-        The true class; None if neither `label` nor the file name tells.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `load_case`.
-    """
+    """Load an image without an adversary, as in `load_case`, and its true class if that is told."""
     name = str(image)
     clean = load_image(_picture(classifier, name), classifier.input_size)
     return clean, classifier.index(label) if label else _known_label(classifier, name)
@@ -188,13 +159,6 @@ def load_collection(
     -------
     Collection
         Fewer than n where no more are at hand.
-
-    Raises
-    ------
-    ValueError
-        If not one image is right, or a label is no class of the classifier.
-    FileNotFoundError
-        If there is no such folder.
     """
     check_whole("n", n, 1)
     if folder or not _knows_drawings(classifier):
@@ -205,14 +169,7 @@ def load_collection(
 def image_names(classifier: Classifier) -> list[str]:
     """List the images that go by a name and suit a classifier, its first look first.
 
-    Parameters
-    ----------
-    classifier : Classifier
-        One that knows the classes of the demo is shown the drawings, any other photos.
-
-    Returns
-    -------
-    list of str
+    One that knows the classes of the demo is shown the drawings, any other photos.
     """
     if _knows_drawings(classifier):
         return [Path(drawing.name).stem for drawing in shipped.demo_images()]
@@ -220,22 +177,7 @@ def image_names(classifier: Classifier) -> list[str]:
 
 
 def photo_path(name: str) -> Path:
-    """Give the file of one of scikit-image's own photos.
-
-    Parameters
-    ----------
-    name : {"chelsea", "coffee", "rocket"}
-        The photo.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    FileNotFoundError
-        If scikit-image no longer carries it.
-    """
+    """Give the file of one of scikit-image's own photos."""
     import skimage.data
 
     folder = Path(skimage.data.__file__).parent
@@ -293,20 +235,17 @@ def _at_hand(
 
 
 def _drawings(classifier: Classifier, n: int, seed: int) -> Collection:
-    images: list[Array] = []
-    masks: list[NDArray[np.bool_]] = []
-    labels: list[int] = []
+    right: list[Drawing] = []
     stream, drawn = generator(seed), 0
     # An untrained network would be right one time in ten; nobody waits for more than that.
-    while len(labels) < n and drawn < 20 * n + 100:
+    while len(right) < n and drawn < 20 * n + 100:
         drawing = draw_animal(drawn % len(classifier.class_ids), rng=stream.spawn(1)[0])
         drawn += 1
         if classifier.predict(drawing.image).argmax() == drawing.label:
-            images.append(drawing.image)
-            masks.append(drawing.mask)
-            labels.append(drawing.label)
-    origin = f"fresh drawings (seed {seed}), {len(labels)} right of {drawn} drawn"
-    return _collection(images, labels, masks, origin)
+            right.append(drawing)
+    origin = f"fresh drawings (seed {seed}), {len(right)} right of {drawn} drawn"
+    images, labels = [d.image for d in right], [d.label for d in right]
+    return _collection(images, labels, [d.mask for d in right], origin)
 
 
 def _photos(
@@ -348,16 +287,9 @@ def _photos_at_hand() -> list[tuple[Path, str]]:
 
 
 def _collection(
-    images: list[Array],
-    labels: list[int],
-    masks: list[NDArray[np.bool_]] | None,
-    origin: str,
+    images: list[Array], labels: list[int], masks: list[NDArray[np.bool_]] | None, origin: str
 ) -> Collection:
     if not images:
         raise ValueError(f"the classifier is right about no image: {origin}")
-    return Collection(
-        images=np.stack(images),
-        labels=np.array(labels, dtype=np.int64),
-        masks=None if masks is None else np.stack(masks),
-        origin=origin,
-    )
+    stacked = None if masks is None else np.stack(masks)
+    return Collection(np.stack(images), np.array(labels, dtype=np.int64), stacked, origin)

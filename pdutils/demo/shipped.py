@@ -1,10 +1,12 @@
-"""What is shipped: the demo's images, adversaries, maps and weights, each checked by its hash."""
+"""What is shipped of the demo: network, images, adversaries, maps; each file checked by hash."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pdutils._utils import load_tensorflow
+from pdutils.demo.drawing import CLASS_NAMES
 from pdutils.downloads import DataError, is_whole
 
 #: Where a wheel has what lies beside the package in a checkout; setup.py puts it there.
@@ -19,10 +21,8 @@ class DemoImage:
     ----------
     name : str
         File name, the same in every folder, such as `badger_000.png`.
-    label : str
-        The class that is drawn.
-    adversarial_label : str
-        The class that the adversary reached against the demo's network.
+    label, adversarial_label : str
+        The class that is drawn, and the one that the adversary reached against the demo's network.
     image, adversary, mask, activation_map : Path
         The clean image, its adversary, the animal's mask, the robust CAM of the adversary.
     attack : dict
@@ -40,89 +40,68 @@ class DemoImage:
 
 
 def checkout() -> Path | None:
-    """Give the checkout that the package is part of.
-
-    Returns
-    -------
-    Path or None
-        None if the package was installed from a wheel: nothing is written beside it then.
-    """
+    """Give the checkout that the package is part of; None where it was installed from a wheel."""
     package = Path(__file__).resolve().parents[1]
     return None if (package / _SHIPPED).is_dir() else package.parent
 
 
 def demo_root() -> Path:
-    """Give the folder that holds `data/`, `maps/` and `app/`.
-
-    Returns
-    -------
-    Path
-        The checkout that the package is part of, or in a package that was installed from a wheel
-        the folder that travelled in it.
-    """
+    """Give the folder of `data/`, `maps/` and `app/`: the checkout, or what is in the wheel."""
     return checkout() or Path(__file__).resolve().parents[1] / _SHIPPED
 
 
 def results_folder() -> Path:
-    """Give the folder where results are written by default.
-
-    Returns
-    -------
-    Path
-        `results/` of the checkout; without one, of the working directory.
-    """
+    """Give `results/` of the checkout, or without one of the working directory."""
     return (checkout() or Path.cwd()) / "results"
 
 
 def demo_weights() -> Path:
-    """Give the path of the demo network's weights, checked against the manifest.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    DataError
-        If the file is missing or its SHA-256 is not the manifest's.
-    """
+    """Give the path of the demo network's weights, checked against the manifest."""
     entry = _manifest()["weights"]
     return _checked(demo_root() / "data" / entry["file"], entry["sha256"])
 
 
-def demo_images() -> list[DemoImage]:
-    """List the shipped images of the demo, in the order of the manifest, hashes checked.
+def demo_network(seed: int | None = None) -> Any:
+    """Build the network with random weights.
 
-    Returns
-    -------
-    list of DemoImage
+    Five convolutions end in a 14 x 14 feature map, fine enough for a class activation map to
+    follow the animal; global average pooling and one dense layer make the map of a class a
+    weighted sum of the feature maps.
 
-    Raises
-    ------
-    DataError
-        If a file is missing or its SHA-256 is not the manifest's.
+    It goes from images (N, 224, 224, 3) in [-1, 1] to 10 probabilities.
     """
+    load_tensorflow()
+    import keras
+
+    seeds = [None if seed is None else 100 * seed + i for i in range(6)]
+    inputs = keras.Input((224, 224, 3))
+    x = _convolution(inputs, 24, 5, 2, seeds[0])
+    for channels, layer_seed in zip((48, 64, 96), seeds[1:4], strict=True):
+        x = keras.layers.MaxPooling2D()(x)
+        x = _convolution(x, channels, 3, 1, layer_seed)
+    x = _convolution(x, 128, 3, 1, seeds[4])
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    start = keras.initializers.GlorotUniform(seeds[5])
+    outputs = keras.layers.Dense(len(CLASS_NAMES), "softmax", kernel_initializer=start)(x)
+    return keras.Model(inputs, outputs, name="demo")
+
+
+def _convolution(x: Any, channels: int, width: int, stride: int, seed: int | None) -> Any:
+    from keras import initializers, layers
+
+    start = initializers.GlorotUniform(seed)
+    return layers.Conv2D(
+        channels, width, stride, padding="same", activation="relu", kernel_initializer=start
+    )(x)
+
+
+def demo_images() -> list[DemoImage]:
+    """List the shipped images of the demo, in the order of the manifest, hashes checked."""
     return [_demo_image(entry) for entry in _manifest()["images"]]
 
 
 def demo_image(name: str) -> DemoImage | None:
-    """Find a shipped image of the demo by its file name.
-
-    Parameters
-    ----------
-    name : str
-        Such as `badger_000.png`, or `badger_000`.
-
-    Returns
-    -------
-    DemoImage or None
-        None if no shipped image has that name.
-
-    Raises
-    ------
-    DataError
-        If one of its files is missing or damaged.
-    """
+    """Find a shipped image by its file name, with or without its ending; None if there is none."""
     for entry in _manifest()["images"]:
         if name in (entry["name"], Path(entry["name"]).stem):
             return _demo_image(entry)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import assert_maps_alike, photo, photos
 
-from pdutils._network import load_tensorflow
+from pdutils._utils import load_tensorflow
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import assert_maps_alike, photo, photos
 from scipy.stats import chi2_contingency
 
-from pdutils._network import load_tensorflow
+from pdutils._utils import load_tensorflow
 from pdutils.activation import cam, combine_maps, robust_cam
 from pdutils.deflection import draw_writes, pixel_deflection
 from pdutils.denoising import denoise_wavelet

@@ -2,7 +2,7 @@ import numpy as np
 
 from pdutils.classifiers import load_classifier
 from pdutils.demo.drawing import CLASS_NAMES
-from pdutils.demo.network import demo_network
+from pdutils.demo.shipped import demo_network
 
 
 def test_its_head_has_a_class_activation_map_of_14_by_14():

@@ -35,7 +35,7 @@ def test_the_demo_gets_the_adversary_that_was_made_against_it(demo):
     drawing = shipped.demo_images()[0]
     case = examples.load_case(demo, drawing.name)
     np.testing.assert_array_equal(case.adversary, load_image(drawing.adversary))
-    assert demo.class_names[case.attacked_label] == shipped.adversarial_label
+    assert demo.class_names[case.attacked_label] == drawing.adversarial_label
     assert demo.class_names[case.label] == shipped.label
     assert "shipped" in case.origin
     assert case.mask.dtype == np.bool_
