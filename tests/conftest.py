@@ -14,7 +14,7 @@ from pdutils.images import Array
 #: those that are built on one another the lower ones, so that a second pass takes minutes.
 NUMBERS = (
     "activation", "gradient", "examples", "pipeline", "deflection", "denoising", "evaluate",
-    "engine", "graph", "loading", "network", "transformations", "registry",
+    "engine", "network", "transformations", "registry",
 )  # fmt: skip
 
 #: The files that take longest, the longest first: begun last, one of them would be waited for.

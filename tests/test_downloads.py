@@ -14,13 +14,9 @@ import h5py
 import numpy as np
 import pytest
 import tqdm
-from conftest import photo
 
 from pdutils import downloads, images
-from pdutils import files as files_module
-from pdutils.demo import shipped
-from pdutils.downloads import DataError, Download, DownloadError
-from pdutils.images import save_image
+from pdutils.downloads import Download, DownloadError
 
 MAP = f"pixel-deflection/maps/{downloads.AUTHORS_IMAGES[0]}"
 CONTENT = bytes(range(256)) * 1000
@@ -114,27 +110,16 @@ def check_refusal(error: DownloadError, name: str, url: str, reason: str) -> Non
 # The cache
 
 
-def test_the_cache_is_where_the_variable_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "mine"))
-    assert downloads.cache_dir() == tmp_path / "mine"
-    monkeypatch.setenv("PDUTILS_CACHE", "~/mine")
-    assert downloads.cache_dir() == Path.home() / "mine"
-
-
-def test_the_cache_is_the_platform_s_own_by_default(monkeypatch):
-    monkeypatch.delenv("PDUTILS_CACHE", raising=False)
+def test_the_cache_is_where_the_variable_says_or_the_platform_s_own(monkeypatch, tmp_path):
+    for chosen, expected in ((str(tmp_path), tmp_path), ("~/mine", Path.home() / "mine")):
+        monkeypatch.setenv("PDUTILS_CACHE", chosen)
+        assert downloads.cache_dir() == expected
+    monkeypatch.delenv("PDUTILS_CACHE")
     own = downloads.cache_dir()
     assert own.is_absolute()
     assert "pdutils" in own.parts
     monkeypatch.setenv("PDUTILS_CACHE", "")
     assert downloads.cache_dir() == own
-
-
-def test_a_file_in_the_cache_needs_no_network(cache, no_network):
-    (cache / "models").mkdir(parents=True)
-    (cache / "models" / "a.bin").write_bytes(CONTENT)
-    source = Download("https://example.org/a.bin", sha256(CONTENT))
-    assert downloads.download("models/a.bin", source) == cache / "models" / "a.bin"
 
 
 @pytest.fixture
@@ -146,12 +131,10 @@ def keras_models(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kept", ["nothing", "damaged"])
-def test_what_keras_has_downloaded_is_not_downloaded_again(cache, keras_models, no_network, kept):
+def test_what_keras_has_is_taken_for_a_damaged_file_of_ours(cache, keras_models, no_network):
     (keras_models / "a.bin").write_bytes(CONTENT)
-    if kept == "damaged":
-        (cache / "models").mkdir(parents=True)
-        (cache / "models" / "a.bin").write_bytes(CONTENT[:-1])
+    (cache / "models").mkdir(parents=True)
+    (cache / "models" / "a.bin").write_bytes(CONTENT[:-1])
     source = Download("https://example.org/a.bin", sha256(CONTENT))
     assert downloads.download("models/a.bin", source) == keras_models / "a.bin"
 
@@ -184,12 +167,6 @@ def test_a_folder_of_keras_that_cannot_be_read_is_passed_over(
     assert path == cache / "models" / "a.bin"
 
 
-def test_what_keras_has_counts_as_cached(cache, keras_models, no_network):
-    (keras_models / "a.bin").write_bytes(CONTENT)
-    source = Download("https://example.org/a.bin", sha256(CONTENT))
-    assert downloads.find_cached("models/a.bin", source) == keras_models / "a.bin"
-
-
 @pytest.mark.parametrize("digest", ["sha256", "md5"])
 def test_a_download_is_kept_under_its_name_and_asked_for_once(cache, server, digest):
     known = f"{digest}:{hashlib.new(digest, CONTENT).hexdigest()}"
@@ -201,25 +178,15 @@ def test_a_download_is_kept_under_its_name_and_asked_for_once(cache, server, dig
     assert files(cache) == ["models/a.bin"]
 
 
-def test_a_download_without_a_known_hash_is_kept(cache, server):
-    path = downloads.download("a.bin", Download(f"{server.url}/a.bin", None))
-    assert path.read_bytes() == CONTENT
-    downloads.download("a.bin", Download(f"{server.url}/a.bin", None))
+def test_a_damaged_file_in_the_cache_is_replaced_and_one_without_a_hash_is_kept(cache, server):
+    cache.mkdir()
+    (cache / "a.bin").write_bytes(CONTENT[:-1])
+    for known in (sha256(CONTENT), None):
+        path = downloads.download("a.bin", Download(f"{server.url}/a.bin", known))
+        assert path.read_bytes() == CONTENT
     assert server.asked == ["/a.bin"]
-
-
-def test_a_damaged_file_in_the_cache_is_replaced(cache, server):
-    cache.mkdir()
-    (cache / "a.bin").write_bytes(CONTENT[:-1])
-    path = downloads.download("a.bin", Download(f"{server.url}/a.bin", sha256(CONTENT)))
-    assert path.read_bytes() == CONTENT
-
-
-def test_a_damaged_file_in_the_cache_is_not_used_without_a_network(cache, no_network):
-    cache.mkdir()
-    (cache / "a.bin").write_bytes(CONTENT[:-1])
-    with pytest.raises(DownloadError, match="no network connection"):
-        downloads.download("a.bin", Download("https://example.org/a.bin", sha256(CONTENT)))
+    downloads.download("b.bin", Download(f"{server.url}/b.bin", None))
+    assert server.asked == ["/a.bin", "/b.bin"]
 
 
 def test_a_download_has_a_bar_that_reaches_its_end(cache, server, monkeypatch):
@@ -239,46 +206,39 @@ def test_a_download_has_a_bar_that_reaches_its_end(cache, server, monkeypatch):
 
 # Downloads that fail
 
+HALF_OF_A_FILE = b"\x89HDF\r\n\x1a\nhalf"
+
 
 @pytest.mark.parametrize(
-    ("path", "reason"),
+    ("path", "content", "known", "reason"),
     [
-        ("/cut", "the download was cut off"),
-        ("/status/404", "the server answered 404"),
-        ("/status/503", "the server answered 503"),
+        ("/cut", CONTENT, sha256(CONTENT), "the download was cut off"),
+        ("/cut", CONTENT, None, "the download was cut off"),
+        ("/status/404", CONTENT, sha256(CONTENT), "the server answered 404"),
+        ("/status/503", CONTENT, None, "the server answered 503"),
+        ("/silent", CONTENT, None, "did not answer in time"),
+        ("/stalled", CONTENT, None, "did not answer in time"),
+        ("/a.h5", CONTENT, sha256(b"another"), "not the expected file"),
+        # A login page in place of weights, and some that are cut off before they are sent.
+        ("/a.h5", b"<html>please log in</html>", None, "not the expected file"),
+        ("/a.h5", HALF_OF_A_FILE, None, "not the expected file"),
     ],
 )
-@pytest.mark.parametrize("known", [sha256(CONTENT), None])
-def test_a_failed_download_leaves_nothing_and_says_why(cache, server, path, reason, known):
-    with pytest.raises(DownloadError) as caught:
-        downloads.download("models/a.bin", Download(server.url + path, known))
-    check_refusal(caught.value, "models/a.bin", server.url + path, reason)
-    assert files(cache) == []
-
-
-@pytest.mark.parametrize("path", ["/silent", "/stalled"])
-def test_a_server_that_falls_silent_does_not_hang_the_reader(cache, server, monkeypatch, path):
-    monkeypatch.setattr(downloads, "TIMEOUT", (0.2, 0.2))
-    with pytest.raises(DownloadError) as caught:
-        downloads.download("a.bin", Download(server.url + path, None))
-    check_refusal(caught.value, "a.bin", server.url + path, "did not answer in time")
-    assert files(cache) == []
-
-
-def test_a_file_with_another_hash_is_not_kept(cache, server):
-    with pytest.raises(DownloadError) as caught:
-        downloads.download("a.bin", Download(f"{server.url}/a.bin", sha256(b"another")))
-    check_refusal(caught.value, "a.bin", f"{server.url}/a.bin", "not the expected file")
-    assert files(cache) == []
-
-
-def test_a_failed_download_does_not_touch_the_damaged_file(cache, server):
-    cache.mkdir()
-    (cache / "a.bin").write_bytes(b"old")
-    with pytest.raises(DownloadError):
-        downloads.download("a.bin", Download(f"{server.url}/cut", sha256(CONTENT)))
-    assert files(cache) == ["a.bin"]
-    assert (cache / "a.bin").read_bytes() == b"old"
+def test_a_failed_download_leaves_what_there_was_and_says_why(
+    cache, server, monkeypatch, path, content, known, reason
+):
+    if reason == "did not answer in time":
+        monkeypatch.setattr(downloads, "TIMEOUT", (0.2, 0.2))
+    server.content = content
+    for before in (None, b"old"):
+        if before:
+            (cache / "models").mkdir(parents=True, exist_ok=True)
+            (cache / "models" / "a.h5").write_bytes(before)
+        with pytest.raises(DownloadError) as caught:
+            downloads.download("models/a.h5", Download(server.url + path, known))
+        check_refusal(caught.value, "models/a.h5", server.url + path, reason)
+        assert files(cache) == (["models/a.h5"] if before else [])
+    assert (cache / "models" / "a.h5").read_bytes() == b"old"
 
 
 def test_a_refused_connection_is_one_clear_sentence(cache):
@@ -296,24 +256,17 @@ def test_no_network_is_one_clear_sentence(cache, no_network):
         downloads.fetch(MAP)
     check_refusal(caught.value, MAP, downloads.REGISTRY[MAP].url, "no network connection")
     assert str(cache) in str(caught.value)
-
-
-def test_a_login_page_in_place_of_weights_is_not_kept(cache, server):
-    server.content = b"<html>please log in</html>"
-    with pytest.raises(DownloadError) as caught:
-        downloads.download("models/a.h5", Download(f"{server.url}/a.h5", None))
-    check_refusal(caught.value, "models/a.h5", f"{server.url}/a.h5", "not the expected file")
-    assert files(cache) == []
+    # What is damaged is not used either.
+    (cache / "a.bin").parent.mkdir(parents=True, exist_ok=True)
+    (cache / "a.bin").write_bytes(CONTENT[:-1])
+    with pytest.raises(DownloadError, match="no network connection"):
+        downloads.download("a.bin", Download("https://example.org/a.bin", sha256(CONTENT)))
 
 
 def test_weights_without_a_known_hash_are_kept_if_whole(cache, server, tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = np.arange(10_000)
-    whole = (tmp_path / "a.h5").read_bytes()
-    server.content = whole[: len(whole) // 2]
-    with pytest.raises(DownloadError, match="not the expected file"):
-        downloads.download("a.h5", Download(f"{server.url}/a.h5", None))
-    server.content = whole
+    whole = server.content = (tmp_path / "a.h5").read_bytes()
     assert downloads.download("a.h5", Download(f"{server.url}/a.h5", None)).read_bytes() == whole
 
 
@@ -379,16 +332,22 @@ def test_the_classes_are_imagenet_s_in_their_order(no_network):
     assert classes[999] == ("n15075141", "toilet_tissue")
 
 
-def test_what_is_cached_is_found_without_a_network_and_only_whole(cache, no_network):
+@pytest.mark.parametrize("where", ["cache/models", "keras/models"])
+def test_what_is_cached_is_found_without_a_network_and_only_whole(
+    cache, keras_models, no_network, where
+):
     source = Download("https://example.org/a.bin", sha256(CONTENT))
-    with pytest.raises(DownloadError, match=r"a\.bin is not in the cache"):
-        downloads.find_cached("a.bin", source)
-    cache.mkdir()
-    (cache / "a.bin").write_bytes(CONTENT)
-    assert downloads.find_cached("a.bin", source) == cache / "a.bin"
-    (cache / "a.bin").write_bytes(CONTENT[:-1])
-    with pytest.raises(DownloadError, match=r"a\.bin is not in the cache"):
-        downloads.find_cached("a.bin", source)
+    path = cache.parent / where / "a.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for content in (None, CONTENT[:-1], CONTENT):
+        if content is not None:
+            path.write_bytes(content)
+        if content == CONTENT:
+            assert downloads.find_cached("models/a.bin", source) == path
+            assert downloads.download("models/a.bin", source) == path
+        else:
+            with pytest.raises(DownloadError, match=r"a\.bin is not in the cache"):
+                downloads.find_cached("models/a.bin", source)
 
 
 def test_an_authors_file_is_found_only_if_it_is_the_right_one(cache, monkeypatch, no_network):
@@ -435,187 +394,3 @@ def test_a_damaged_copy_of_a_real_file_is_not_taken(real, cache, no_network):
     assert not downloads.is_cached(name)
     with pytest.raises(DownloadError, match="no network connection"):
         downloads.fetch(name)
-
-
-# The shipped demo
-
-
-@pytest.fixture
-def demo(tmp_path, monkeypatch) -> Path:
-    """A checkout with one demo image."""
-    entry = {
-        "name": "badger_000.png",
-        "label": "badger",
-        "adversary": "skunk",
-        "sha256": {},
-        "attack": {"linf": 3.0},
-    }
-    folders = {"image": "data/images", "adversary": "data/adversaries", "mask": "data/masks"}
-    for part, folder in {**folders, "map": "maps"}.items():
-        content = part.encode()
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / entry["name"]).write_bytes(content)
-        entry["sha256"][part] = hashlib.sha256(content).hexdigest()
-    (tmp_path / "data" / "demo.weights.h5").write_bytes(b"weights")
-    digest = hashlib.sha256(b"weights").hexdigest()
-    manifest = {
-        "version": 1,
-        "weights": {"file": "demo.weights.h5", "sha256": digest},
-        "images": [entry],
-    }
-    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(shipped, "demo_root", lambda: tmp_path)
-    return tmp_path
-
-
-def test_the_demo_s_files_are_found(demo):
-    (image,) = shipped.demo_images()
-    assert (image.name, image.label, image.adversarial_label) == (
-        "badger_000.png",
-        "badger",
-        "skunk",
-    )
-    assert image.image.read_bytes() == b"image"
-    assert image.adversary.read_bytes() == b"adversary"
-    assert image.mask.read_bytes() == b"mask"
-    assert image.activation_map.read_bytes() == b"map"
-    assert image.attack == {"linf": 3.0}
-    assert shipped.demo_weights().read_bytes() == b"weights"
-
-
-def test_a_demo_image_is_found_by_its_name_with_and_without_the_suffix(demo):
-    assert shipped.demo_image("badger_000.png") == shipped.demo_images()[0]
-    assert shipped.demo_image("badger_000") == shipped.demo_images()[0]
-    assert shipped.demo_image("badger") is None
-    assert shipped.demo_image("") is None
-
-
-@pytest.mark.parametrize("folder", ["data/images", "data/adversaries", "data/masks", "maps"])
-def test_a_missing_or_changed_file_of_the_demo_is_named(demo, folder):
-    path = demo / folder / "badger_000.png"
-    path.write_bytes(b"another")
-    with pytest.raises(DataError, match=f"{path} is not the file that the manifest lists"):
-        shipped.demo_images()
-    path.unlink()
-    with pytest.raises(DataError, match=f"{path} is missing; .*demo make"):
-        shipped.demo_image("badger_000")
-
-
-def test_missing_or_changed_weights_of_the_demo_are_named(demo):
-    path = demo / "data" / "demo.weights.h5"
-    path.write_bytes(b"another")
-    with pytest.raises(DataError, match=r"demo\.weights\.h5 is not the file"):
-        shipped.demo_weights()
-    path.unlink()
-    with pytest.raises(DataError, match=r"demo\.weights\.h5 is missing"):
-        shipped.demo_weights()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"version": 2}', "expected version 1, got 2"),
-        ("{}", "expected version 1, got None"),
-        ("[1]", "expected version 1, got None"),
-        ('{"version"', "expected a manifest in JSON"),
-    ],
-)
-def test_a_manifest_that_is_none_is_named(demo, content, message):
-    path = demo / "data" / "manifest.json"
-    path.write_text(content)
-    with pytest.raises(DataError, match=f"{path}: {message}"):
-        shipped.demo_images()
-
-
-def test_a_missing_manifest_says_how_to_make_it(demo):
-    (demo / "data" / "manifest.json").unlink()
-    with pytest.raises(DataError, match=r"manifest\.json is missing; .*demo make"):
-        shipped.demo_image("badger_000")
-
-
-def test_the_demo_lies_beside_the_package():
-    assert (shipped.demo_root() / "pdutils" / "downloads.py").is_file()
-
-
-# A user's folder
-
-
-def make(folder: Path, *paths: str) -> Path:
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(b"")
-    return folder
-
-
-def test_labels_come_from_the_names_of_the_files(tmp_path):
-    make(tmp_path, "skunk_2.PNG", "badger_1.jpg", "badger_2.jpeg", "notes.txt", "README_first.md")
-    assert files_module.labelled_files(tmp_path) == [
-        (tmp_path / "badger_1.jpg", "badger"),
-        (tmp_path / "badger_2.jpeg", "badger"),
-        (tmp_path / "skunk_2.PNG", "skunk"),
-    ]
-
-
-def test_labels_come_from_the_names_of_the_folders(tmp_path):
-    make(tmp_path, "n02447366/a.jpg", "n02447366/b_c.png", "n02445715/deep/er/d.webp")
-    assert files_module.labelled_files(str(tmp_path)) == [
-        (tmp_path / "n02445715" / "deep" / "er" / "d.webp", "n02445715"),
-        (tmp_path / "n02447366" / "a.jpg", "n02447366"),
-        (tmp_path / "n02447366" / "b_c.png", "n02447366"),
-    ]
-
-
-def test_hidden_files_and_folders_are_passed_over(tmp_path):
-    make(tmp_path / "x", ".owl_1.png", ".cache/owl_2.png", "owl/._3.png", "owl/4.png")
-    assert files_module.labelled_files(tmp_path / "x") == [
-        (tmp_path / "x" / "owl" / "4.png", "owl")
-    ]
-
-
-def test_a_folder_inside_a_hidden_one_is_read(tmp_path):
-    make(tmp_path / ".hidden", "owl_1.png")
-    assert len(files_module.labelled_files(tmp_path / ".hidden")) == 1
-
-
-def test_a_folder_that_is_named_like_a_picture_is_none(tmp_path):
-    make(tmp_path, "owl_1.png/a.txt", "owl_2.png")
-    assert files_module.labelled_files(tmp_path) == [(tmp_path / "owl_2.png", "owl")]
-
-
-def test_a_name_without_an_underscore_is_named(tmp_path):
-    make(tmp_path, "badger_1.png", "badger.png")
-    with pytest.raises(ValueError, match=r"<label>_<anything>\.png, got badger\.png"):
-        files_module.labelled_files(tmp_path)
-
-
-@pytest.mark.parametrize("paths", [(), ("notes.txt", ".owl_1.png")])
-def test_a_folder_without_pictures_is_an_error(tmp_path, paths):
-    make(tmp_path, *paths)
-    with pytest.raises(ValueError, match=f"{tmp_path}: expected pictures .* found none"):
-        files_module.labelled_files(tmp_path)
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"away: no such folder"):
-        files_module.labelled_files(tmp_path / "away")
-
-
-def test_a_file_is_no_folder(tmp_path):
-    save_image(tmp_path / "owl_1.png", photo())
-    with pytest.raises(ValueError, match=r"owl_1\.png: expected a folder of pictures, got a file"):
-        files_module.labelled_files(tmp_path / "owl_1.png")
-
-
-def test_what_is_no_picture_is_told_where_there_is_none(tmp_path):
-    make(tmp_path, "owl_1.heic", "owl_2.heic", "notes.txt")
-    with pytest.raises(ValueError, match=r"found none; passed over 3 entries: 2 \.heic, 1 \.txt"):
-        files_module.labelled_files(tmp_path)
-
-
-def test_a_class_folder_that_is_a_link_labels_its_pictures(tmp_path):
-    make(tmp_path, "away/1.png", "root/owl_2.jfif")
-    (tmp_path / "root" / "yak").symlink_to(tmp_path / "away")
-    assert files_module.labelled_files(tmp_path / "root") == [
-        (tmp_path / "root" / "owl_2.jfif", "owl"),
-        (tmp_path / "root" / "yak" / "1.png", "yak"),
-    ]

@@ -2,13 +2,20 @@ import os
 
 import pytest
 
-from pdutils.files import displayed, find_pictures, read_class_names, read_text
+from pdutils.files import (
+    displayed,
+    find_pictures,
+    labelled_files,
+    read_class_names,
+    read_text,
+)
 
 
 def make(folder, *paths):
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(b"")
+    return folder
 
 
 def names(folder):
@@ -148,3 +155,63 @@ def test_class_names_in_no_file_are_refused_by_name(tmp_path):
 def test_a_name_that_is_no_utf_8_is_written_out():
     assert displayed(os.fsdecode(b"caf\xe9_1.png")) == r"caf\xe9_1.png"
     assert displayed("café_1.png") == "café_1.png"
+
+
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("paths", "labels"),
+    [
+        (
+            ["skunk_2.PNG", "badger_1.jpg", "badger_2.jpeg", "notes.txt", "README_first.md"],
+            {"badger_1.jpg": "badger", "badger_2.jpeg": "badger", "skunk_2.PNG": "skunk"},
+        ),
+        (
+            ["n02447366/a.jpg", "n02447366/b_c.png", "n02445715/deep/er/d.webp"],
+            {
+                "n02445715/deep/er/d.webp": "n02445715",
+                "n02447366/a.jpg": "n02447366",
+                "n02447366/b_c.png": "n02447366",
+            },
+        ),
+        # What is hidden is passed over; a folder that is named like a picture is none.
+        ([".owl_1.png", ".cache/owl_2.png", "owl/._3.png", "owl/4.png"], {"owl/4.png": "owl"}),
+        (["owl_1.png/a.txt", "owl_2.png"], {"owl_2.png": "owl"}),
+    ],
+)
+def test_labels_come_from_the_names_of_files_and_folders(tmp_path, paths, labels):
+    # A hidden folder that is asked for is read.
+    root = make(tmp_path / ".root", *paths)
+    expected = [(root / path, label) for path, label in labels.items()]
+    assert labelled_files(root) == labelled_files(str(root)) == expected
+
+
+def test_a_class_folder_that_is_a_link_labels_its_pictures(tmp_path):
+    root = make(tmp_path, "away/1.png", "root/owl_2.jfif") / "root"
+    (root / "yak").symlink_to(tmp_path / "away")
+    expected = [(root / "owl_2.jfif", "owl"), (root / "yak" / "1.png", "yak")]
+    assert labelled_files(root) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["badger_1.png", "badger.png"], r"<label>_<anything>\.png, got badger\.png"),
+        ([], r"root: expected pictures .* found none$"),
+        (["notes.txt", ".owl_1.png"], r"root: expected pictures .* found none; .* 1 \.txt"),
+        (["1.heic", "2.heic", "a.txt"], r"found none; passed over 3 entries: 2 \.heic, 1 \.txt"),
+    ],
+)
+def test_pictures_without_labels_and_folders_without_pictures_are_refused(tmp_path, paths, said):
+    (tmp_path / "root").mkdir()
+    with pytest.raises(ValueError, match=said):
+        labelled_files(make(tmp_path / "root", *paths))
+
+
+def test_what_is_no_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"away: no such folder"):
+        labelled_files(tmp_path / "away")
+    make(tmp_path, "owl_1.png")
+    with pytest.raises(ValueError, match=r"owl_1\.png: expected a folder of pictures, got a file"):
+        labelled_files(tmp_path / "owl_1.png")
