@@ -6,14 +6,14 @@ random draws); both against pixel deflection, Athalye and Carlini 2018, arXiv 18
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pdutils._utils import Rng, check_one_of, check_whole, streams
-from pdutils.attacks.gradient import LabelsLike, check_box
-from pdutils.classifiers import Classifier, Labels
+from pdutils.attacks.gradient import LabelsLike, as_clean_batch, check_box, walk
+from pdutils.classifiers import Classifier
 from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import Writes, apply_writes, draw_writes
 from pdutils.images import Array, as_batch, on_grid
@@ -23,8 +23,8 @@ BackwardPass = Literal["identity", "wavelet", "exact"]
 #: Turns the gradient by the defended images into one by the images before the defence.
 PullBack = Callable[[Array], Array]
 
-#: Options of the wavelet denoiser that its Keras layer, which has a gradient, knows too.
-_LAYER_OPTIONS = frozenset({"sigma", "mode", "sigma_scale"})
+#: Defends images, with their map, once: the result, and what takes a gradient back from it.
+Forward = Callable[[Array, Array | None, list[np.random.Generator]], tuple[Array, PullBack]]
 
 
 class Transformation(Protocol):
@@ -66,63 +66,35 @@ def bpda(
     The attacker's draws are not those of whoever defends the result later, so no step may be the
     last because it succeeded: the last iterate is what comes back.
 
-    Sources: Athalye, Carlini, Wagner 2018, arXiv 1802.00420; Athalye et al. 2018, arXiv
-    1707.07397; Athalye, Carlini 2018, arXiv 1804.03286.
-
     Parameters
     ----------
-    classifier : Classifier
-        The network behind the defence.
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255]; they are rounded to 8 bits first.
-    labels : int, or N of them
-        The true classes; with `targeted`, the classes to reach.
+    classifier, images, labels, eps, step, iterations, targeted
+        As in `pdutils.attacks.gradient.igsm`; the network is the one behind the defence.
     defense : object like `pdutils.defenses.pipeline.Defense`, or None
         It has `transform` and `activation_map`; the map is made anew of each iterate. None: no
-        defence, which makes this `pdutils.attacks.gradient.igsm`.
-    eps : float
-        Greatest change of a channel, in grey levels of 255, at least 1; its fraction is cut off.
-    step : float
-        Size of a step in grey levels, above 0. It may be a fraction: the iterate is kept in full
-        precision, and the defence is shown its rounding.
-    iterations : int
-        Number of steps, at least 1.
+        defence, which makes this `igsm`.
     draws : int
         Over how many draws of the defence the gradient of a step is averaged, at least 1.
     gradient : {"identity", "wavelet", "exact"}
         How the gradient goes back through the defence, see `expected_gradient`.
-    targeted : bool
-        Whether to go towards the labels instead of away from them.
     rng : int, numpy.random.Generator, list of Generator, or None
-        Each image's draws come from a stream of its own, see `pdutils._utils`.
+        Each image's draws come one after the other from a stream of its own.
     batch_size : int
         How many images are defended and seen at once, at least 1.
 
     Returns
     -------
     ndarray of float32, the shape of `images`, whole values in [0, 255]
-
-    Raises
-    ------
-    ValueError
-        If the images break their contract, a label is no class, a knob is out of its range, or the
-        defence has no such derivative as `gradient` asks for.
     """
-    check_box(eps, step)
-    _check_counts(iterations=iterations, draws=draws, batch_size=batch_size)
-    batch, single = as_batch(images)
-    clean = on_grid(batch)
-    goals = classifier.check_labels(labels, len(clean))
-    passage = _passage(classifier, defense, gradient)
-    generators = streams(rng, len(clean))
-    signed = -step if targeted else step
-    adversaries = np.empty_like(clean)
-    for part in _parts(len(clean), batch_size):
-        slope = partial(
-            _mean_gradient, passage, draws=draws, labels=goals[part], generators=generators[part]
-        )
-        adversaries[part] = _follow(slope, clean[part], eps, signed, iterations)
-    return adversaries[0] if single else adversaries
+    check_box(eps, step, iterations)
+    clean, single = as_clean_batch(images)
+    mean = _mean_gradient(classifier, len(clean), labels, defense, draws, gradient, rng, batch_size)
+
+    def slope(shown: Array, active: NDArray[np.intp]) -> tuple[Array, NDArray[np.bool_]]:
+        return mean(shown), np.ones(len(active), dtype=np.bool_)
+
+    *_, last = walk(clean, clean, slope, eps, -step if targeted else step, iterations)
+    return on_grid(last[0] if single else last)
 
 
 def expected_gradient(
@@ -140,7 +112,7 @@ def expected_gradient(
 
     Parameters
     ----------
-    classifier, labels, defense, draws, batch_size
+    classifier, labels, defense, draws, rng, batch_size
         As in `bpda`; the loss is the cross-entropy of the labels.
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
         RGB in [0, 255]; they are not rounded.
@@ -156,133 +128,66 @@ def expected_gradient(
 
         The last two need a `Defense`, or an object that holds one as its attribute `defense`, with
         Haar wavelets (db1), BayesShrink and YCbCr.
-    rng : int, numpy.random.Generator, list of Generator, or None
-        Each image's draws come one after the other from a stream of its own.
 
     Returns
     -------
     ndarray of float32, the shape of `images`
         In units of the loss per grey level.
-
-    Raises
-    ------
-    ValueError
-        As `bpda`.
     """
-    _check_counts(draws=draws, batch_size=batch_size)
     batch, single = as_batch(images)
-    goals = classifier.check_labels(labels, len(batch))
-    passage = _passage(classifier, defense, gradient)
-    generators = streams(rng, len(batch))
-    slopes = [
-        _mean_gradient(
-            passage, batch[part], draws=draws, labels=goals[part], generators=generators[part]
-        )
-        for part in _parts(len(batch), batch_size)
-    ]
-    return slopes[0][0] if single else np.concatenate(slopes)
-
-
-def _parts(n: int, batch_size: int) -> list[slice]:
-    return [slice(start, start + batch_size) for start in range(0, n, batch_size)]
-
-
-def _follow(
-    slope: Callable[[Array], Array], clean: Array, eps: float, step: float, iterations: int
-) -> Array:
-    """Step along the sign of the slope at the rounded iterate, inside the box."""
-    # Whole bounds around whole images: rounding the iterate cannot leave the box.
-    radius = np.float32(np.floor(eps))
-    low, high = np.maximum(clean - radius, 0), np.minimum(clean + radius, 255)
-    iterate = clean
-    for _ in range(iterations):
-        stepped = iterate + np.float32(step) * np.sign(slope(on_grid(iterate)))
-        iterate = np.clip(stepped, low, high)
-    return on_grid(iterate)
+    mean = _mean_gradient(classifier, len(batch), labels, defense, draws, gradient, rng, batch_size)
+    slopes = mean(batch)
+    return slopes[0] if single else slopes
 
 
 def _mean_gradient(
-    passage: "_Passage",
-    images: Array,
-    *,
+    classifier: Classifier,
+    n: int,
+    labels: LabelsLike,
+    defense: Transformation | None,
     draws: int,
-    labels: Labels,
-    generators: list[np.random.Generator],
-) -> Array:
-    classifier = passage.classifier
-    activation_map = passage.activation_map(images)
-    total = np.zeros_like(images)
-    for _ in range(draws):
-        defended, pull_back = passage.forward(images, activation_map, generators)
-        gradient, _ = classifier.loss_gradient(defended, labels, batch_size=len(images))
-        total += pull_back(gradient)
-    return total / np.float32(draws)
+    gradient: BackwardPass,
+    rng: Rng,
+    batch_size: int,
+) -> Callable[[Array], Array]:
+    """Make the function from n images to their gradients, a batch at a time."""
+    check_whole("draws", draws, 1)
+    check_whole("batch_size", batch_size, 1)
+    goals = classifier.check_labels(labels, n)
+    forward = _forward(classifier, defense, gradient)
+    generators = streams(rng, n)
+
+    def of_batch(images: Array, part: slice) -> Array:
+        chances = None if defense is None else defense.activation_map(classifier, images)
+        total = np.zeros_like(images)
+        for _ in range(draws):
+            defended, pull_back = forward(images, chances, generators[part])
+            slope, _ = classifier.loss_gradient(defended, goals[part], batch_size=len(images))
+            total += pull_back(slope)
+        return total / np.float32(draws)
+
+    def of_all(images: Array) -> Array:
+        parts = [slice(start, start + batch_size) for start in range(0, n, batch_size)]
+        return np.concatenate([of_batch(images[part], part) for part in parts])
+
+    return of_all
 
 
-class _Passage:
-    """A defence that hands gradients back as they are."""
-
-    def __init__(self, classifier: Classifier, defense: Transformation | None) -> None:
-        self.classifier = classifier
-        self.defense = defense
-
-    def activation_map(self, images: Array) -> Array | None:
-        if self.defense is None:
-            return None
-        return self.defense.activation_map(self.classifier, images)
-
-    def forward(
-        self, images: Array, activation_map: Array | None, generators: list[np.random.Generator]
-    ) -> tuple[Array, PullBack]:
-        """Defend images once; give the result, and what takes a gradient back from it."""
-        if self.defense is None:
-            return images, _unchanged
-        defended = self.defense.transform(
-            self.classifier, images, rng=generators, activation_map=activation_map
-        )
-        return defended, _unchanged
-
-
-class _DifferentiablePassage(_Passage):
-    """Pixel deflection and wavelet denoising, one after the other, each with its derivative."""
-
-    def __init__(self, classifier: Classifier, defense: Defense, *, through_writes: bool) -> None:
-        super().__init__(classifier, defense)
-        self.pipeline = defense
-        self.through_writes = through_writes
-        self.layer = _wavelet_layer(defense)
-
-    def forward(
-        self, images: Array, activation_map: Array | None, generators: list[np.random.Generator]
-    ) -> tuple[Array, PullBack]:
-        maps = [None] * len(images) if activation_map is None else activation_map
-        writes = [self._writes(images, *pair) for pair in zip(maps, generators, strict=True)]
-        deflected = np.stack([apply_writes(*pair) for pair in zip(images, writes, strict=True)])
-        defended, before_denoising = _denoised(deflected, self.layer)
-        if not self.through_writes:
-            return defended, before_denoising
-        return defended, lambda gradient: _before_writes(before_denoising(gradient), writes)
-
-    def _writes(
-        self, images: Array, activation_map: Array | None, stream: np.random.Generator
-    ) -> Writes:
-        knobs = self.pipeline
-        return draw_writes(
-            images.shape[1:3],
-            knobs.deflections,
-            knobs.window,
-            activation_map,
-            knobs.reading,
-            stream,
-        )
-
-
-def _passage(
+def _forward(
     classifier: Classifier, defense: Transformation | None, gradient: BackwardPass
-) -> _Passage:
+) -> Forward:
     check_one_of("gradient", gradient, get_args(BackwardPass))
-    if gradient == "identity":
-        return _Passage(classifier, defense)
+    if gradient != "identity":
+        return _differentiable(_pipeline(defense, gradient), through_writes=gradient == "exact")
+    if defense is None:
+        return lambda images, chances, rng: (images, _unchanged)
+    return lambda images, chances, rng: (
+        defense.transform(classifier, images, rng=rng, activation_map=chances),
+        _unchanged,
+    )
+
+
+def _pipeline(defense: Transformation | None, gradient: BackwardPass) -> Defense:
     pipeline = getattr(defense, "defense", defense)
     if not isinstance(pipeline, Defense):
         raise ValueError(
@@ -293,48 +198,40 @@ def _passage(
         raise ValueError(
             "gradient: 'wavelet' needs a wavelet denoiser, got a defence without a denoiser"
         )
-    return _DifferentiablePassage(classifier, pipeline, through_writes=gradient == "exact")
+    return pipeline
 
 
-def _wavelet_layer(defense: Defense) -> Any:
-    """Give the Keras layer of the defence's denoiser, or None if it has no denoiser."""
-    if defense.denoiser is None:
-        return None
-    others = set(defense.denoiser_options) - _LAYER_OPTIONS
-    if defense.denoiser != "wavelet" or others:
-        raise ValueError(
-            "gradient: expected the denoiser 'wavelet' with no other options than "
-            f"{', '.join(sorted(_LAYER_OPTIONS))}; got {defense.denoiser!r} with "
-            f"{dict(defense.denoiser_options)}; 'identity' takes any"
+def _differentiable(defense: Defense, *, through_writes: bool) -> Forward:
+    """Deflect and denoise, each with its derivative."""
+    from pdutils.defenses.layers import wavelet_layer
+
+    layer = wavelet_layer(defense.denoiser, defense.denoiser_options)
+    knobs = defense.deflections, defense.window
+
+    def forward(
+        images: Array, chances: Array | None, generators: list[np.random.Generator]
+    ) -> tuple[Array, PullBack]:
+        maps = [None] * len(images) if chances is None else chances
+        writes = [
+            draw_writes(images.shape[1:3], *knobs, one, defense.reading, stream)
+            for one, stream in zip(maps, generators, strict=True)
+        ]
+        deflected = np.stack([apply_writes(*pair) for pair in zip(images, writes, strict=True)])
+        defended, before_denoising = (
+            (deflected, _unchanged) if layer is None else layer.with_derivative(deflected)
         )
-    from pdutils.defenses.layers import WaveletDenoising
 
-    return WaveletDenoising(**defense.denoiser_options)
+        def before_writes(gradients: Array) -> Array:
+            pairs = zip(before_denoising(gradients), writes, strict=True)
+            return np.stack([_scattered(*pair) for pair in pairs])
 
+        return defended, before_writes if through_writes else before_denoising
 
-def _denoised(images: Array, layer: Any) -> tuple[Array, PullBack]:
-    """Denoise images by a layer; give the result, and what takes a gradient back from it."""
-    if layer is None:
-        return images, _unchanged
-    import tensorflow as tf
-
-    inputs = tf.constant(images)
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        outputs = layer(inputs)
-
-    def pull_back(gradient: Array) -> Array:
-        return np.asarray(tape.gradient(outputs, inputs, output_gradients=tf.constant(gradient)))
-
-    return np.asarray(outputs), pull_back
-
-
-def _before_writes(gradients: Array, writes: list[Writes]) -> Array:
-    """Take gradients by deflected images back to the places that were copied from."""
-    return np.stack([_scattered(*pair) for pair in zip(gradients, writes, strict=True)])
+    return forward
 
 
 def _scattered(gradient: Array, writes: Writes) -> Array:
+    """Take the gradient by a deflected image back to the places that were copied from."""
     # Where the values of a deflected image come from shows when places are deflected.
     places: Any = np.arange(gradient.size).reshape(gradient.shape)
     sources: Any = apply_writes(places, writes)
@@ -344,8 +241,3 @@ def _scattered(gradient: Array, writes: Writes) -> Array:
 
 def _unchanged(gradient: Array) -> Array:
     return gradient
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        check_whole(name, count, 1)

@@ -10,14 +10,15 @@ An image that is there already (misclassified, or seen as the target) comes back
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdutils._utils import check_whole, is_finite
-from pdutils.attacks.gradient import LabelsLike
+from pdutils.attacks.gradient import LabelsLike, as_clean_batch, loss_gradient
 from pdutils.classifiers import Classifier, Labels
-from pdutils.images import Array, as_batch, on_grid
+from pdutils.images import Array, on_grid
 
 #: The longer and longer perturbations that are tried until one survives its rounding.
 _FACTORS = 1.05 ** np.arange(48)
@@ -46,28 +47,15 @@ def fgsm_smallest(
 
     Parameters
     ----------
-    classifier : Classifier
-        The network to fool.
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255]; they are rounded to 8 bits first.
-    labels : int, or N of them
-        The true classes; with `targeted`, the classes to reach.
+    classifier, images, labels, targeted, batch_size
+        As in `pdutils.attacks.gradient.fgsm`.
     max_eps : int
         The greatest step that is tried, in grey levels, 1 to 255.
-    targeted : bool
-        Whether to go towards the labels instead of away from them.
-    batch_size : int
-        How many images the network sees at once.
 
     Returns
     -------
     ndarray of float32, the shape of `images`, whole values in [0, 255]
         Where no step succeeds, that of `max_eps`.
-
-    Raises
-    ------
-    ValueError
-        If the images break their contract, a label is no class, or a knob is out of its range.
     """
     check_whole("max_eps", max_eps, 1, 255)
     judge = _Judge(classifier, targeted, batch_size)
@@ -116,11 +104,6 @@ def deepfool(
     -------
     ndarray of float32, the shape of `images`, whole values in [0, 255]
         Where nothing succeeds, the rounding of what ART found.
-
-    Raises
-    ------
-    ValueError
-        As `fgsm_smallest`, or if `targeted` is True.
     """
     if targeted:
         raise ValueError("targeted: expected False, for DeepFool has no targeted form")
@@ -130,7 +113,7 @@ def deepfool(
     judge = _Judge(classifier, False, batch_size)
 
     def attack(clean: Array, goals: Labels) -> Array:
-        from pdutils.defenses.art import CandidateClassifier, art_attack
+        from pdutils.attacks._art import CandidateClassifier, by_art
 
         ranked = np.argsort(-classifier.predict(clean, batch_size=batch_size), kind="stable")
         shown = ranked[:, :candidates]
@@ -138,24 +121,12 @@ def deepfool(
         few = max(1, batch_size // shown.shape[1])
 
         def found(part: slice) -> Array:
-            small = clean[part] / np.float32(255)
             bridge = CandidateClassifier(
-                classifier,
-                small,
-                shown[part],
-                overshoot=overshoot,
-                clip_values=(0.0, 1.0),
-                batch_size=batch_size,
+                classifier, clean[part], shown[part], overshoot, batch_size
             )
-            art = art_attack(
-                "DeepFool",
-                bridge,
-                max_iter=int(iterations),
-                epsilon=overshoot,
-                nb_grads=shown.shape[1],
-                batch_size=few,
-            )
-            return _as_grey(art.generate(small))
+            knobs = {"max_iter": int(iterations), "epsilon": overshoot}
+            knobs |= {"nb_grads": shown.shape[1], "batch_size": few}
+            return by_art("DeepFool", bridge, clean[part], None, **knobs)
 
         reached = _in_parts(found, len(clean), few)
         return judge.first_success(clean, reached - clean, _FACTORS, goals, reached)
@@ -202,11 +173,6 @@ def carlini_wagner(
     -------
     ndarray of float32, the shape of `images`, whole values in [0, 255]
         Where nothing succeeds, the clean image.
-
-    Raises
-    ------
-    ValueError
-        As `fgsm_smallest`.
     """
     _check_number("confidence", confidence, 0)
     _check_number("learning_rate", learning_rate, _ABOVE_0)
@@ -214,27 +180,12 @@ def carlini_wagner(
     check_whole("iterations", iterations, 1)
     check_whole("search_steps", search_steps, 1)
     judge = _Judge(classifier, targeted, batch_size)
+    knobs = {"confidence": confidence, "targeted": targeted, "learning_rate": learning_rate}
+    knobs |= {"binary_search_steps": int(search_steps), "max_iter": int(iterations)}
+    knobs |= {"initial_const": initial_const}
 
     def attack(clean: Array, goals: Labels) -> Array:
-        from pdutils.defenses.art import art_attack, art_classifier
-
-        bridge = art_classifier(classifier, clip_values=(0.0, 1.0), batch_size=batch_size)
-
-        def found(part: slice) -> Array:
-            art = art_attack(
-                "CarliniL2Method",
-                bridge,
-                confidence=confidence,
-                targeted=targeted,
-                learning_rate=learning_rate,
-                binary_search_steps=int(search_steps),
-                max_iter=int(iterations),
-                initial_const=initial_const,
-                batch_size=batch_size,
-            )
-            return _as_grey(art.generate(clean[part] / np.float32(255), goals[part]))
-
-        reached = _in_parts(found, len(clean), batch_size)
+        reached = judge.by_art("CarliniL2Method", clean, goals, knobs)
         return judge.first_success(clean, reached - clean, _FACTORS, goals, reached)
 
     return judge.attacked(images, labels, attack)
@@ -272,11 +223,6 @@ def jsma(
     -------
     ndarray of float32, the shape of `images`, whole values in [0, 255]
         Where nothing succeeds, the image with all that was changed.
-
-    Raises
-    ------
-    ValueError
-        As `fgsm_smallest`.
     """
     check_whole("step", step, -255, 255)
     if step == 0:
@@ -285,22 +231,8 @@ def jsma(
     judge = _Judge(classifier, targeted, batch_size)
 
     def attack(clean: Array, goals: Labels) -> Array:
-        from pdutils.defenses.art import art_attack, art_classifier
-
-        bridge = art_classifier(classifier, clip_values=(0.0, 1.0), batch_size=batch_size)
-        targets = goals if targeted else judge.runners_up(clean, goals)
-
-        def found(part: slice) -> Array:
-            art = art_attack(
-                "SaliencyMapMethod",
-                bridge,
-                theta=step / 255,
-                gamma=max_share,
-                batch_size=batch_size,
-            )
-            return _as_grey(art.generate(clean[part] / np.float32(255), targets[part]))
-
-        return _in_parts(found, len(clean), batch_size)
+        knobs = {"theta": step / 255, "gamma": max_share}
+        return judge.by_art("SaliencyMapMethod", clean, judge.targets(clean, goals), knobs)
 
     return judge.attacked(images, labels, attack)
 
@@ -341,11 +273,6 @@ def lbfgs(
     -------
     ndarray of float32, the shape of `images`, whole values in [0, 255]
         Where nothing succeeds, what came out for the last weight.
-
-    Raises
-    ------
-    ValueError
-        As `fgsm_smallest`.
     """
     check_whole("iterations", iterations, 1)
     check_whole("search_steps", search_steps, 1)
@@ -353,8 +280,8 @@ def lbfgs(
     judge = _Judge(classifier, targeted, batch_size)
 
     def attack(clean: Array, goals: Labels) -> Array:
-        targets = goals if targeted else judge.runners_up(clean, goals)
         found = np.empty_like(clean)
+        targets = judge.targets(clean, goals)
         for i, (image, goal, target) in enumerate(zip(clean, goals, targets, strict=True)):
             search = _Search(image, initial_const)
             for _ in range(search_steps):
@@ -402,8 +329,6 @@ def _lbfgs(
     """Minimise const * ||z - x||^2 + cross-entropy(z, target) for z in [0, 1]."""
     from scipy.optimize import Bounds, minimize
 
-    from pdutils.defenses.art import loss_gradient
-
     origin = image.astype(np.float64).ravel() / 255
 
     def objective(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -441,8 +366,7 @@ class _Judge:
 
     def attacked(self, images: Array, labels: LabelsLike, attack: _Attack) -> Array:
         """Check what every attack is given, and attack the images that are not there already."""
-        batch, single = as_batch(images)
-        clean = on_grid(batch)
+        clean, single = as_clean_batch(images)
         goals = self.classifier.check_labels(labels, len(clean))
         todo = np.flatnonzero(~self.fooled(clean, goals))
         adversaries = clean.copy()
@@ -465,8 +389,22 @@ class _Judge:
                 break
         return result
 
-    def runners_up(self, clean: Array, goals: Labels) -> Labels:
-        """Give the most probable class of each image but its goal."""
+    def by_art(self, name: str, clean: Array, goals: Labels, knobs: dict[str, Any]) -> Array:
+        """Attack by ART's class of that name, a batch at a time."""
+        from pdutils.attacks._art import art_classifier, by_art
+
+        bridge = art_classifier(self.classifier, clip_values=(0, 1), batch_size=self.batch_size)
+        knobs = knobs | {"batch_size": self.batch_size}
+        return _in_parts(
+            lambda part: by_art(name, bridge, clean[part], goals[part], **knobs),
+            len(clean),
+            self.batch_size,
+        )
+
+    def targets(self, clean: Array, goals: Labels) -> Labels:
+        """Give the classes to reach: the goals, or the most probable class of each but its goal."""
+        if self.targeted:
+            return goals
         probabilities = self.classifier.predict(clean, batch_size=self.batch_size)
         probabilities[np.arange(len(clean)), goals] = -1
         others: Labels = probabilities.argmax(axis=1)
@@ -475,10 +413,6 @@ class _Judge:
 
 def _in_parts(attack: Callable[[slice], Array], n: int, size: int) -> Array:
     return np.concatenate([attack(slice(i, i + size)) for i in range(0, n, size)])
-
-
-def _as_grey(images: Array) -> Array:
-    return np.asarray(images * 255, dtype=np.float32)
 
 
 def _check_number(name: str, value: object, low: float, high: float = np.inf) -> None:

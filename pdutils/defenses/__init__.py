@@ -1,6 +1,7 @@
 """Defences: pixel deflection and denoising as a pipeline, as one Keras model, and their peers.
 
-Begin with `pipeline.Defense`, the defence of the paper.
+Begin with `pipeline.Defense`, the defence of the paper; `defended_model` puts it into a Keras
+model, `PixelDeflectionPreprocessor` and `WaveletDenoisingPreprocessor` before an estimator of ART.
 """
 
 import lazy_loader
@@ -8,10 +9,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "pipeline": ["Defense"],
+        "pipeline": ["Defense", "OwnDefense"],
         "transformations": [],
         "keras_model": ["defended_model"],
         "layers": ["PixelDeflection", "RobustCAM", "RobustGradCAM", "WaveletDenoising"],
-        "art": ["PixelDeflectionPreprocessor", "WaveletDenoisingPreprocessor", "art_classifier"],
+        "art": ["PixelDeflectionPreprocessor", "WaveletDenoisingPreprocessor"],
     },
 )

@@ -23,15 +23,13 @@ from pdutils.defenses.layers import (
     PixelDeflection,
     RobustCAM,
     RobustGradCAM,
-    WaveletDenoising,
+    wavelet_layer,
 )
 
 Tensor = Any
 
 #: From images (N, H, W, 3), RGB in [0, 255].
 Step = Callable[[Tensor], Tensor]
-
-_WAVELET_KNOBS = frozenset({"sigma", "mode", "sigma_scale"})
 
 
 def defended_model(
@@ -47,9 +45,8 @@ def defended_model(
     of `Defense.activation_map`, and the forward pass that makes it is the only one besides those
     that classify. A head of average pooling and one dense layer has the weights of the map; any
     other head takes backward passes through itself, one for each class of the map. The model saves
-    and loads like any other, once `defenses.layers` is imported. How its deflection differs from
-    the
-    NumPy path stands at `defenses.layers.PixelDeflection`; averaged over draws, the two agree. A
+    and loads like any other, once `pdutils.defenses.layers` is imported. How its deflection differs
+    from the NumPy path stands at `PixelDeflection` there; averaged over draws, the two agree. A
     prediction depends on the image's place in its batch and on the calls before, through what it
     draws, but not on the other images; a loaded model draws from its seed again.
 
@@ -83,37 +80,38 @@ def defended_model(
         raise ValueError(
             "logits: expected a defence whose runs are averaged, got aggregate='majority'"
         )
+    runs = defense.runs
     images = keras.Input((*classifier.input_size, 3), name="images")
     classify, make_maps = _steps(classifier, defense, logits)
-    many = _repeated(images, defense.runs)
-    inputs = (
-        many
-        if make_maps is None
-        else [many, _repeated(_biased(make_maps(images), defense), defense.runs)]
-    )
-    defended = _deflection(defense, seed)(inputs)
-    for layer in _denoising(defense):
-        defended = layer(defended)
-    outputs = classify(defended)
-    if logits and defense.runs > 1:
-        outputs = ops.log_softmax(outputs)
-        outputs = ops.logsumexp(_by_run(outputs, defense), axis=1) - float(np.log(defense.runs))
-    elif not logits:
-        outputs = _aggregated(outputs, defense)
+
+    def repeated(batch: Tensor) -> Tensor:
+        return batch if runs == 1 else ops.repeat(batch, runs, axis=0)
+
+    def by_run(rows: Tensor) -> Tensor:
+        """Part the rows (N x runs, K) of all runs by image, (N, runs, K)."""
+        return ops.reshape(rows, (-1, runs, rows.shape[-1]))
+
+    inputs = repeated(images)
+    if make_maps is not None:
+        maps = make_maps(images)
+        if defense.bias:
+            maps = ops.clip(maps + float(defense.bias), 0.0, 1.0)
+        inputs = [inputs, repeated(maps)]
+    defended = PixelDeflection(defense.deflections, defense.window, defense.reading, seed)(inputs)
+    denoise = wavelet_layer(defense.denoiser, defense.denoiser_options)
+    outputs = classify(defended if denoise is None else denoise(defended))
+    if defense.aggregate == "majority":
+        outputs = ops.one_hot(ops.argmax(outputs, axis=-1), outputs.shape[-1])
+    if runs > 1 and logits:
+        outputs = ops.logsumexp(by_run(ops.log_softmax(outputs)), axis=1) - float(np.log(runs))
+    elif runs > 1:
+        outputs = ops.mean(by_run(outputs), axis=1)
     return keras.Model(images, outputs, name=f"defended_{classifier.model.name}")
-
-
-def _biased(maps: Tensor, defense: Defense) -> Tensor:
-    return ops.clip(maps + float(defense.bias), 0.0, 1.0) if defense.bias else maps
-
-
-def _makes_map(defense: Defense) -> bool:
-    return defense.activation != "none" and defense.deflections > 0
 
 
 def _steps(classifier: Classifier, defense: Defense, logits: bool) -> tuple[Step, Step | None]:
     """Give what classifies and, if the defence uses one, what makes the map."""
-    if not _makes_map(defense):
+    if defense.map_key is None:
         return _without_map(classifier, logits), None
     if classifier.head_weights is None:
         return _by_gradients(classifier, defense, logits)
@@ -140,13 +138,8 @@ def _by_head_weights(classifier: Classifier, defense: Defense, logits: bool) -> 
         probabilities=_answer(classifier, logits=False),
         features=classifier.network.feature_map(),
     )
-    layer = RobustCAM(
-        classifier.input_size,
-        classifier.head_weights,
-        _ranks(defense),
-        defense.combine,
-        defense.upscale,
-    )
+    knobs = _ranks(defense), defense.combine, defense.upscale
+    layer = RobustCAM(classifier.input_size, classifier.head_weights, *knobs)
 
     def classify(images: Tensor) -> Tensor:
         return network(classifier.preprocess(images))["answer"]
@@ -193,38 +186,3 @@ def _log(probabilities: Tensor) -> Tensor:
 
 def _ranks(defense: Defense) -> int | None:
     return defense.k if defense.activation == "rcam" else 1
-
-
-def _deflection(defense: Defense, seed: int | None) -> PixelDeflection:
-    return PixelDeflection(defense.deflections, defense.window, defense.reading, seed)
-
-
-def _denoising(defense: Defense) -> list[WaveletDenoising]:
-    if defense.denoiser is None:
-        return []
-    others = set(defense.denoiser_options) - _WAVELET_KNOBS
-    if defense.denoiser != "wavelet" or others:
-        raise ValueError(
-            "expected the denoiser 'wavelet' with no other options than "
-            f"{', '.join(sorted(_WAVELET_KNOBS))}; got {defense.denoiser!r} with "
-            f"{dict(defense.denoiser_options)}; Defense.predict takes the others"
-        )
-    return [WaveletDenoising(**defense.denoiser_options)]
-
-
-def _repeated(batch: Tensor, runs: int) -> Tensor:
-    return batch if runs == 1 else ops.repeat(batch, runs, axis=0)
-
-
-def _aggregated(probabilities: Tensor, defense: Defense) -> Tensor:
-    if defense.aggregate == "majority":
-        winners = ops.argmax(probabilities, axis=-1)
-        probabilities = ops.one_hot(winners, probabilities.shape[-1])
-    if defense.runs == 1:
-        return probabilities
-    return ops.mean(_by_run(probabilities, defense), axis=1)
-
-
-def _by_run(rows: Tensor, defense: Defense) -> Tensor:
-    """Part the rows (N x runs, K) of all runs by image, (N, runs, K)."""
-    return ops.reshape(rows, (-1, defense.runs, rows.shape[-1]))

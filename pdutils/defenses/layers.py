@@ -4,7 +4,8 @@ Importing this module loads TensorFlow. The NumPy functions `pdutils.deflection.
 and `pdutils.denoising.denoise_wavelet` say what each knob means.
 """
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,22 +28,35 @@ from pdutils.activation import (
 )
 from pdutils.deflection import Reading, check_knobs
 from pdutils.denoising import BOUNDLESS, FROM_YCBCR, TO_YCBCR, Mode, SigmaScale, check_wavelet_knobs
-from pdutils.images import ROUNDING
+from pdutils.images import ROUNDING, Array
 
 Tensor = Any
 
 _EPS = float(np.finfo(np.float32).eps)
 
-#: Whatever precision Keras is set to: in half precision grey levels are rounded, maps move, and the
-#: gradients of a saturated network are 0.
-FULL_PRECISION = {"dtype": "float32"}
-
 #: What rounding may add to a grey level.
 _LEVEL_ROUNDING = 255 * ROUNDING
 
 
+class _Layer(keras.layers.Layer):
+    """A layer in float32, whatever Keras is set to, saved with its arguments.
+
+    In half precision grey levels are rounded, maps move, and the gradients of a saturated network
+    are 0.
+    """
+
+    _ARGUMENTS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"dtype": "float32"} | kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super().get_config()
+        return config | {name: getattr(self, name) for name in self._ARGUMENTS}
+
+
 @keras.saving.register_keras_serializable("pdutils")
-class PixelDeflection(keras.layers.Layer):
+class PixelDeflection(_Layer):
     """Deflect the pixels of a batch of images, all writes at once.
 
     Two things differ from the NumPy path. Every write reads from the image as it came: a draw does
@@ -64,12 +78,9 @@ class PixelDeflection(keras.layers.Layer):
         Of the layer's own generator; each call draws afresh.
     **kwargs
         For `keras.layers.Layer`.
-
-    Raises
-    ------
-    ValueError
-        As `pixel_deflection`; at a call, if the shapes are not those above.
     """
+
+    _ARGUMENTS = ("deflections", "window", "reading", "seed")
 
     def __init__(
         self,
@@ -79,7 +90,7 @@ class PixelDeflection(keras.layers.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**FULL_PRECISION | kwargs)
+        super().__init__(**kwargs)
         check_knobs(deflections, window, reading)
         # NumPy's integers would neither seed Keras nor be saved.
         self.deflections = int(deflections)
@@ -102,15 +113,6 @@ class PixelDeflection(keras.layers.Layer):
         target, source = _without_rejected(places, neighbours, kept)
         written = _fused_copy(ops.reshape(images, shape), target, source)
         return ops.reshape(written, ops.shape(images))
-
-    def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super().get_config()
-        return config | {
-            "deflections": self.deflections,
-            "window": self.window,
-            "reading": self.reading,
-            "seed": self.seed,
-        }
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape[0] if isinstance(input_shape[0], (list, tuple)) else input_shape
@@ -176,7 +178,7 @@ class PixelDeflection(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("pdutils")
-class WaveletDenoising(keras.layers.Layer):
+class WaveletDenoising(_Layer):
     """Denoise a batch of images with Haar wavelets and BayesShrink, in YCbCr.
 
     It agrees with `pdutils.denoising.denoise_wavelet` at its default wavelet, shrinkage and colour
@@ -192,13 +194,9 @@ class WaveletDenoising(keras.layers.Layer):
         As in `pdutils.denoising.denoise_wavelet`.
     **kwargs
         For `keras.layers.Layer`.
-
-    Raises
-    ------
-    ValueError
-        If sigma is negative, or `mode` or `sigma_scale` is unknown; at a call, if the shape is not
-        the one above.
     """
+
+    _ARGUMENTS = ("sigma", "mode", "sigma_scale")
 
     def __init__(
         self,
@@ -207,7 +205,7 @@ class WaveletDenoising(keras.layers.Layer):
         sigma_scale: SigmaScale = "channel",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**FULL_PRECISION | kwargs)
+        super().__init__(**kwargs)
         check_wavelet_knobs(sigma, mode, sigma_scale)
         self.sigma = float(sigma)
         self.mode = mode
@@ -221,13 +219,70 @@ class WaveletDenoising(keras.layers.Layer):
         sigma = ops.convert_to_tensor(min(self.sigma, BOUNDLESS), dtype)
         return _fused_denoise(ops.cast(images, dtype), sigma, self.mode, self.sigma_scale)
 
-    def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super().get_config()
-        return config | {"sigma": self.sigma, "mode": self.mode, "sigma_scale": self.sigma_scale}
+    def with_derivative(self, images: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """Denoise images; give what takes a gradient by the result back to one by them, too."""
+        inputs = tf.constant(images)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = self(inputs)
+
+        def pull_back(gradient: Array) -> Array:
+            given = tf.constant(gradient)
+            return np.asarray(tape.gradient(outputs, inputs, output_gradients=given))
+
+        return np.asarray(outputs), pull_back
+
+
+def wavelet_layer(denoiser: str | None, options: Mapping[str, Any]) -> WaveletDenoising | None:
+    """Give the layer of a defence's denoiser, or None if it has none."""
+    if denoiser is None:
+        return None
+    known = WaveletDenoising._ARGUMENTS
+    if denoiser != "wavelet" or set(options) - set(known):
+        raise ValueError(
+            "denoiser: expected 'wavelet' with no other options than "
+            f"{', '.join(known)}, got {denoiser!r} with {dict(options)}; Defense.predict and, of "
+            "bpda, gradient='identity' take any"
+        )
+    return WaveletDenoising(**options)
+
+
+class _MapLayer(_Layer):
+    """What makes robust maps of `size`; the other knobs are those of `activation.robust_cam`."""
+
+    _ARGUMENTS = ("size", "k", "combine", "upscale")
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        classes: int,
+        k: int | None,
+        combine: Combine,
+        upscale: Upscale,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_combine(combine)
+        check_upscale(upscale)
+        self.size = (int(size[0]), int(size[1]))
+        self.k = number_of_ranks(k, classes)
+        self.combine = combine
+        self.upscale = upscale
+
+    def _combined(self, small: Tensor, sizes: Tensor) -> Tensor:
+        """Combine the maps (N, h, w, k) of the k most probable classes into maps (N, *size)."""
+        maps = _min_max(_scaled_up(small, self.size, self.upscale), sizes)
+        if self.combine == "geometric":
+            # The root would make much of a 0 that rounding has lifted.
+            sure = ops.where(maps > ROUNDING, maps, 0.0)
+            # The product of many maps would underflow before its root is taken.
+            return _min_max(ops.prod(sure ** (1 / self.k), axis=-1, keepdims=True))[..., 0]
+        share = ops.cast(combine_weights(self.k, self.combine), "float32")
+        return _min_max(ops.sum(maps * share, axis=-1, keepdims=True))[..., 0]
 
 
 @keras.saving.register_keras_serializable("pdutils")
-class RobustCAM(keras.layers.Layer):
+class RobustCAM(_MapLayer):
     """Make the robust class activation map of a batch, from what the forward pass gives anyway.
 
     Call it with `[features, logits]`: feature maps (N, h, w, C) and logits or probabilities (N, K).
@@ -242,11 +297,6 @@ class RobustCAM(keras.layers.Layer):
         As in `pdutils.activation.robust_cam`.
     **kwargs
         For `keras.layers.Layer`.
-
-    Raises
-    ------
-    ValueError
-        If k is not in [1, K], or `combine` or `upscale` is unknown.
     """
 
     def __init__(
@@ -258,16 +308,10 @@ class RobustCAM(keras.layers.Layer):
         upscale: Upscale = "half_pixel",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**FULL_PRECISION | kwargs)
-        self.size = (int(size[0]), int(size[1]))
-        self.head_shape = tuple(np.shape(head_weights))
-        check_combine(combine)
-        check_upscale(upscale)
-        self.k = number_of_ranks(k, self.head_shape[1])
-        self.combine = combine
-        self.upscale = upscale
+        shape = tuple(np.shape(head_weights))
+        super().__init__(size, shape[1], k, combine, upscale, **kwargs)
         self.head_weights = self.add_weight(
-            shape=self.head_shape, trainable=False, initializer="zeros", name="head_weights"
+            shape=shape, trainable=False, initializer="zeros", name="head_weights"
         )
         self.head_weights.assign(head_weights)
 
@@ -276,19 +320,11 @@ class RobustCAM(keras.layers.Layer):
         _, ranks = ops.top_k(logits, self.k)
         # One product for all classes would cost K / k times as much.
         weights = ops.take(ops.transpose(self.head_weights), ranks, axis=0)
-        sums, sizes = _weighted(features, weights)
-        return _combined(sums, sizes, self.size, self.combine, self.upscale)
+        return self._combined(*_weighted(features, weights))
 
     def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super().get_config()
-        return config | {
-            "size": self.size,
-            # The values come with the weights; the shape is enough to make the layer again.
-            "head_weights": {"shape": self.head_shape},
-            "k": self.k,
-            "combine": self.combine,
-            "upscale": self.upscale,
-        }
+        # The values come with the weights; the shape is enough to make the layer again.
+        return super().get_config() | {"head_weights": {"shape": tuple(self.head_weights.shape)}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RobustCAM":
@@ -297,21 +333,11 @@ class RobustCAM(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("pdutils")
-class Logits(keras.layers.Layer):
-    """Apply a dense layer without its activation, by the same weights.
-
-    Call it with what the dense layer takes, (N, C). It works in float32.
-
-    Parameters
-    ----------
-    dense : keras.layers.Dense
-        Such as the last layer of a network, with a softmax.
-    **kwargs
-        For `keras.layers.Layer`.
-    """
+class Logits(_Layer):
+    """Apply a dense layer, such as a network's last, without its activation."""
 
     def __init__(self, dense: keras.layers.Dense, **kwargs: Any) -> None:
-        super().__init__(**FULL_PRECISION | kwargs)
+        super().__init__(**kwargs)
         self.dense = dense
 
     def build(self, input_shape: Any) -> None:
@@ -323,17 +349,15 @@ class Logits(keras.layers.Layer):
         return product if self.dense.bias is None else product + _full_precision(self.dense.bias)
 
     def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super().get_config()
-        return config | {"dense": keras.saving.serialize_keras_object(self.dense)}
+        return super().get_config() | {"dense": keras.saving.serialize_keras_object(self.dense)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "Logits":
-        dense = keras.saving.deserialize_keras_object(config["dense"])
-        return cls(**config | {"dense": dense})
+        return cls(**config | {"dense": keras.saving.deserialize_keras_object(config["dense"])})
 
 
 @keras.saving.register_keras_serializable("pdutils")
-class RobustGradCAM(keras.layers.Layer):
+class RobustGradCAM(_MapLayer):
     """A network that classifies and, when asked, makes its robust class activation map by Grad-CAM.
 
     For any head (Selvaraju et al. 2017, DOI 10.1109/ICCV.2017.74). It agrees with
@@ -350,18 +374,8 @@ class RobustGradCAM(keras.layers.Layer):
     network : keras.Model
         From images to a dictionary of `features` (N, h, w, C), its last feature map, and `logits`
         (N, K), which follow from it.
-    size : (int, int)
-        Height and width of the maps.
-    k, combine, upscale
-        As in `pdutils.activation.robust_cam`.
-    **kwargs
-        For `keras.layers.Layer`.
-
-    Raises
-    ------
-    ValueError
-        If the network gives anything else, k is not in [1, K], or `combine` or `upscale` is
-        unknown; at a call for maps, if no gradient leads from the logits to the features.
+    size, k, combine, upscale, **kwargs
+        As in `RobustCAM`.
     """
 
     def __init__(
@@ -373,15 +387,10 @@ class RobustGradCAM(keras.layers.Layer):
         upscale: Upscale = "half_pixel",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**FULL_PRECISION | kwargs)
+        classes = _check_outputs(network)
+        super().__init__(size, classes, k, combine, upscale, **kwargs)
         self.network = network
-        self.classes = _check_outputs(network)
-        self.size = (int(size[0]), int(size[1]))
-        check_combine(combine)
-        check_upscale(upscale)
-        self.k = number_of_ranks(k, self.classes)
-        self.combine = combine
-        self.upscale = upscale
+        self.classes = classes
         # `tf.gradients` needs a graph, in eager calls too.
         self._maps_in_graph = tf.function(self._maps, reduce_retracing=True, autograph=False)
 
@@ -397,25 +406,12 @@ class RobustGradCAM(keras.layers.Layer):
         found = _full_precision(self.network(images, training=training)["logits"])
         return found if logits else ops.softmax(found)
 
-    def compute_output_spec(
-        self,
-        images: Tensor,
-        maps: bool = False,
-        logits: bool = False,
-        training: bool | None = None,
-    ) -> Any:
+    def compute_output_spec(self, images: Tensor, maps: bool = False, **_: Any) -> Any:
         shape = self.size if maps else (self.classes,)
         return keras.KerasTensor((images.shape[0], *shape), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super().get_config()
-        return config | {
-            "network": keras.saving.serialize_keras_object(self.network),
-            "size": self.size,
-            "k": self.k,
-            "combine": self.combine,
-            "upscale": self.upscale,
-        }
+        return super().get_config() | {"network": keras.saving.serialize_keras_object(self.network)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "RobustGradCAM":
@@ -429,7 +425,7 @@ class RobustGradCAM(keras.layers.Layer):
             for part in (gradients, [ops.abs(gradient) for gradient in gradients])
         )
         sums, sizes = _weighted(features, weights, reach)
-        return _combined(ops.relu(sums), sizes, self.size, self.combine, self.upscale)
+        return self._combined(ops.relu(sums), sizes)
 
     def _gradients(self, images: Tensor, training: bool | None) -> tuple[Tensor, list[Tensor]]:
         """Give the feature map, and the gradients of the k largest logits by it."""
@@ -475,21 +471,6 @@ def _weighted(features: Tensor, weights: Tensor, reach: Tensor | None = None) ->
     return sums, ops.max(sizes, axis=(1, 2), keepdims=True)
 
 
-def _combined(
-    small: Tensor, sizes: Tensor, size: tuple[int, int], combine: Combine, upscale: Upscale
-) -> Tensor:
-    """Combine the maps (N, h, w, k) of the k most probable classes into maps (N, *size)."""
-    k = small.shape[-1]
-    maps = _min_max(_scaled_up(small, size, upscale), sizes)
-    if combine == "geometric":
-        # The root would make much of a 0 that rounding has lifted.
-        sure = ops.where(maps > ROUNDING, maps, 0.0)
-        # The product of many maps would underflow before its root is taken.
-        return _min_max(ops.prod(sure ** (1 / k), axis=-1, keepdims=True))[..., 0]
-    share = ops.cast(combine_weights(k, combine), "float32")
-    return _min_max(ops.sum(maps * share, axis=-1, keepdims=True))[..., 0]
-
-
 def _scaled_up(maps: Tensor, size: tuple[int, int], upscale: Upscale) -> Tensor:
     if upscale == "half_pixel":
         return ops.image.resize(maps, size, interpolation="bilinear")
@@ -520,13 +501,7 @@ def _pixels(images: Tensor) -> int:
 
 
 def _neighbours(
-    places: Tensor,
-    down: Tensor,
-    right: Tensor,
-    height: int,
-    width: int,
-    window: int,
-    first: int,
+    places: Tensor, down: Tensor, right: Tensor, height: int, width: int, window: int, first: int
 ) -> Tensor:
     """Turn uniform draws into places within the window of `places` and inside the image."""
     row = _near(places // width, down, height, window, min(first, height - 1))
@@ -630,15 +605,9 @@ def _shrink(x: Tensor, levels: int, sigma: Tensor, scale: Tensor, mode: Mode) ->
     coarse = (a + b + c + d) / 2
     if levels > 1:
         coarse = _shrink(coarse, levels - 1, sigma, scale, mode)
-    left = (
-        ops.stack([coarse + across + down + diagonal, coarse + across - down - diagonal], axis=2)
-        / 2
-    )
-    right = (
-        ops.stack([coarse - across + down - diagonal, coarse - across - down + diagonal], axis=2)
-        / 2
-    )
-    joined = ops.stack([left, right], axis=4)
+    left = coarse + across + down + diagonal, coarse + across - down - diagonal
+    right = coarse - across + down - diagonal, coarse - across - down + diagonal
+    joined = ops.stack([ops.stack(side, axis=2) / 2 for side in (left, right)], axis=4)
     full = ops.reshape(joined, (-1, x.shape[1], x.shape[2], 3))
     return full[:, :height, :width]
 

@@ -330,7 +330,7 @@ def _first(source: Source, meter: _Meter, sample: int) -> tuple[_Few, Cost]:
 def _load_frameworks() -> None:
     """Load now what the attacks of another library would load within the time measured."""
     if "pdutils.attacks.minimum_norm" in sys.modules:
-        import pdutils.defenses.art  # noqa: F401
+        import pdutils.attacks._art  # noqa: F401
 
 
 def _bytes(runs: int) -> int:

@@ -520,8 +520,8 @@ def test_a_gradient_that_the_defence_does_not_have(toy, attack):
     coarse = Defense(denoiser_options={"wavelet": "db2", "sigma": 0.1})
     stranger = SimpleNamespace(transform=None, activation_map=None)
     for gradient in ("wavelet", "exact"):
-        refuses(r"gradient: expected the denoiser 'wavelet' .* got 'median'", median, gradient)
-        refuses(r"no other options than mode, sigma, sigma_scale; got .*db2", coarse, gradient)
+        refuses(r"denoiser: expected 'wavelet' with .* got 'median'", median, gradient)
+        refuses(r"no other options than sigma, mode, sigma_scale, got .*db2", coarse, gradient)
         refuses(r"needs a Defense to differentiate, got namespace", stranger, gradient)
         refuses(r"needs a Defense to differentiate, got None", None, gradient)
 

@@ -36,7 +36,7 @@ from pdutils.images import load_image, min_max, on_grid, save_image, save_map
 @pytest.fixture(scope="module", autouse=True)
 def art_is_loaded():
     """Load ART outside of any test: it sets up logging anew, which closes a stream of pytest's."""
-    import pdutils.defenses.art  # noqa: F401
+    import pdutils.attacks._art  # noqa: F401
 
 
 @pytest.fixture

@@ -697,7 +697,7 @@ def test_a_map_needs_a_feature_map(activation):
 )
 def test_other_denoisers(toy, denoiser, options):
     defense = Defense(denoiser=denoiser, denoiser_options=options)
-    with pytest.raises(ValueError, match=rf"expected the denoiser 'wavelet' .*got '{denoiser}'"):
+    with pytest.raises(ValueError, match=rf"expected 'wavelet' with .*got '{denoiser}'"):
         defended_model(toy, defense)
 
 

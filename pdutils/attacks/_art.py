@@ -1,0 +1,228 @@
+"""A classifier of ours as ART's attacks take it. Importing this module loads ART and TensorFlow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pdutils._utils import check_fork, check_one_of
+from pdutils.attacks.gradient import LEAST, log_probabilities, loss_gradient
+from pdutils.classifiers import Classifier, Labels
+from pdutils.defenses._art import ClipValues, checked_range, importing_art
+from pdutils.images import Array, check_some
+
+with importing_art():
+    import tensorflow as tf
+    from art.attacks import evasion
+    from art.estimators.classification import TensorFlowV2Classifier
+
+
+def art_classifier(
+    classifier: Classifier,
+    *,
+    clip_values: ClipValues = (0.0, 255.0),
+    preprocessing_defences: Sequence[Any] = (),
+    batch_size: int = 32,
+) -> "BridgedClassifier":
+    """Make an ART classifier of a classifier, for ART's attacks.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The network.
+    clip_values : (0, 255) or (0, 1)
+        The range of the images that ART sees, in numbers or in arrays as ART takes them. Those of
+        ART's attacks whose steps are of a fixed size mean them on images in [0, 1], and its
+        DeepFool multiplies its step by the range.
+    preprocessing_defences : sequence of art.defences.preprocessor.Preprocessor
+        ART's or those of `pdutils.defenses.art`, applied in this order before the network.
+    batch_size : int
+        How many images the network sees at once, whatever an attack asks for.
+
+    Returns
+    -------
+    art.estimators.classification.TensorFlowV2Classifier
+    """
+    return BridgedClassifier(classifier, clip_values, preprocessing_defences, batch_size)
+
+
+def art_attack(name: str, bridge: "BridgedClassifier", **options: Any) -> Any:
+    """Make the attack of that name in `art.attacks.evasion`, without its progress bars."""
+    kind = getattr(evasion, name, None)
+    if kind is None:
+        raise ValueError(f"name: expected a class of art.attacks.evasion, got {name!r}")
+    return kind(bridge, verbose=False, **options)
+
+
+def by_art(
+    name: str, bridge: "BridgedClassifier", clean: Array, goals: Labels | None, **options: Any
+) -> Array:
+    """Attack images in [0, 255] by an attack of ART on a bridge that takes [0, 1]."""
+    attack = art_attack(name, bridge, **options)
+    return np.asarray(attack.generate(clean / np.float32(255), goals) * 255, dtype=np.float32)
+
+
+class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
+    """An ART classifier whose every pass is a compiled one of a `Classifier`.
+
+    What `predict` gives are log-probabilities: logits up to one number an image, as the attacks on
+    logits need them. ART's own passes are not compiled for gradients, take one for each class
+    that occurs among the labels, and ignore the batch size. The arguments are those of
+    `art_classifier` and of ART's methods; the batch size that a method is given is ignored.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        clip_values: ClipValues = (0.0, 255.0),
+        preprocessing_defences: Sequence[Any] = (),
+        batch_size: int = 32,
+    ) -> None:
+        white = checked_range(clip_values)
+        self._scale = np.float32(255.0 / white)
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        self.classifier = classifier
+        self._batch_size = batch_size
+        super().__init__(
+            model=self._model_of_tensors,
+            nb_classes=len(classifier.class_ids),
+            input_shape=(*classifier.input_size, 3),
+            loss_object=tf.keras.losses.CategoricalCrossentropy(from_logits=True),
+            clip_values=(0.0, white),
+            preprocessing_defences=list(preprocessing_defences),
+            preprocessing=None,
+        )
+
+    def predict(
+        self, x: Array, batch_size: int | None = None, training_mode: bool = False, **_: Any
+    ) -> Array:
+        """Give the log-probabilities (N, K) of images (N, H, W, 3)."""
+        _refuse_training(training_mode)
+        grey = self._stages(x)[-1] * self._scale
+        return log_probabilities(self.classifier, grey, batch_size=self._batch_size)
+
+    def class_gradient(
+        self, x: Array, label: Any = None, training_mode: bool = False, **_: Any
+    ) -> Array:
+        """Give the gradient of the log-probabilities by the pixels.
+
+        Of all classes (N, K, H, W, 3), or with a label, or one an image, (N, 1, H, W, 3).
+        """
+        _refuse_training(training_mode)
+        stages = self._stages(x)
+        classes = range(self.nb_classes) if label is None else [label]
+        gradients = [self._gradient(stages, np.asarray(one)) for one in classes]
+        return -np.stack(gradients, axis=1)
+
+    def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **_: Any) -> Any:
+        """Give the gradient of the cross-entropy, summed over the images, by the pixels.
+
+        `y` are class numbers (N,), or rows (N, K) with a single 1; a tensor gets a tensor.
+        """
+        _refuse_training(training_mode)
+        gradient = self._gradient(self._stages(np.asarray(x)), _class_numbers(y))
+        return gradient if isinstance(x, np.ndarray) else tf.convert_to_tensor(gradient)
+
+    def compute_loss(
+        self, x: Any, y: Any, reduction: str = "none", training_mode: bool = False, **_: Any
+    ) -> Any:
+        """Give the cross-entropy: of each image, or with "mean" or "sum" of all."""
+        check_one_of("reduction", reduction, ("none", "mean", "sum"))
+        logits = self.predict(np.asarray(x), training_mode=training_mode)
+        losses = -logits[np.arange(len(logits)), _class_numbers(y)]
+        return losses if reduction == "none" else getattr(losses, reduction)()
+
+    def _gradient(self, stages: list[Array], labels: NDArray[Any]) -> Array:
+        """Go back from the cross-entropy of the labels through all stages."""
+        grey = stages[-1] * self._scale
+        classes = self.classifier.check_labels(labels, len(grey))
+        gradient, _ = loss_gradient(self.classifier, grey, classes, batch_size=self._batch_size)
+        gradient = gradient * self._scale
+        for operation, at in zip(reversed(self._applied()), reversed(stages[:-1]), strict=True):
+            gradient = operation.estimate_gradient(at, gradient)
+        return np.asarray(gradient, dtype=np.float32)
+
+    def _stages(self, x: Array) -> list[Array]:
+        """Give the images as they come, and after each of the preprocessing defences."""
+        check_some(x, "x")
+        stages = [np.asarray(x, dtype=np.float32)]
+        for operation in self._applied():
+            stages.append(np.asarray(operation(stages[-1])[0], dtype=np.float32))
+        return stages
+
+    def _applied(self) -> list[Any]:
+        return [operation for operation in self.preprocessing_operations if operation.apply_predict]
+
+    def _model_of_tensors(self, images: Any, training: bool = False) -> Any:
+        """Give log-probabilities as a tensor: for what in ART calls the model itself."""
+        _refuse_training(training)
+        check_fork()
+        (probabilities,) = self.classifier.network.step("predict")(images * self._scale)
+        return tf.math.log(tf.maximum(probabilities, LEAST))
+
+
+class CandidateClassifier(BridgedClassifier):
+    """What ART's DeepFool is shown of a network: a few classes of each image, and what lies ahead.
+
+    ART's DeepFool asks for the gradients of all classes that are among the most probable of any
+    image, for every image; here it sees the classes `candidates` (N, k) of each, and their
+    gradients come from full batches. It overshoots when it is done, so that it creeps towards the
+    border until its steps are used up; here it is shown the network as far ahead as it will
+    overshoot, as the paper's authors do in theirs. Every call is about the images `clean` in
+    [0, 255]; what ART sees is in [0, 1].
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        clean: Array,
+        candidates: Labels,
+        overshoot: float = 0.0,
+        batch_size: int = 32,
+    ) -> None:
+        super().__init__(classifier, (0.0, 1.0), batch_size=batch_size)
+        self._origin = clean / np.float32(255)
+        self._candidates = candidates
+        self._overshoot = np.float32(overshoot)
+        self.nb_classes = candidates.shape[1]
+
+    def predict(
+        self, x: Array, batch_size: int | None = None, training_mode: bool = False, **_: Any
+    ) -> Array:
+        """Give the log-probabilities (N, k) of the candidates."""
+        logits = super().predict(self._ahead(x), training_mode=training_mode)
+        return np.take_along_axis(logits, self._candidates, axis=1)
+
+    def class_gradient(
+        self, x: Array, label: Any = None, training_mode: bool = False, **_: Any
+    ) -> Array:
+        """Give the gradients (N, k, H, W, 3) of all candidates; a label is refused."""
+        if label is not None:
+            raise ValueError(f"label: expected None, for all candidates, got {label!r}")
+        repeated = np.repeat(self._ahead(x), self.nb_classes, axis=0)
+        gradients = super().class_gradient(
+            repeated, self._candidates.ravel(), training_mode=training_mode
+        )
+        return gradients.reshape(*self._candidates.shape, *x.shape[1:])
+
+    def _ahead(self, x: Array) -> Array:
+        return np.clip(x + self._overshoot * (x - self._origin), 0, 1)
+
+
+def _class_numbers(y: Any) -> Labels:
+    given: NDArray[Any] = np.asarray(y)
+    if given.ndim == 1:
+        return given.astype(np.int64)
+    if given.ndim != 2 or not np.allclose(np.sort(given, axis=1)[:, -2:], [0, 1]):
+        raise ValueError(
+            f"y: expected class numbers (N,), or rows (N, K) with a single 1, got {given.shape}"
+        )
+    classes: Labels = given.argmax(axis=1)
+    return classes
+
+
+def _refuse_training(training_mode: bool) -> None:
+    if training_mode:
+        raise ValueError("training_mode: expected False, for the network is used as it is")
