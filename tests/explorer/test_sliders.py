@@ -46,7 +46,7 @@ def count(image: Array, other: Array, where=True) -> int:
 
 def test_the_attack_goes_along_its_steps(demo, case):
     widget = sliders.attack(demo, case, eps=16, step=0.5, iterations=6)
-    for steps in (1, 3, 6):
+    for steps in (1, 6):
         widget.controls["steps"].value = steps
         by_hand = gradient.igsm(demo, case.clean, case.label, eps=16, step=0.5, iterations=steps)
         greatest = metrics.linf(case.clean, by_hand)
@@ -70,8 +70,7 @@ def test_deflection_has_three_knobs(demo, case):
         assert widget.text == f"{said}: {answers(demo, case, by_hand)}; {number}"
 
 
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
+@pytest.mark.parametrize(("mode", "before"), [("soft", True), ("hard", False)])
 def test_denoising_with_deflection_before_it_and_without(demo, case, mode, before):
     widget = sliders.denoising(demo, case, deflections=300, sigma=0.04, sigma_scale="rgb", seed=2)
     widget.controls["sigma"].value = 0.1
@@ -85,8 +84,8 @@ def test_denoising_with_deflection_before_it_and_without(demo, case, mode, befor
 
 
 def test_maps_by_k_and_definition(demo, case):
-    widget = sliders.maps(demo, case, k=5, combine="paper")
-    for k, combine in ((2, "paper"), (2, "geometric"), (4, "repo")):
+    widget = sliders.maps(demo, case, k=1, combine="paper")
+    for k, combine in ((2, "paper"), (2, "geometric")):
         widget.controls["k"].value = k
         widget.controls["combine"].value = combine
         clean = robust_cam(demo, case.clean, k=k, combine=combine)
