@@ -138,20 +138,13 @@ def robust_cam(
 def combine_maps(maps: Array, *, combine: Combine = "paper") -> Array:
     """Combine the maps of one image's most probable classes into its robust map.
 
-    Parameters
-    ----------
-    maps : ndarray of float32, shape (k, H, W)
-        The map of the most probable class first, each stretched to [0, 1].
-    combine : {"paper", "geometric", "repo"}
-        - ``paper``: the sum of map i / 2^i, i from 1.
-        - ``geometric`` (the blog): the k-th root of the product.
-        - ``repo`` (the authors' `generate_map.py`): begin with 1.2 times the last map, then take
-          the mean of that and the next one, up to the first.
+    The maps (k, H, W), the most probable class's first, and what comes of them (H, W) are stretched
+    to [0, 1]; it is zeros where it is constant, if only but for rounding.
 
-    Returns
-    -------
-    ndarray of float32, shape (H, W)
-        Stretched to [0, 1]; zeros where the combination is constant, if only but for rounding.
+    - ``paper``: the sum of map i / 2^i, i from 1.
+    - ``geometric`` (the blog): the k-th root of the product.
+    - ``repo`` (the authors' `generate_map.py`): begin with 1.2 times the last map, then take the
+      mean of that and the next one, up to the first.
     """
     check_combine(combine)
     if maps.ndim != 3 or len(maps) == 0:

@@ -208,7 +208,7 @@ def _repo_places(
     deflections: int, pixels: int, activation_map: Array | None, rng: np.random.Generator
 ) -> tuple[Ints, Ints]:
     if deflections == 0:
-        return _paper_places(0, pixels, None, rng)
+        return _blog_places(0, pixels, None, rng)
     # Instead of drawing until enough draws are accepted, which need not end, draw how many
     # draws each acceptance takes, and where it falls: the distribution is the same.
     chance = 1.0 if activation_map is None else float(np.mean(_chances(activation_map)))

@@ -68,21 +68,12 @@ def _at_the_door(denoiser: _Denoiser) -> _Denoiser:
 
 @_at_the_door
 def denoise(images: Array, method: str = "wavelet", **options: Any) -> Array:
-    """Denoise by the method of that name.
+    """Denoise images, float32 (H, W, 3) or (N, H, W, 3), RGB in [0, 255], by the method of a name.
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    method : {"wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg", "dct"}
-        Each is a function of this module, `denoise_<method>`, that documents its options.
-    **options
-        For that function, such as `sigma=0.04, sigma_scale="channel"` for wavelets.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        Cosines, and wavelets with `sigma_scale="rgb"`, may leave [0, 255] a little.
+    Each of the methods "wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg" and
+    "dct" is a function of this module, `denoise_<method>`, that documents its options, such as
+    `sigma=0.04, sigma_scale="channel"` for wavelets. Those of "rgb" and cosines may leave [0, 255]
+    a little.
     """
     return denoise_batch(images, method, **options)
 

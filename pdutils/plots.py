@@ -140,11 +140,10 @@ def prediction(
     names the classes.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2), width_ratios=(1, 1.3))
-    draws = np.atleast_2d(probabilities)
+    draws, roles = np.atleast_2d(probabilities), {label: TRUE_COLOR, attacked_label: ATTACK_COLOR}
     mean = draws.mean(axis=0)
     _picture(left, image, f"{title}\n{answer(mean, label, classifier.class_names)}".strip())
     top = np.argsort(-mean, kind="stable")[:5][::-1]
-    roles = {label: TRUE_COLOR, attacked_label: ATTACK_COLOR}
     colors = [roles.get(int(number), OTHER_COLOR) for number in top]
     ends = [end(draws, axis=0)[top] for end in (np.min, np.max)]
     names = [classifier.class_names[number] for number in top]
@@ -173,10 +172,7 @@ def answer(probabilities: Array, label: int, names: Sequence[str]) -> str:
 @_styled("Pictures")
 def pictures(images: Sequence[Array], titles: Sequence[str], *, columns: int = 4) -> Figure:
     """Show pictures side by side, so many in a row."""
-    figure, axes = _grid(len(images), columns, 2.6)
-    for ax, image, title in zip(axes, images, titles, strict=True):
-        _picture(ax, image, title)
-    return figure
+    return _pictures(images, titles, columns)
 
 
 @_styled("Pictures and two bars")
@@ -269,9 +265,7 @@ def probabilities_by_step(
             spread = jitter[: len(drawn)] if len(drawn) > 1 else 0.0
             ax.plot(place + spread, drawn, ".^"[which], color=color, alpha=0.45,
                     markersize=(5, 3.5)[which])  # fmt: skip
-            ax.plot(
-                place, drawn.mean(), "_", color=color, markersize=18, markeredgewidth=2.5,
-            )  # fmt: skip
+            ax.plot(place, drawn.mean(), "_", color=color, markersize=18, markeredgewidth=2.5)
         # In the legend the line of the means with the mark of the draws on it.
         ax.plot([], [], "-", marker=".^"[which], color=color, linewidth=2.5, label=f"{name}, mean")
     if blog:
@@ -500,13 +494,13 @@ def closeup(images: Sequence[Array], titles: Sequence[str], *, row: int, column:
 
     Its middle is at `row` and `column`; it is moved inside the image where it would stand over.
     """
-    figure, axes = _grid(len(images), 4, 2.6)
-    height, width = images[0].shape[:2]
-    top = int(np.clip(row - size // 2, 0, max(height - size, 0)))
-    left = int(np.clip(column - size // 2, 0, max(width - size, 0)))
-    for ax, image, title in zip(axes, images, titles, strict=True):
-        _picture(ax, image[top : top + size, left : left + size], title)
-    return figure
+    squares = []
+    for image in images:
+        height, width = image.shape[:2]
+        top = int(np.clip(row - size // 2, 0, max(height - size, 0)))
+        left = int(np.clip(column - size // 2, 0, max(width - size, 0)))
+        squares.append(image[top : top + size, left : left + size])
+    return _pictures(squares, titles, 4)
 
 
 @_styled("Wavelet subbands")
@@ -577,6 +571,13 @@ def _grid(n: int, columns: int, side: float) -> tuple[Figure, list[Axes]]:
     for ax in axes.flat[n:]:
         ax.set_axis_off()
     return figure, list(axes.flat[:n])
+
+
+def _pictures(images: Sequence[Array], titles: Sequence[str], columns: int) -> Figure:
+    figure, axes = _grid(len(images), columns, 2.6)
+    for ax, image, title in zip(axes, images, titles, strict=True):
+        _picture(ax, image, title)
+    return figure
 
 
 def _picture(ax: Axes, image: Array, title: str) -> None:
