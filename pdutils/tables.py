@@ -51,13 +51,11 @@ def _cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def rate_table(
-    rows: Mapping[str, Mapping[str, Counted | None]], *, corner: str | None = None
-) -> pd.DataFrame:
+def rate_table(rows: Mapping[str, Mapping[str, Counted | None]]) -> pd.DataFrame:
     """Set rates, means or differences, each with its 95% interval, in a table.
 
     Each row has the same columns; None, where nothing was counted, becomes a dash. The columns
-    state n; where it differs between rows, the cells do. `corner` names the rows.
+    state n; where it differs between rows, the cells do.
     """
     table = {}
     for column in next(iter(rows.values()), {}):
@@ -67,7 +65,7 @@ def rate_table(
         table[f"{column} (n = {counts.pop()})" if same else column] = [
             "-" if one is None else str(one) if same else f"{one}, n = {one.n}" for one in found
         ]
-    return _of_words(table, list(rows), corner)
+    return _of_words(table, list(rows))
 
 
 def settings_that_differ(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -101,11 +99,8 @@ def zone_table(changes: Mapping[str, NDArray[np.bool_]], zone: NDArray[np.bool_]
     return _of_words(table, [*changes, "all pixels"])
 
 
-def _of_words(
-    columns: Mapping[str, list[str]], rows: list[str], corner: str | None = None
-) -> pd.DataFrame:
-    index = pd.Index(rows, name=corner, dtype=object)
-    return pd.DataFrame(columns, index=index, dtype=object)
+def _of_words(columns: Mapping[str, list[str]], rows: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(columns, index=pd.Index(rows, dtype=object), dtype=object)
 
 
 def show_results(results: Mapping[str, Any]) -> None:

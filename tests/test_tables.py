@@ -52,9 +52,8 @@ def test_step_table_leaves_out_the_blog_and_the_attack_s_class_where_there_are_n
 
 
 def test_rate_table_states_n_and_the_interval_in_the_cell_where_n_differs_between_rows():
-    table = tables.rate_table({"PD": {"clean": Rate(9, 10)}}, corner="defense")
+    table = tables.rate_table({"PD": {"clean": Rate(9, 10)}})
     assert table.loc["PD", "clean (n = 10)"] == str(Rate(9, 10))
-    assert table.index.name == "defense"
     table = tables.rate_table({"PD": {"clean": Rate(9, 10)}, "WD": {"clean": Rate(4, 8)}})
     assert table.loc["WD", "clean"] == f"{Rate(4, 8)}, n = 8"
 

@@ -28,9 +28,9 @@ from pdutils.activation import (
     robust_cam,
 )
 from pdutils.classifiers import Classifier
-from pdutils.deflection import Reading, check_knobs, pixel_deflection
-from pdutils.denoising import DENOISERS, denoise
-from pdutils.images import Array, as_batch, check_images
+from pdutils.deflection import Reading, check_knobs, deflect
+from pdutils.denoising import DENOISERS, denoise_batch
+from pdutils.images import Array, as_batch, as_map_batch, check_images
 
 MapKind = Literal["none", "cam", "rcam"]
 Aggregate = Literal["mean", "majority"]
@@ -114,7 +114,7 @@ class Defense:
         options = {knob: value for knob, value in knobs.items() if knob not in own}
         try:
             defense = replace(NAMES[name], **own, denoiser_options=options)  # type: ignore[arg-type]
-            defense._denoised(np.full((16, 16, 3), 128, dtype=np.float32))
+            defense._denoised(np.full((1, 16, 16, 3), 128, dtype=np.float32))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         return defense
@@ -202,17 +202,12 @@ class Defense:
         ndarray of float32, the shape of `images`
             What is denoised may leave [0, 255] a little, see `pdutils.denoising.denoise`.
         """
+        batch, single = as_batch(images)
         if activation_map is None:
-            activation_map = self.activation_map(classifier, images)
-        deflected = pixel_deflection(
-            images,
-            self.deflections,
-            self.window,
-            activation_map=activation_map,
-            reading=self.reading,
-            rng=rng,
-        )
-        return self._denoised(deflected)
+            activation_map = self.activation_map(classifier, batch)
+        maps = as_map_batch(activation_map, batch)
+        defended = self._transformed(batch, maps, streams(rng, len(batch)))
+        return defended[0] if single else defended
 
     def predict(
         self,
@@ -258,22 +253,28 @@ class Defense:
         batch, single = as_batch(images)
         if activation_map is None:
             activation_map = self.activation_map(classifier, batch)
+        maps = as_map_batch(activation_map, batch)
         # The first run is the very one that `transform` gives for the same rng.
         by_image = [[stream, *stream.spawn(self.runs - 1)] for stream in streams(rng, len(batch))]
         results = []
         for run in range(self.runs):
             generators = [generators[run] for generators in by_image]
-            defended = self.transform(
-                classifier, batch, rng=generators, activation_map=activation_map
-            )
-            results.append(classifier.predict(defended))
+            results.append(classifier.predict(self._transformed(batch, maps, generators)))
         stacked = np.stack(results)
         return stacked[:, 0] if single else stacked
 
-    def _denoised(self, images: Array) -> Array:
+    def _transformed(
+        self, batch: Array, maps: Array | None, generators: list[np.random.Generator]
+    ) -> Array:
+        """Defend images (N, H, W, 3) that were checked before."""
+        return self._denoised(
+            deflect(batch, self.deflections, self.window, maps, self.reading, generators)
+        )
+
+    def _denoised(self, batch: Array) -> Array:
         if self.denoiser is None:
-            return images
-        return denoise(images, self.denoiser, **self.denoiser_options)
+            return batch
+        return denoise_batch(batch, self.denoiser, **self.denoiser_options)
 
 
 #: What a text tells of a defence besides the options of its denoiser.
