@@ -38,10 +38,10 @@ OWN = ("file:", "data:", "blob:", "about:")
 
 
 def chromium() -> Iterator[Browser]:
-    """Start Chromium and end it, or skip; a module turns it into its fixture.
+    """Start Chromium and end it, or skip; `pytest.fixture(chromium, scope="module")` in a module.
 
-    `browser = pytest.fixture(chromium, scope="module")`; no wider scope, since Playwright leaves
-    its event loop running in the thread, where other tests start their own.
+    No wider scope, since Playwright leaves its event loop running in the thread, where other tests
+    start their own.
     """
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
@@ -76,7 +76,7 @@ def served(command: list[str], address: str, environment: dict[str, str]) -> Ite
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.communicate(timeout=20)
+            process.communicate(timeout=6)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -100,47 +100,39 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-@contextmanager
-def jupyterlab(home: Path, folder: Path) -> Iterator[str]:
-    """Serve a folder in JupyterLab, with settings of its own.
+def made(target: str, address: str, options: str) -> list[str]:
+    """Give the command of `make` that starts a server with this interpreter, or skip."""
+    if shutil.which("make") is None:
+        pytest.skip("no make on the path")
+    arguments = f"ARGS=--port={address.rpartition(':')[2]} --no-browser {options}"
+    return ["make", "--old-file=.venv/.installed", f"RUN={sys.executable}", target, arguments]
 
-    Parameters
-    ----------
-    home : Path
-        An empty folder for those settings.
-    folder : Path
-        What is served.
-    """
+
+def lab_settings(home: Path) -> dict[str, str]:
+    """Give the environment in which JupyterLab keeps its settings in a folder, and asks nobody."""
     # JupyterLab's news are asked for at another server.
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     (home / "config" / "labconfig").mkdir(parents=True)
     (home / "config" / "labconfig" / "page_config.json").write_text(json.dumps(news))
-    environment = {
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTER_DATA_DIR": str(home / "data"),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"),
-    }
+    names = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython"}
+    names |= {f"JUPYTERLAB_{name.upper()}_DIR": name for name in ("settings", "workspaces")}
+    return {name: str(home / folder) for name, folder in names.items()}
+
+
+@contextmanager
+def jupyterlab(home: Path, folder: Path) -> Iterator[str]:
+    """Serve a folder in JupyterLab, with settings of its own in `home`."""
     port = free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
     command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.port_retries=0"]
     command += [f"--notebook-dir={folder}", "--LabApp.expose_app_in_browser=True"]
-    with served(command, f"http://localhost:{port}", environment) as address:
+    with served(command, f"http://localhost:{port}", lab_settings(home)) as address:
         yield address
 
 
 @dataclass
 class Seen:
-    """What a page did that it should not.
-
-    Attributes
-    ----------
-    errors : list of str
-        Errors in the console, and exceptions that nobody caught.
-    foreign : list of str
-        Addresses that were asked for at other machines.
-    """
+    """What a page did that it should not: errors that nobody caught, calls of other machines."""
 
     errors: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
@@ -150,37 +142,20 @@ class Seen:
 def watched(page: Page, *own: str) -> Iterator[Seen]:
     """Record the errors and the foreign requests of a page, and be patient with it.
 
-    Parameters
-    ----------
-    page : Page
-        Before it goes anywhere.
-    *own : str
-        Beginnings of addresses that are no foreign ones, beyond `file:`, `data:` and the like: the
-        server of the test, as in `http://127.0.0.1:8866`.
+    Addresses that begin like one of `own`, the server of the test, are no foreign ones.
     """
     seen = Seen()
     page.set_default_timeout(PATIENCE)
 
-    def note_console(message) -> None:
-        if message.type == "error":
-            seen.errors.append(message.text)
-
-    def note_exception(error) -> None:
-        seen.errors.append(str(error))
-
-    def note_address(request) -> None:
-        if not request.url.startswith(OWN + own):
-            seen.foreign.append(request.url)
-
-    def note_socket(socket) -> None:
-        if not socket.url.replace("ws", "http", 1).startswith(own or "none"):
-            seen.foreign.append(socket.url)
+    def note(foreign: str) -> None:
+        if not foreign.replace("ws", "http", 1).startswith(own) and not foreign.startswith(OWN):
+            seen.foreign.append(foreign)
 
     listeners = {
-        "console": note_console,
-        "pageerror": note_exception,
-        "request": note_address,
-        "websocket": note_socket,
+        "console": lambda said: said.type == "error" and seen.errors.append(said.text),
+        "pageerror": lambda error: seen.errors.append(str(error)),
+        "request": lambda request: note(request.url),
+        "websocket": lambda socket: note(socket.url),
     }
     for event, listener in listeners.items():
         page.on(event, listener)
@@ -192,15 +167,7 @@ def watched(page: Page, *own: str) -> Iterator[Seen]:
 
 
 def axe_violations(page: Page, context: str | None = None) -> list[str]:
-    """List what axe finds serious or critical, a line each with the first element it is about.
-
-    Parameters
-    ----------
-    page : Page
-        As it stands.
-    context : str, optional
-        A CSS selector of the part that is looked at; by default all of it.
-    """
+    """List what axe finds serious or critical in a page, or what a selector gives of it."""
     found = Axe().run(page, context=context).response["violations"]
     return [
         f"{one['id']} ({one['impact']}, {len(one['nodes'])} times): {one['help']}; first: "

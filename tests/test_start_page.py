@@ -1,16 +1,8 @@
-import contextlib
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from browser import PATIENCE, chromium, watched
+from browser import chromium, free_port, lab_settings, made, served, watched
 
 from pdutils.cli import runner
 from pdutils.demo.shipped import demo_root
@@ -29,59 +21,18 @@ def test_the_start_page_has_the_table_of_the_readme():
 
 def test_the_start_page_leads_to_every_notebook_in_order():
     text = "\n".join(rows(demo_root() / "notebooks" / "README.md"))
-    assert re.findall(r"\]\((.+?)\)", text) == [path.name for path in runner.find_notebooks()]
-    assert re.findall(r"^\| (\d+) ", text, flags=re.MULTILINE) == [
-        str(int(path.name[:2])) for path in runner.find_notebooks()
-    ]
+    names = [path.name for path in runner.find_notebooks()]
+    assert re.findall(r"\]\((.+?)\)", text) == names
+    assert re.findall(r"^\| (\d+) ", text, flags=re.MULTILINE) == [str(int(n[:2])) for n in names]
 
 
 @pytest.fixture
 def lab(tmp_path):
     """JupyterLab as `make lab` starts it, with no settings of whoever runs the test."""
-    if shutil.which("make") is None:
-        pytest.skip("no make on the path")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    options = "--no-browser --allow-root --ip=127.0.0.1 --ServerApp.port_retries=0"
-    options += f" --port={port} --IdentityProvider.token="
-    folders = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
-    own = {f"JUPYTER_{name}": str(tmp_path / name) for name in folders}
-    own |= {f"JUPYTERLAB_{name}_DIR": str(tmp_path / name) for name in ("SETTINGS", "WORKSPACES")}
-    process = subprocess.Popen(
-        ["make", "--old-file=.venv/.installed", "lab", f"RUN={sys.executable}", f"ARGS={options}"],
-        cwd=demo_root(),
-        env=os.environ | own,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for(port, process)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        end(process)
-
-
-def wait_for(port: int, process: subprocess.Popen) -> None:
-    for _ in range(PATIENCE // 200):
-        assert process.poll() is None, "JupyterLab ended before it answered"
-        with socket.socket() as caller:
-            if caller.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    pytest.fail(f"JupyterLab did not answer within {PATIENCE} ms")
-
-
-def end(process: subprocess.Popen) -> None:
-    """End make and the server, which may hang when its kernels have ended: then by force."""
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(PATIENCE / 1000)
-    with contextlib.suppress(ProcessLookupError):
-        for _ in range(20):
-            os.killpg(process.pid, 0)
-            time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGKILL)
+    address = f"http://localhost:{free_port()}"
+    options = "--allow-root --ServerApp.port_retries=0 --IdentityProvider.token="
+    with served(made("lab", address, options), address, lab_settings(tmp_path)):
+        yield address
 
 
 @pytest.mark.slow
