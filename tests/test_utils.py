@@ -359,7 +359,7 @@ def test_a_process_that_is_forked_before_tensorflow_runs_works_and_a_later_one_i
         # One's own operations count, and those that make a network's weights.
         "import tensorflow as tf; tf.ones(3) + 1\n"
         "forked(use)\n"
-        "from pdutils.defenses.art import art_classifier\n"
+        "from pdutils.attacks import art_classifier\n"
         "classifier = load_classifier('demo', 'random')\n"
         "forked(lambda: Classifier(classifier.model))\n"
         "forked(lambda: classifier.predict(image))\n"

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._network import load_tensorflow
-from pdutils._utils import extra
+from pdutils._utils import extra, load_tensorflow
 
 #: The least and the greatest value, as ART takes them: numbers, or arrays for channels or values.
 ClipValues = tuple[float | NDArray[Any], float | NDArray[Any]] | NDArray[Any]
