@@ -51,12 +51,14 @@ class PairedDifference:
     """The difference of two rates on the same images: the first's minus the second's.
 
     It is made of how many images are hits of both, of one alone, and of none.
+    `note` is what must be known besides, such as that the two differ in more than one knob.
     """
 
     both: int
     first_only: int
     second_only: int
     neither: int
+    note: str = ""
 
     def __post_init__(self) -> None:
         counts = (self.both, self.first_only, self.second_only, self.neither)

@@ -91,7 +91,8 @@ def compared(
             f"{opening}, {first:.2f} against {second:.2f} "
             f"(difference {difference}, n = {difference.n})"
         )
-    return _sentence(title, finding, seen, claim)
+    note = f" {difference.note}" if difference.note else ""
+    return _sentence(title, finding, seen, claim) + note
 
 
 def moved(

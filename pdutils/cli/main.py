@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,9 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from pdutils.classifiers import Classifier, ClassifierSource, Prediction
     from pdutils.defenses.pipeline import Defense
-    from pdutils.evaluation.datasets import Source
-    from pdutils.evaluation.folders import FolderResult
-    from pdutils.evaluation.report import Report
+    from pdutils.evaluation.datasets import FolderResult, Source
     from pdutils.images import Array
 
 DENOISERS = ("wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg", "dct")
@@ -32,9 +29,9 @@ MAPS = ("none", "cam", "rcam")
 READINGS = ("blog", "repo", "paper")
 SIGMA_SCALES = ("channel", "rgb")
 SCALINGS = ("-1..1", "0..1", "0..255", "caffe", "torch", "tf")
-AGGREGATES = ("mean", "majority")
+DEFENSE_AGGREGATES = ("mean", "majority")
 PROTOCOLS = ("paper", "plain")
-DECISIONS = ("one", "majority", "mean", "worst")
+AGGREGATES = ("one", "majority", "mean", "worst")
 
 # As a shell reports a program whose reader went away: 128 and the number of that signal.
 _UNHEARD = 141
@@ -370,7 +367,9 @@ def _add_defend(commands: Any) -> None:
     add("--sigma", metavar="S", type=float, help="of the wavelet and nl_means denoisers (0.04)")
     add("--sigma-scale", choices=SIGMA_SCALES, help="what sigma is measured in (channel)")
     add("--runs", metavar="N", type=int, default=1, help="defend so often (1)")
-    add("--aggregate", choices=AGGREGATES, default="mean", help="what runs amount to (mean)")
+    add(
+        "--aggregate", choices=DEFENSE_AGGREGATES, default="mean", help="what runs amount to (mean)"
+    )
     add("--seed", metavar="N", type=_seed, default=0, help="of the random numbers (0)")
     add("--save", metavar="FILE", type=Path, help="write the defended image, of the first run")
     add("--batch-size", metavar="N", type=int, default=32, help="of a folder: images at once (32)")
@@ -442,7 +441,7 @@ def _check_paths(options: argparse.Namespace, maps: Path | None) -> "list[tuple[
 
 
 def _check_folder(options: argparse.Namespace, maps: Path | None) -> "list[tuple[Path, str]]":
-    from pdutils.evaluation.folders import maps_by_name
+    from pdutils.evaluation.datasets import maps_by_name
     from pdutils.files import labelled, look_through
 
     if options.save:
@@ -467,9 +466,9 @@ def _print_passed_over(folder: Path, passed_over: str) -> None:
 
 def _map_of(picture: Path, maps: Path) -> Path:
     """Give the file of a picture's map: the one named, or that of its name in a folder."""
-    from pdutils.evaluation.folders import maps_by_name
+    from pdutils.evaluation.datasets import maps_by_name
 
-    return maps_by_name(picture.parent, [picture], maps)[picture] if maps.is_dir() else maps
+    return maps_by_name(picture.parent, [picture], maps)[0] if maps.is_dir() else maps
 
 
 def _defend_image(
@@ -477,7 +476,7 @@ def _defend_image(
 ) -> list[str]:
     import numpy as np
 
-    from pdutils.evaluation.folders import fitting_map
+    from pdutils.evaluation.datasets import fitting_map
     from pdutils.images import load_image, save_image
 
     image = load_image(options.path, classifier.input_size)
@@ -565,9 +564,10 @@ def _defend_folder(
     classifier: "Classifier",
 ) -> list[str]:
     from pdutils._utils import generator, progress_bar
-    from pdutils.evaluation.folders import evaluate_folder, maps_by_name
+    from pdutils.evaluation.datasets import FolderSource, classify, maps_by_name
 
-    own = maps_by_name(options.path, [path for path, _ in files], maps) if maps else None
+    source = FolderSource(files, classifier, root=options.path)
+    own = maps_by_name(options.path, [path for path, _ in files], maps) if maps else []
     # One generator for all batches: each image's numbers do not depend on the batch size.
     rng = generator(options.seed)
 
@@ -576,31 +576,33 @@ def _defend_folder(
 
     results = []
     with progress_bar(total=2 * len(files), unit="image") as bar:
-        for predict, maps_of in ((classifier.predict, None), (defended, own)):
-
-            def counted(batch: "Array", *chances: "Array", predict: Any = predict) -> "Array":
-                probabilities: Array = predict(batch, *chances)
-                bar.update(len(batch))
-                return probabilities
-
+        for predict, maps_of in ((classifier.predict, []), (defended, own)):
+            counted = _counting(predict, bar)
             size = options.batch_size
-            results.append(
-                evaluate_folder(classifier, files, counted, batch_size=size, maps=maps_of)
-            )
+            results.append(classify(classifier, source, counted, batch_size=size, maps=maps_of))
     return [
         f"{options.path}, seen by {classifier.name}",
-        _rates(*results),
+        _rates(options.path, *results),
         f"{_in_words(defense, maps)}.",
     ]
 
 
-def _rates(before: "FolderResult", after: "FolderResult") -> str:
+def _counting(predict: "Callable[..., Array]", bar: Any) -> "Callable[..., Array]":
+    def counted(batch: "Array", *chances: "Array") -> "Array":
+        probabilities: Array = predict(batch, *chances)
+        bar.update(len(batch))
+        return probabilities
+
+    return counted
+
+
+def _rates(folder: Path, before: "FolderResult", after: "FolderResult") -> str:
     lines = [f"{'':7}{'before':20}after"]
     for name in ("top1", "top5"):
         cells = [f"{getattr(result, name)!s:20}" for result in (before, after)]
         lines.append(f"{name:7}{''.join(cells)}".rstrip())
     lines.append(f"\nn = {after.top1.n} images; in brackets the 95% interval (Wilson)")
-    lines += [f"skipped {path}: {reason}" for path, reason in after.skipped]
+    lines += [f"skipped {folder / name}: {reason}" for name, reason in after.skipped]
     return "\n".join(lines)
 
 
@@ -638,36 +640,37 @@ def _names_with_knobs() -> str:
 def _evaluate(options: argparse.Namespace) -> int:
     _check_evaluation(options)
     from pdutils import classifiers
-    from pdutils.evaluation import evaluate
-    from pdutils.evaluation.store import Store
+    from pdutils.evaluation.study import Study, estimate, run
 
     drawings = options.images.startswith(_DRAWINGS)
     named = _named_classifier(options, "demo" if drawings else "auto")
     # Before the network's first operation: whoever goes on later must get the same numbers.
     classifiers.deterministic()
     source = _images(options, named.load())
-    asked = {"runs": options.runs, "seed": options.seed}
+    asked = {
+        "attacks": {"none": "none"} | {text: text for text in options.attacks},
+        "defenses": {"none": "none"} | {text: text for text in options.defenses},
+        "runs": options.runs,
+        "seed": options.seed,
+    }
     if options.dry_run:
-        from pdutils.evaluation.cost import estimate
-
-        print(estimate(named.load(), source, options.attacks, options.defenses, **asked))
+        print(estimate(named.load(), source, **asked))
         return 0
     output = options.output or _default_output(options)
-    evaluate.evaluate_into(
-        output,
+    run(
         named,
         source,
-        options.attacks,
-        options.defenses,
         **asked,
         batch_size=options.batch_size,
+        store=output,
         scheduler=options.scheduler,
     )
-    report, _, _ = _report_on(output, "paper", "majority")
+    # Whatever the file holds, not only what was asked for now.
+    study = Study.open(output)
+    report = study.report("majority")
     print(str(replace(report, tables={"accuracy": report.tables["accuracy"]})).rstrip())
-    with Store.open(output) as store:
-        for name, reason in store.skipped():
-            print(f"skipped {name}: {reason}")
+    for name, reason in study.skipped:
+        print(f"skipped {name}: {reason}")
     print(f"\nrecords: {output}; `python -m pdutils table {output}` prints more")
     return 0
 
@@ -683,27 +686,6 @@ def _default_output(options: argparse.Namespace) -> Path:
     folder = results_folder()
     folder.mkdir(exist_ok=True)
     return folder / f"evaluation-{hashlib.sha256(settings).hexdigest()[:8]}.sqlite"
-
-
-def _report_on(
-    path: Path, protocol: str, decision: str, baseline: str | None = None
-) -> "tuple[Report, int, int]":
-    """Report on a file of records, some images at a time; count those begun and all."""
-    from pdutils.evaluation.registry import parse_defense
-    from pdutils.evaluation.report import Report
-    from pdutils.evaluation.scores import Cells
-    from pdutils.evaluation.store import Store
-
-    compared = None if baseline is None else parse_defense(baseline).text
-    with Store.open(path) as store:
-        blocks, skipped = store.blocks(), store.skipped()
-        first = next(blocks, None)
-        if first is None:
-            raise ValueError(f"{path}: no record is finished yet")
-        found = Cells.of_blocks(chain([first], blocks), decision)
-        begun = found.images + len(skipped)
-        report = Report.of_cells(found, protocol, decision, compared, skipped=skipped)
-        return report, begun, store.images
 
 
 def _check_evaluation(options: argparse.Namespace) -> None:
@@ -780,17 +762,23 @@ def _add_table(commands: Any) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="what evaluate --output wrote")
     add("--protocol", choices=PROTOCOLS, default="paper", help="which images count (paper)")
-    add("--aggregate", choices=DECISIONS, default="majority", help="what runs amount to (majority)")
+    add(
+        "--aggregate", choices=AGGREGATES, default="majority", help="what runs amount to (majority)"
+    )
     baseline = "what the other defences are compared with, image by image (none)"
     add("--baseline", metavar="DEFENSE", help=baseline)
     add("--output", metavar="DIR", type=Path, help="write the tables into this folder too")
 
 
 def _table(options: argparse.Namespace) -> int:
-    report, begun, images = _report_on(
-        options.file, options.protocol, options.aggregate, options.baseline
-    )
+    from pdutils.evaluation.registry import parse_defense
+    from pdutils.evaluation.study import Study
+
+    baseline = None if options.baseline is None else parse_defense(options.baseline).text
+    study = Study.open(options.file)
+    report = study.report(options.aggregate, options.protocol, baseline)
     print(str(report).rstrip())
+    begun, images = study.progress()
     if begun < images:
         print(f"\n{begun} of {images} images so far: the evaluation is not finished")
     if options.output:

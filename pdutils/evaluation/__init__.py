@@ -1,6 +1,6 @@
 """Many images x attacks x defences: records, and rates with intervals made of them.
 
-Begin with `evaluate.evaluate`.
+Begin with `run`. What an evaluation begins with and is held against is offered here too.
 """
 
 import lazy_loader
@@ -8,11 +8,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "datasets": ["CollectionSource"],
-        "registry": ["attack_texts", "defense_texts", "parse_attack", "parse_defense"],
-        "scores": ["Cells", "named"],
-        "report": ["Report"],
-        "store": ["Store", "StoreError"],
-        "cost": ["estimate"],
+        "study": ["Study", "estimate", "load_classifier", "load_collection", "published", "run"],
+        "datasets": ["DrawingSource", "folder_source", "listed_source"],
+        "scores": ["AGGREGATES"],
+        "store": ["StoreError"],
     },
 )

@@ -2,21 +2,20 @@
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
 
 from pdutils._network import Network, Step
-from pdutils.classifiers import Classifier, Labels
-from pdutils.evaluation.datasets import Source
-from pdutils.evaluation.evaluate import stream_seed
-from pdutils.evaluation.registry import NamedAttack, NamedDefense, parse_attack, parse_defense
+from pdutils._utils import check_whole
+from pdutils.classifiers import Classifier
+from pdutils.evaluation.datasets import read
+from pdutils.evaluation.evaluate import Attacked, Bench, Job
+from pdutils.evaluation.registry import AnyDefense, Attack, check_network
 from pdutils.evaluation.store import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD
-from pdutils.images import Array, on_grid
-from pdutils.metrics import psnr, ssim
 
 Result = TypeVar("Result")
 
@@ -25,15 +24,9 @@ _UNITS = (("days", 86400.0), ("h", 3600.0), ("min", 60.0))
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of single images through the network, and time.
+    """Passes of single images through the network, and time in this process, at work alone.
 
-    Attributes
-    ----------
-    forward, backward : float
-        Predictions, feature maps and gradients all take a forward pass; gradients a backward pass
-        too.
-    seconds : float
-        In this process, at work on this alone.
+    Predictions, feature maps and gradients all take a forward pass; gradients a backward pass too.
     """
 
     forward: float = 0.0
@@ -90,7 +83,11 @@ class Estimate:
         rows["total"] = self.total
         width = max(map(len, rows))
         lines = [f"{'':{width}}{'forward':>14}{'backward':>14}{'time':>10}"]
-        lines += [f"{name:{width}}{_cells(cost)}" for name, cost in rows.items()]
+        lines += [
+            f"{name:{width}}{cost.forward:>14,.0f}{cost.backward:>14,.0f}"
+            f"{_duration(cost.seconds):>10}"
+            for name, cost in rows.items()
+        ]
         return "\n".join(
             [
                 *lines,
@@ -104,71 +101,26 @@ class Estimate:
         )
 
 
-def estimate(
-    classifier: Classifier,
-    source: Source,
-    attacks: Sequence[str],
-    defenses: Sequence[str],
-    *,
-    runs: int = 10,
-    seed: int = 0,
-    sample: int = 4,
-) -> Estimate:
-    """Estimate what `pdutils.evaluation.evaluate.evaluate` would cost, without carrying it out.
-
-    The first images that can be read go through every attack and, once, through every defence.
-
-    Parameters
-    ----------
-    classifier, source, attacks, defenses, runs, seed
-        As in `pdutils.evaluation.evaluate.evaluate`, but for the classifier, which must be loaded.
-    sample : int
-        On how many images to measure, at least 1.
-
-    Returns
-    -------
-    Estimate
-
-    Raises
-    ------
-    ValueError
-        If an attack, a defence or a number is out of range, or not one image can be read.
-    """
-    for name, value in (("runs", runs), ("sample", sample)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    named_attacks = _named(parse_attack, attacks)
-    named_defenses = _named(parse_defense, defenses)
-    for defense in named_defenses:
-        defense.check_network(classifier)
-    meter = _Meter(classifier)
-    few, reading = _first(source, meter, sample)
-    _load_frameworks()
-    spent = _Spent(meter, few, seed, runs, named_defenses)
-    for attack in named_attacks:
+def estimated(classifier: Classifier, job: Job, sample: int) -> Estimate:
+    """Put the first images that can be read through every attack and, once, every defence."""
+    check_whole("sample", sample, 1)
+    for defense in job.defenses.values():
+        check_network(defense, classifier)
+    spent = _Spent(classifier, job, sample)
+    for attack in job.attacks.values():
         spent.add(attack)
-    n = len(source.names)
-    scale = n / len(few.names)
-    cases = n * len(named_attacks)
-    per_case = [runs if defense.random else 1 for defense in named_defenses]
+    n, few = len(job.source.names), len(spent.clean.names)
+    cases = n * len(job.attacks)
+    per_case = [job.runs if defense.random else 1 for defense in job.defenses.values()]
     return Estimate(
         images=n,
-        sample=len(few.names),
-        reading=reading * scale,
-        attacks={text: cost * scale for text, cost in spent.attacks.items()},
-        defenses={text: cost * scale for text, cost in spent.defenses.items()},
+        sample=few,
+        reading=spent.reading * (n / few),
+        attacks={text: cost * (n / few) for text, cost in spent.attacks.items()},
+        defenses={text: cost * (n / few) for text, cost in spent.defenses.items()},
         records=cases * sum(per_case),
         bytes=cases * sum(times * _bytes(times) for times in per_case),
     )
-
-
-@dataclass(frozen=True)
-class _Few:
-    """The images that are measured on."""
-
-    names: list[str]
-    labels: Labels
-    images: Array
 
 
 class _CountedNetwork(Network):
@@ -203,15 +155,60 @@ class _CountedNetwork(Network):
         self.warming += perf_counter() - start
 
 
-class _Meter:
-    """Measures what calls cost that use its classifier."""
+class _Spent:
+    """Adds up what attacks and defences cost on a few images."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, job: Job, sample: int) -> None:
         self._network = _CountedNetwork(classifier.network)
-        self.classifier = copy.copy(classifier)
-        self.classifier.network = self._network
+        counted = copy.copy(classifier)
+        counted.network = self._network
+        self._bench = Bench(counted, replace(job, runs=1))
+        self._runs = job.runs
+        places = self._readable(sample)
+        self.clean, self.reading = self._measured(lambda: self._bench.read(places))
+        # Now, not within the time measured: what attacks of another library load.
+        if "pdutils.attacks.minimum_norm" in sys.modules:
+            import pdutils.defenses.art  # noqa: F401
+        self.attacks = {text: Cost() for text in job.attacks}
+        self.defenses = {text: Cost() for text in job.defenses}
 
-    def measured(self, function: Callable[[], Result]) -> tuple[Result, Cost]:
+    def _readable(self, sample: int) -> list[int]:
+        source, size = self._bench.job.source, self._bench.classifier.input_size
+        found: list[int] = []
+        for i in range(len(source.names)):
+            if len(found) == sample:
+                break
+            found += read(source, [i], size).places
+        if not found:
+            raise ValueError("expected images that can be read, got none")
+        return found
+
+    def add(self, attack: Attack) -> None:
+        """Make adversaries, and defend them once with every defence."""
+        attacked = None
+        for text, defense in self._bench.job.defenses.items():
+            if attacked is None or attack.adaptive:
+                attacked, cost = self._adversaries(attack, defense)
+                self.attacks[attack.text] += cost
+                maps: dict[Hashable, Any] = {}
+            self.defenses[text] += self._defended(attack, attacked, defense, maps)
+
+    def _adversaries(self, attack: Attack, defense: AnyDefense) -> tuple[Attacked, Cost]:
+        return self._measured(lambda: self._bench.attacked(self.clean, attack, defense))
+
+    def _defended(
+        self,
+        attack: Attack,
+        attacked: Attacked,
+        defense: AnyDefense,
+        maps: dict[Hashable, Any],
+    ) -> Cost:
+        bench = self._bench
+        made, cost = self._measured(lambda: bench.map_of(attacked, defense, maps))
+        _, once = self._measured(lambda: bench.records(self.clean, attack, attacked, defense, made))
+        return cost + once * (self._runs if defense.random else 1)
+
+    def _measured(self, function: Callable[[], Result]) -> tuple[Result, Cost]:
         network = self._network
         before = network.forward, network.backward, network.warming, perf_counter()
         result = function()
@@ -220,125 +217,8 @@ class _Meter:
         return result, Cost(forward, backward, seconds - warming)
 
 
-class _Spent:
-    """Adds up what attacks and defences cost on a few images."""
-
-    def __init__(
-        self, meter: _Meter, few: _Few, seed: int, runs: int, defenses: list[NamedDefense]
-    ) -> None:
-        self._meter = meter
-        self._few = few
-        self._seed = seed
-        self._runs = runs
-        self._named = defenses
-        self.attacks: dict[str, Cost] = {}
-        self.defenses = {defense.text: Cost() for defense in defenses}
-
-    def add(self, attack: NamedAttack) -> None:
-        """Make adversaries, and defend them once with every defence."""
-        self.attacks[attack.text] = Cost()
-        adversaries: Array | None = None
-        for defense in self._named:
-            if adversaries is None or attack.adaptive:
-                adversaries, cost = self._adversaries(attack, defense)
-                self.attacks[attack.text] += cost
-                maps: dict[Any, Array | None] = {}
-            self.defenses[defense.text] += self._defended(attack, defense, adversaries, maps)
-
-    def _adversaries(self, attack: NamedAttack, defense: NamedDefense) -> tuple[Array, Cost]:
-        few, classifier = self._few, self._meter.classifier
-        if attack.name == "none":
-            return few.images, Cost()
-        against = [defense.text] if attack.adaptive else []
-
-        def make() -> Array:
-            made = attack.make(
-                classifier,
-                few.images,
-                few.labels,
-                self._streams(attack.text, *against),
-                defense=defense if attack.adaptive else None,
-            )
-            classifier.predict(made.images)
-            return made.images
-
-        return self._meter.measured(make)
-
-    def _defended(
-        self,
-        attack: NamedAttack,
-        defense: NamedDefense,
-        adversaries: Array,
-        maps: dict[Any, Array | None],
-    ) -> Cost:
-        classifier, cost = self._meter.classifier, Cost()
-        key = defense.map_key
-        if key is not None and key not in maps:
-            maps[key], cost = self._meter.measured(
-                lambda: defense.activation_map(classifier, adversaries)
-            )
-
-        def run() -> None:
-            defended = adversaries
-            if defense.text != "none":
-                streams = self._streams(attack.text, defense.text, 0)
-                defended = defense.transform(
-                    classifier, adversaries, rng=streams, activation_map=maps.get(key)
-                )
-                classifier.predict(defended)
-            psnr(self._few.images, defended)
-            ssim(self._few.images, defended)
-
-        _, once = self._meter.measured(run)
-        return cost + once * (self._runs if defense.random else 1)
-
-    def _streams(self, *parts: str | int) -> list[np.random.Generator]:
-        seeds = [stream_seed(self._seed, name, *parts) for name in self._few.names]
-        return [np.random.default_rng(seed) for seed in seeds]
-
-
-def _named(parse: Callable[[str], Result], texts: Sequence[str]) -> list[Result]:
-    """Read the texts, "none" before them, each once."""
-    return list(dict.fromkeys(parse(text) for text in ["none", *texts]))
-
-
-def _first(source: Source, meter: _Meter, sample: int) -> tuple[_Few, Cost]:
-    """Read and classify the first images that can be read."""
-    places: list[int] = []
-    images: list[Array] = []
-
-    def read() -> None:
-        for i in range(len(source.names)):
-            if len(images) == sample:
-                return
-            try:
-                images.append(on_grid(source.load(i)))
-            except (ValueError, OSError):
-                continue
-            places.append(i)
-
-    _, reading = meter.measured(read)
-    if not images:
-        raise ValueError("expected images that can be read, got none")
-    batch = np.stack(images)
-    _, seeing = meter.measured(lambda: meter.classifier.predict(batch))
-    names = [source.names[i] for i in places]
-    labels = np.array([source.labels[i] for i in places], dtype=np.int64)
-    return _Few(names, labels, batch), reading + seeing
-
-
-def _load_frameworks() -> None:
-    """Load now what the attacks of another library would load within the time measured."""
-    if "pdutils.attacks.minimum_norm" in sys.modules:
-        import pdutils.attacks._art  # noqa: F401
-
-
 def _bytes(runs: int) -> int:
     return BYTES_PER_SINGLE_RECORD if runs == 1 else BYTES_PER_RECORD
-
-
-def _cells(cost: Cost) -> str:
-    return f"{cost.forward:>14,.0f}{cost.backward:>14,.0f}{_duration(cost.seconds):>10}"
 
 
 def _duration(seconds: float) -> str:

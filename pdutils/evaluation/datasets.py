@@ -1,4 +1,4 @@
-"""Where the images of an evaluation come from, one at a time: folders, lists, drawings, arrays.
+"""Where the images of an evaluation come from, a chunk at a time: folders, lists, drawings, arrays.
 
 A source is small: it holds names and numbers and reads a picture when it is asked for one, so that
 it can be sent to another process, and fifty thousand pictures need no more memory than one.
@@ -9,20 +9,22 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from pdutils import files
-from pdutils._utils import LARGEST, generator, is_whole
+from pdutils._utils import check_whole, generator
 from pdutils.classifiers import Classifier
 from pdutils.demo.drawing import CLASS_NAMES, draw_animal
 from pdutils.demo.examples import Collection
-from pdutils.files import displayed, read_text
-from pdutils.images import IMAGE_SUFFIXES, Array, load_image
+from pdutils.images import IMAGE_SUFFIXES, Array, load_image, load_map
+from pdutils.stats import Rate
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -31,17 +33,7 @@ _KAGGLE = ["ImageId", "PredictionString"]
 
 
 class Source(Protocol):
-    """Labelled images with unique names, loaded one at a time.
-
-    Attributes
-    ----------
-    names : sequence of str
-        One an image, all different.
-    labels : sequence of int
-        Their true classes.
-    digest : str
-        SHA-256 in hex of what tells this source from another; it does not read the pictures.
-    """
+    """Labelled images with unique names, loaded one at a time."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -53,25 +45,10 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of what tells this source from another."""
+        """SHA-256 in hex of what tells this source from another; it does not read the pictures."""
 
     def load(self, i: int) -> Array:
-        """Load image i.
-
-        Parameters
-        ----------
-        i : int
-            Its place in `names`.
-
-        Returns
-        -------
-        ndarray of float32, shape (H, W, 3), in [0, 255]
-
-        Raises
-        ------
-        ValueError, OSError
-            If it cannot be read.
-        """
+        """Load image i, shape (H, W, 3); ValueError or OSError if it cannot be read."""
 
 
 class FolderSource:
@@ -84,27 +61,13 @@ class FolderSource:
     classifier : Classifier
         It knows the labels and the size of the images; it is not kept.
     root : path, optional
-        Names are the paths from here. By default the folder that holds all the files.
+        Names are the paths from here, with forward slashes; by default from the folder that holds
+        all the files. Of a name that is not UTF-8, each byte that is none is written out, such as
+        `caf\xe9.png`.
     empty_classes : sequence of str
         Labels of folders without a picture, to be remembered.
     passed_over : str
         What else lies among the files, in words, to be remembered.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Paths from `root`, with forward slashes; of a name that is not UTF-8, each byte that is
-        none is written out, such as `caf\xe9.png`.
-    labels : tuple of int
-        Class numbers.
-    empty_classes, passed_over
-        As given.
-
-    Raises
-    ------
-    ValueError
-        If there is no file, a file comes twice or lies outside `root`, or a label is no class of
-        the classifier; the message names the file.
     """
 
     def __init__(
@@ -136,24 +99,7 @@ class FolderSource:
         return _sha256(["files", self._size, *rows])
 
     def load(self, i: int) -> Array:
-        """Load image i, scaled to the classifier's size.
-
-        Parameters
-        ----------
-        i : int
-            Its place in `names`.
-
-        Returns
-        -------
-        ndarray of float32, shape (H, W, 3), in [0, 255]
-
-        Raises
-        ------
-        FileNotFoundError
-            If the file is gone.
-        ValueError
-            If it is no picture that can be read.
-        """
+        """Load image i, scaled to the classifier's size."""
         return load_image(self._paths[i], self._size)
 
 
@@ -162,30 +108,10 @@ class DrawingSource:
 
     Drawing i depends on the seed alone, not on n, and is the one that
     `demo.drawing.draw_animals` and `demo.examples.load_collection` draw in that place.
-
-    Parameters
-    ----------
-    n : int
-        How many, at least 1.
-    seed : int
-        Of the drawings, at least 0.
-
-    Attributes
-    ----------
-    names : tuple of str
-        Such as `badger_00000`.
-    labels : tuple of int
-        Places in `pdutils.demo.drawing.CLASS_NAMES`, which are the classes of the demo's network.
-
-    Raises
-    ------
-    ValueError
-        If n is below 1 or the seed is negative.
     """
 
     def __init__(self, n: int, seed: int = 0) -> None:
-        if not is_whole(n) or not 1 <= n <= LARGEST:
-            raise ValueError(f"n: expected at least 1 drawing, got {n!r}")
+        check_whole("n", n, 1)
         generator(seed)
         self._seed = int(seed)
         self.labels = tuple(i % len(CLASS_NAMES) for i in range(n))
@@ -197,37 +123,14 @@ class DrawingSource:
         return _sha256(["drawings", self._seed, *zip(self.names, self.labels, strict=True)])
 
     def load(self, i: int) -> Array:
-        """Draw image i.
-
-        Parameters
-        ----------
-        i : int
-            Its place in `names`.
-
-        Returns
-        -------
-        ndarray of float32, shape (224, 224, 3), whole values in [0, 255]
-        """
+        """Draw image i, shape (224, 224, 3)."""
         # The i-th stream that the seed's generator would spawn, without spawning those before it.
         seeds = np.random.SeedSequence(self._seed, spawn_key=(range(len(self.names))[i],))
         return draw_animal(self.labels[i], rng=np.random.default_rng(seeds)).image
 
 
 class CollectionSource:
-    """Images that are in memory.
-
-    Parameters
-    ----------
-    collection : Collection
-        Images with their labels.
-
-    Attributes
-    ----------
-    names : tuple of str
-        `image_00000`, `image_00001`, ...
-    labels : tuple of int
-        Class numbers.
-    """
+    """The images of a collection, called `image_00000`, `image_00001`, ..."""
 
     def __init__(self, collection: Collection) -> None:
         self._images = collection.images
@@ -241,43 +144,12 @@ class CollectionSource:
         return _sha256(["arrays", self._images.shape, pixels, *self.labels])
 
     def load(self, i: int) -> Array:
-        """Give image i.
-
-        Parameters
-        ----------
-        i : int
-            Its place in `names`.
-
-        Returns
-        -------
-        ndarray of float32, shape (H, W, 3)
-            A copy.
-        """
+        """Give a copy of image i."""
         return np.array(self._images[i], dtype=np.float32)
 
 
 class Chosen:
-    """Some of the images of another source, in an order of their own.
-
-    Parameters
-    ----------
-    source : Source
-        Where they come from.
-    places : sequence of int
-        Their places in it, all different.
-
-    Attributes
-    ----------
-    source, names, labels
-        The source that was chosen from; the names and labels of the choice.
-
-    Raises
-    ------
-    ValueError
-        If a place comes twice.
-    IndexError
-        If the source has no such place.
-    """
+    """Some of the images of another source, by their places in it, in an order of their own."""
 
     def __init__(self, source: Source, places: Sequence[int]) -> None:
         self.source = source
@@ -291,48 +163,15 @@ class Chosen:
         return _sha256(["chosen", self.source.digest, *self._places])
 
     def load(self, i: int) -> Array:
-        """Load image i of the choice.
-
-        Parameters
-        ----------
-        i : int
-            Its place in `names`.
-
-        Returns
-        -------
-        ndarray of float32, shape (H, W, 3), in [0, 255]
-
-        Raises
-        ------
-        ValueError, OSError
-            If it cannot be read.
-        """
+        """Load image i of the choice."""
         return self.source.load(self._places[i])
 
 
 def chosen(source: Source, n: int, seed: int = 0) -> Source:
-    """Choose n images of a source at random.
+    """Choose n images of a source at random; the source itself if it has no more.
 
     They come in random order, so that what an interrupted evaluation has done is a random choice
     too; those of a smaller n are the first of those of a larger one.
-
-    Parameters
-    ----------
-    source : Source
-        Where to choose from.
-    n : int
-        How many, at least 1; the whole source, as it is, if it has no more.
-    seed : int
-        Of the choice, at least 0.
-
-    Returns
-    -------
-    Source
-
-    Raises
-    ------
-    ValueError
-        If n is below 1 or the seed is negative.
     """
     if n < 1:
         raise ValueError(f"n: expected at least 1 image, got {n}")
@@ -343,25 +182,8 @@ def chosen(source: Source, n: int, seed: int = 0) -> Source:
 def folder_source(folder: str | os.PathLike[str], classifier: Classifier) -> FolderSource:
     """Take the labelled pictures of a folder, see `pdutils.files.labelled_files`.
 
-    Parameters
-    ----------
-    folder : str or path
-        Pictures named `<label>_<anything>.png|jpg|...`, or one sub-folder a class.
-    classifier : Classifier
-        It knows the labels.
-
-    Returns
-    -------
-    FolderSource
-        `empty_classes` are the sub-folders without a picture; `passed_over` counts the files that
-        are no pictures by their endings.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder.
-    ValueError
-        If it is no folder or has no picture, or a label is no class of the classifier.
+    `empty_classes` are the sub-folders without a picture; `passed_over` counts the files that are
+    no pictures by their endings.
     """
     root = Path(folder)
     found = files.look_through(root)
@@ -397,15 +219,6 @@ def listed_source(
     -------
     FolderSource
         In the order of the list.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder, the list or a picture of the list is missing; the message counts the
-        missing pictures and names the first.
-    ValueError
-        If the list is of another form, names a picture twice or none at all, or a label is no
-        class of the classifier.
     """
     root, path = Path(folder), Path(labels)
     if not root.is_dir():
@@ -424,6 +237,149 @@ def listed_source(
     return FolderSource([(places[name], label) for name, label in rows], classifier, root=root)
 
 
+class Chunk(NamedTuple):
+    """Images that could be read, with their places in the source; names and reasons of the rest."""
+
+    places: list[int]
+    images: Array
+    skipped: list[tuple[str, str]]
+
+
+def read(
+    source: Source, places: Iterable[int], size: tuple[int, int], unreadable: Mapping[str, str] = {}
+) -> Chunk:
+    """Read images of a source, all of one size; those known to be unreadable are not tried."""
+    skipped, images = dict(unreadable), {}
+    for i in places:
+        name = source.names[i]
+        if name in skipped:
+            continue
+        try:
+            image = source.load(i)
+        except (ValueError, OSError) as error:
+            skipped[name] = files.displayed(str(error))
+            continue
+        if image.shape != (*size, 3):
+            raise ValueError(
+                f"{name}: expected an image of {size[0]} x {size[1]} pixels, got shape "
+                f"{image.shape}"
+            )
+        images[i] = image
+    empty = np.empty((0, *size, 3), dtype=np.float32)
+    stacked = np.stack(list(images.values())) if images else empty
+    return Chunk(list(images), stacked, list(skipped.items()))
+
+
+def read_ahead(source: Source, size: tuple[int, int], batch_size: int) -> Iterator[Chunk]:
+    """Read chunk after chunk, the next one while the network works on the one before."""
+    starts = range(0, len(source.names), batch_size)
+    chunks = [range(start, min(start + batch_size, len(source.names))) for start in starts]
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        upcoming = reader.submit(read, source, chunks[0], size)
+        for following in [*chunks[1:], range(0)]:
+            chunk = upcoming.result()
+            upcoming = reader.submit(read, source, following, size)
+            yield chunk
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """How often the label is the most probable class, or among five; the images passed over."""
+
+    top1: Rate
+    top5: Rate
+    skipped: tuple[tuple[str, str], ...]
+
+
+def classify(
+    classifier: Classifier,
+    source: Source,
+    predict: Callable[..., Array],
+    *,
+    batch_size: int = 32,
+    maps: Sequence[Path] = (),
+) -> FolderResult:
+    """Classify the images of a source in batches; memory does not grow with their number.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        It knows the size of the images.
+    source : Source
+        The labelled images.
+    predict : callable
+        From a batch (N, H, W, 3) to probabilities (N, K): the classifier's own `predict`, or a
+        defence in front of it.
+    batch_size : int
+        How many images are read and classified at once, at least 1.
+    maps : sequence of Path
+        The file of each image's map, as `maps_by_name` gives them; `predict` gets a second batch
+        then, of maps (N, H, W).
+
+    Returns
+    -------
+    FolderResult
+    """
+    check_whole("batch_size", batch_size, 1)
+    size = classifier.input_size
+    skipped: dict[str, str] = {}
+    top1 = top5 = n = 0
+    for chunk in read_ahead(source, size, batch_size):
+        skipped |= dict(chunk.skipped)
+        if not chunk.places:
+            continue
+        own = [np.stack([fitting_map(maps[i], size) for i in chunk.places])] if maps else []
+        found = predict(chunk.images, *own)
+        labels = np.array([source.labels[i] for i in chunk.places])
+        ranks = np.argsort(-found, axis=1, kind="stable")
+        n += len(labels)
+        top1 += int(np.sum(ranks[:, 0] == labels))
+        top5 += int(np.sum(ranks[:, :5] == labels[:, np.newaxis]))
+    if n == 0:
+        first = next(iter(skipped.values()))
+        raise ValueError(f"expected images that can be read, got none; the first: {first}")
+    return FolderResult(Rate(top1, n), Rate(top5, n), tuple(skipped.items()))
+
+
+def maps_by_name(
+    folder: str | os.PathLike[str], pictures: Sequence[Path], maps: str | os.PathLike[str]
+) -> list[Path]:
+    """Find the map of each picture of a folder by its name, as the authors' `main.py` does.
+
+    It is `<same name>`, or the same name with .png, in the folder `maps`; of a picture in a folder
+    of its class, in a folder of that name or in `maps` itself if no other picture bears the name.
+    """
+    if not Path(maps).is_dir():
+        raise FileNotFoundError(f"{maps}: no such map or folder of maps")
+    times = Counter(path.name for path in pictures)
+    found, missing = [], []
+    for path in pictures:
+        places = [Path(maps) / path.relative_to(folder)]
+        places += [Path(maps) / path.name] if times[path.name] == 1 else []
+        candidates = [named for place in places for named in (place, place.with_suffix(".png"))]
+        own = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if own is None:
+            missing.append(places[0].with_suffix(".png"))
+        else:
+            found.append(own)
+    if missing:
+        raise FileNotFoundError(
+            f"{missing[0]}: no such map; {len(missing)} of {len(pictures)} pictures have none"
+        )
+    return found
+
+
+def fitting_map(path: Path, size: tuple[int, int]) -> Array:
+    """Load a map that must have the size, height and width, of the classifier's images."""
+    loaded = load_map(path)
+    if loaded.shape != size:
+        raise ValueError(
+            f"{path}: expected a map of {size[0]} x {size[1]}, as the classifier's images, got "
+            f"{loaded.shape[0]} x {loaded.shape[1]}"
+        )
+    return loaded
+
+
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
     lines = _lines(path)
     if lines and next(csv.reader(lines[:1])) == _KAGGLE:
@@ -439,7 +395,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list of labels")
-    return read_text(path).rstrip().splitlines()
+    return files.read_text(path).rstrip().splitlines()
 
 
 def _got(line: str) -> str:
@@ -515,7 +471,7 @@ def _hint(label: str | int) -> str:
 def _name(path: Path, root: Path) -> str:
     if not path.is_relative_to(root):
         raise ValueError(f"{path}: expected a file in {root}")
-    return displayed(path.relative_to(root).as_posix())
+    return files.displayed(path.relative_to(root).as_posix())
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ work, and an evaluation that was interrupted goes on as if it had not been.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -19,205 +19,41 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from pdutils._utils import check_whole, progress_bar
+from pdutils._utils import check_whole, extra, progress_bar
 from pdutils.classifiers import Classifier, ClassifierSource, Labels, deterministic, fingerprint
-from pdutils.evaluation.datasets import Source
-from pdutils.evaluation.registry import NamedAttack, NamedDefense, parse_attack, parse_defense
+from pdutils.evaluation.datasets import Source, read
+from pdutils.evaluation.registry import AnyDefense, Attack, check_network
 from pdutils.evaluation.store import COLUMNS, Store, StoreError
-from pdutils.files import displayed
 from pdutils.images import Array, on_grid
 from pdutils.metrics import SMALLEST_SIDE, linf, psnr, relative_l2, ssim
+
+with extra("evaluation"):
+    import pandas as pd
 
 
 def stream_seed(*parts: str | int) -> int:
     """Make the seed of a random stream from what the stream is for, and from nothing else.
 
-    Parameters
-    ----------
-    *parts : str or int
-        For a run of a defence: the seed of the evaluation, the image's name, the texts of the
-        attack and the defence, and the number of the run. For an attack: the first three, and for
-        an adaptive attack the defence too.
-
-    Returns
-    -------
-    int
-        63 bits of their SHA-256; `numpy.random.default_rng` makes the stream of them.
+    For a run of a defence that is the seed of the evaluation, the image's name, the texts of the
+    attack and the defence, and the number of the run; for an attack the first three, and for an
+    adaptive attack the defence too. The seed is 63 bits of their SHA-256.
     """
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def evaluate(
-    classifier: Classifier | ClassifierSource,
-    source: Source,
-    attacks: Iterable[str],
-    defenses: Iterable[str],
-    *,
-    runs: int = 10,
-    seed: int = 0,
-    batch_size: int = 32,
-    store: str | PathLike[str] | None = None,
-    scheduler: str | None = None,
-    progress: bool | None = None,
-) -> pd.DataFrame:
-    """Evaluate defences against attacks, image by image.
-
-    Images that cannot be read are left out. The work goes on from what `store` holds; a unit of it
-    is one attack and one defence on a chunk of `batch_size` consecutive images, and a unit that
-    was finished stays, whatever ends the run.
-
-    Parameters
-    ----------
-    classifier : Classifier or ClassifierSource
-        The network. With a `scheduler` it must be a ClassifierSource, which each worker loads.
-    source : Source
-        The labelled images, see `pdutils.evaluation.datasets`.
-    attacks, defenses : iterable of str
-        By name and knobs, see `registry`. The attack "none", the clean image itself, and the
-        defence "none" are always evaluated.
-    runs : int
-        How many times a defence that draws random numbers is run, at least 1; others once.
-    seed : int
-        Of all random streams, at least 0.
-    batch_size : int
-        How many images are in memory and go through the network at once, at least 1.
-    store : str or path, optional
-        The file of records. By default they are kept in memory.
-    scheduler : str, optional
-        The Dask cluster to work on, see `executors`. By default this process works alone.
-    progress : bool, optional
-        Whether to show a bar over images x attacks. By default on a terminal
-        and in a notebook.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The records, columns as `evaluation.store.COLUMNS`, in the order of the images and of the
-        attacks and defences given, "none" first. `l2` and `linf` measure the adversary, `psnr` and
-        `ssim` the defended image (see `pdutils.metrics`), all against the clean one. `seconds` is
-        the time of a map, a run and its prediction by itself, divided by the images of its chunk.
-        `attrs["skipped"]` lists the images that could not be read, with the reason.
-
-    Raises
-    ------
-    ValueError
-        If an attack, a defence, a label or a number is out of range, not one image can be read, or
-        the network gives NaN.
-    pdutils.evaluation.store.StoreError
-        As `evaluation.store.Store`, or if an image of a chunk that was begun before can be read now
-        and could not then, or the other way round.
-    OSError
-        As `pdutils.evaluation.store.Store` and `pdutils.evaluation.executors`.
-    """
-    attack_texts = _texts(parse_attack, attacks)
-    defense_texts = _texts(parse_defense, defenses)
-    with _evaluated(
-        classifier,
-        source,
-        attack_texts,
-        defense_texts,
-        _Job(source, runs, seed, batch_size),
-        store,
-        scheduler,
-        progress,
-    ) as records:
-        found = records.records(attack_texts, defense_texts)
-    if found.empty:
-        raise _nothing_read(found.attrs["skipped"])
-    return found
-
-
-def evaluate_into(
-    store: str | PathLike[str],
-    classifier: Classifier | ClassifierSource,
-    source: Source,
-    attacks: Iterable[str],
-    defenses: Iterable[str],
-    *,
-    runs: int = 10,
-    seed: int = 0,
-    batch_size: int = 32,
-    scheduler: str | None = None,
-    progress: bool | None = None,
-) -> None:
-    """Do as `evaluate`, but leave the records in the file, however many they are.
-
-    Parameters
-    ----------
-    store : str or path
-        The file of records.
-    classifier, source, attacks, defenses, runs, seed, batch_size, scheduler, progress
-        As in `evaluate`.
-
-    Raises
-    ------
-    ValueError, pdutils.evaluation.store.StoreError, OSError
-        As `evaluate`.
-    """
-    attack_texts = _texts(parse_attack, attacks)
-    defense_texts = _texts(parse_defense, defenses)
-    job = _Job(source, runs, seed, batch_size)
-    with _evaluated(
-        classifier, source, attack_texts, defense_texts, job, store, scheduler, progress
-    ) as records:
-        skipped = records.skipped()
-    if len(skipped) == len(source.names):
-        raise _nothing_read(skipped)
-
-
-def _nothing_read(skipped: Sequence[tuple[str, str]]) -> ValueError:
-    name, reason = skipped[0]
-    return ValueError(f"expected images that can be read, got none; the first: {name}: {reason}")
-
-
-@contextmanager
-def _evaluated(
-    classifier: Classifier | ClassifierSource,
-    source: Source,
-    attack_texts: list[str],
-    defense_texts: list[str],
-    job: "_Job",
-    store: str | PathLike[str] | None,
-    scheduler: str | None,
-    progress: bool | None,
-) -> Iterator[Store]:
-    """Do what is missing in a store, and give it while it is open."""
-    if scheduler is not None and isinstance(classifier, Classifier):
-        raise ValueError(
-            "a cluster cannot be sent a loaded classifier; pass a ClassifierSource, such as "
-            f"ClassifierSource({classifier.name!r}), which each worker loads"
-        )
-    network = classifier if isinstance(classifier, Classifier) else classifier.load()
-    _check_source(network, source)
-    for text in defense_texts:
-        parse_defense(text).check_network(network)
-    digest = fingerprint(network)
-    with Store(
-        store, names=source.names, labels=source.labels, settings=job.settings(network.name, digest)
-    ) as records:
-        records.ask(attack_texts, defense_texts)
-        units = _units(records, job, attack_texts, defense_texts)
-        if scheduler is None or isinstance(classifier, Classifier):
-            parts = _locally(network, job, units)
-        else:
-            there = _for_workers(classifier, network)
-            parts = _on_cluster(there, digest, job, units, scheduler)
-        _collect(parts, records, job, attack_texts, defense_texts, progress)
-        yield records
-
-
 @dataclass(frozen=True)
-class _Job:
-    """What all units of an evaluation have in common."""
+class Job:
+    """What all units of an evaluation have in common; attacks and defences by their texts."""
 
     source: Source
-    runs: int
-    seed: int
-    batch_size: int
+    attacks: dict[str, Attack]
+    defenses: dict[str, AnyDefense]
+    runs: int = 10
+    seed: int = 0
+    batch_size: int = 32
 
     def __post_init__(self) -> None:
         for name, least in (("runs", 1), ("seed", 0), ("batch_size", 1)):
@@ -237,11 +73,60 @@ class _Job:
 
     @property
     def chunks(self) -> range:
+        """The numbers of the chunks of consecutive images."""
         return range(math.ceil(len(self.source.names) / self.batch_size))
 
     def places(self, chunk: int) -> range:
+        """Give the places of a chunk's images in the source."""
         start = chunk * self.batch_size
         return range(start, min(start + self.batch_size, len(self.source.names)))
+
+
+@contextmanager
+def evaluated(
+    classifier: Classifier | ClassifierSource,
+    job: Job,
+    *,
+    store: str | PathLike[str] | None = None,
+    scheduler: str | None = None,
+    progress: bool | None = None,
+) -> Iterator[Store]:
+    """Do what is missing in a store, and give it while it is open.
+
+    A unit of work is one attack and one defence on a chunk of images. What was finished stays,
+    whatever ends the run.
+    """
+    if scheduler is not None and isinstance(classifier, Classifier):
+        raise ValueError(
+            "a cluster cannot be sent a loaded classifier; pass a ClassifierSource, such as "
+            f"ClassifierSource({classifier.name!r}), which each worker loads"
+        )
+    network = classifier if isinstance(classifier, Classifier) else classifier.load()
+    _check_source(network, job.source)
+    for defense in job.defenses.values():
+        check_network(defense, network)
+    digest = fingerprint(network)
+    with Store(
+        store,
+        names=job.source.names,
+        labels=job.source.labels,
+        settings=job.settings(network.name, digest),
+    ) as records:
+        records.ask(job.attacks, job.defenses)
+        units = _units(records, job)
+        if scheduler is None or isinstance(classifier, Classifier):
+            parts = _locally(Bench(network, job), units)
+        else:
+            there = _for_workers(classifier, network)
+            parts = _on_workers(there, digest, job, units, scheduler)
+        _collect(parts, records, job, progress)
+        skipped = records.skipped()
+        if len(skipped) == len(job.source.names):
+            name, reason = skipped[0]
+            raise ValueError(
+                f"expected images that can be read, got none; the first: {name}: {reason}"
+            )
+        yield records
 
 
 class _Unit(NamedTuple):
@@ -251,6 +136,9 @@ class _Unit(NamedTuple):
     attack: str
     defenses: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        return f"attack {self.attack} on chunk {self.chunk} of the images"
 
 
 class _Part(NamedTuple):
@@ -263,7 +151,7 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Clean:
+class Clean:
     """The images of a chunk that can be read, and what the network makes of them."""
 
     names: list[str]
@@ -275,7 +163,7 @@ class _Clean:
 
 
 @dataclass(frozen=True)
-class _Attacked:
+class Attacked:
     """The adversaries of a chunk, and what the undefended network makes of them."""
 
     images: Array
@@ -284,13 +172,6 @@ class _Attacked:
     success: NDArray[np.bool_]
     probabilities: Array
     seconds: float
-
-
-def _texts(parse: Callable[[str], NamedAttack | NamedDefense], given: Iterable[str]) -> list[str]:
-    """Give the canonical texts, "none" first, each once."""
-    if isinstance(given, str):
-        raise ValueError(f"expected a list of attacks and one of defences, got {given!r}")
-    return list(dict.fromkeys(["none", *(parse(text).text for text in given)]))
 
 
 def _check_source(classifier: Classifier, source: Source) -> None:
@@ -311,36 +192,26 @@ def _check_source(classifier: Classifier, source: Source) -> None:
         seen.add(name)
 
 
-def _units(
-    store: Store, job: _Job, attacks: Sequence[str], defenses: Sequence[str]
-) -> Iterator[_Unit]:
+def _units(store: Store, job: Job) -> Iterator[_Unit]:
     """List what is missing, one chunk after the other."""
     for chunk in job.chunks:
         done = store.done(chunk)
         unreadable = _unreadable(store, job, chunk)
-        for attack in attacks:
-            missing = tuple(text for text in defenses if (attack, text) not in done)
+        for attack in job.attacks:
+            missing = tuple(text for text in job.defenses if (attack, text) not in done)
             if missing:
                 yield _Unit(chunk, attack, missing, unreadable)
 
 
-def _unreadable(store: Store, job: _Job, chunk: int) -> tuple[tuple[str, str], ...]:
+def _unreadable(store: Store, job: Job, chunk: int) -> tuple[tuple[str, str], ...]:
     names = {job.source.names[i] for i in job.places(chunk)}
     return tuple((name, reason) for name, reason in store.skipped() if name in names)
 
 
-def _collect(
-    parts: Generator[_Part],
-    store: Store,
-    job: _Job,
-    attacks: Sequence[str],
-    defenses: Sequence[str],
-    progress: bool | None,
-) -> None:
+def _collect(parts: Generator[_Part], store: Store, job: Job, progress: bool | None) -> None:
     """Write what is finished, as it comes."""
-    images = len(job.source.names)
-    left = sum(len(job.places(unit.chunk)) for unit in _units(store, job, attacks, defenses))
-    total = images * len(attacks)
+    left = sum(len(job.places(unit.chunk)) for unit in _units(store, job))
+    total = len(job.source.names) * len(job.attacks)
     right = seen = 0
     with (
         closing(parts),
@@ -357,7 +228,7 @@ def _collect(
             bar.update(len(job.places(unit.chunk)) * part.last)
 
 
-def _check_same_images(store: Store, job: _Job, part: _Part) -> None:
+def _check_same_images(store: Store, job: Job, part: _Part) -> None:
     """Refuse to add to a chunk of which other images could be read before."""
     if not store.done(part.unit.chunk):
         return
@@ -371,14 +242,13 @@ def _check_same_images(store: Store, job: _Job, part: _Part) -> None:
             )
 
 
-def _locally(classifier: Classifier, job: _Job, units: Iterator[_Unit]) -> Generator[_Part]:
+def _locally(bench: "Bench", units: Iterator[_Unit]) -> Generator[_Part]:
     for _, of_a_chunk in groupby(units, key=lambda unit: unit.chunk):
         clean = None
         for unit in of_a_chunk:
-            clean = clean or _read_chunk(classifier, job, unit)
-            for text, records in _judged(classifier, job, clean, unit):
-                last = text == unit.defenses[-1]
-                yield _Part(unit, {text: records}, clean.skipped, last)
+            clean = clean or bench.read(bench.job.places(unit.chunk), unit.unreadable)
+            for text, records in bench.judged(clean, unit.attack, unit.defenses):
+                yield _Part(unit, {text: records}, clean.skipped, text == unit.defenses[-1])
 
 
 def _for_workers(classifier: ClassifierSource, loaded: Classifier) -> ClassifierSource:
@@ -392,24 +262,23 @@ def _for_workers(classifier: ClassifierSource, loaded: Classifier) -> Classifier
     return replace(classifier, name=loaded.name, weights=weights)
 
 
-def _on_cluster(
-    classifier: ClassifierSource, digest: str, job: _Job, units: Iterator[_Unit], scheduler: str
+def _on_workers(
+    classifier: ClassifierSource, digest: str, job: Job, units: Iterator[_Unit], scheduler: str
 ) -> Generator[_Part]:
-    # Not every evaluation needs the framework of a cluster, which takes a while to load.
-    from pdutils.evaluation.executors import scattered
+    # Not every evaluation needs it, and a cluster's framework takes a while to load.
+    from pdutils.evaluation.executors import finished
 
-    work = partial(_work, classifier, digest, job)
-    results: Any = scattered(work, units, scheduler=scheduler)
+    results: Any = finished(partial(_work, classifier, digest, job), units, scheduler=scheduler)
     with closing(results):
-        for _, part in results:
-            yield part
+        yield from results
 
 
-def _work(classifier: ClassifierSource, digest: str, job: _Job, unit: _Unit) -> _Part:
+def _work(classifier: ClassifierSource, digest: str, job: Job, unit: _Unit) -> _Part:
     """Do a unit on a worker."""
-    network = _same_network(classifier, digest)
-    clean = _read_chunk(network, job, unit)
-    return _Part(unit, dict(_judged(network, job, clean, unit)), clean.skipped, last=True)
+    bench = Bench(_same_network(classifier, digest), job)
+    clean = bench.read(job.places(unit.chunk), unit.unreadable)
+    records = dict(bench.judged(clean, unit.attack, unit.defenses))
+    return _Part(unit, records, clean.skipped, last=True)
 
 
 @lru_cache(maxsize=1)
@@ -421,138 +290,119 @@ def _same_network(classifier: ClassifierSource, digest: str) -> Classifier:
     return network
 
 
-def _read_chunk(classifier: Classifier, job: _Job, unit: _Unit) -> _Clean:
-    names, labels = job.source.names, job.source.labels
-    skipped = dict(unit.unreadable)
-    read: dict[int, Array] = {}
-    for i in job.places(unit.chunk):
-        if names[i] in skipped:
-            continue
-        try:
-            image = job.source.load(i)
-        except (ValueError, OSError) as error:
-            skipped[names[i]] = displayed(str(error))
-        else:
-            read[i] = _checked_image(classifier, names[i], image)
-    empty = np.empty((0, *classifier.input_size, 3), dtype=np.float32)
-    images = np.stack(list(read.values())) if read else empty
-    probabilities, seconds = _predicted(classifier, images)
-    return _Clean(
-        names=[names[i] for i in read],
-        labels=np.array([labels[i] for i in read], dtype=np.int64),
-        images=images,
-        probabilities=probabilities,
-        seconds=seconds,
-        skipped=list(skipped.items()),
-    )
+@dataclass(frozen=True)
+class Bench:
+    """Reads the images of a job, attacks, defends and classifies them, a chunk at a time."""
 
+    classifier: Classifier
+    job: Job
 
-def _checked_image(classifier: Classifier, name: str, image: Array) -> Array:
-    if image.shape != (*classifier.input_size, 3):
-        raise ValueError(
-            f"{name}: expected an image of {classifier.input_size[0]} x "
-            f"{classifier.input_size[1]} pixels, got shape {image.shape}"
+    def read(self, places: Sequence[int], unreadable: Sequence[tuple[str, str]] = ()) -> Clean:
+        """Read and classify images, but for those that are known to be unreadable."""
+        source = self.job.source
+        chunk = read(source, places, self.classifier.input_size, dict(unreadable))
+        # Attacks start from whole values, and so does what is compared with their results.
+        images = on_grid(chunk.images)
+        probabilities, seconds = self._predicted(images)
+        return Clean(
+            names=[source.names[i] for i in chunk.places],
+            labels=np.array([source.labels[i] for i in chunk.places], dtype=np.int64),
+            images=images,
+            probabilities=probabilities,
+            seconds=seconds,
+            skipped=chunk.skipped,
         )
-    # Attacks start from whole values, and so does what is compared with their results.
-    return on_grid(image)
 
+    def judged(
+        self, clean: Clean, attack_text: str, defenses: Sequence[str]
+    ) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Give the records under one attack, one defence after the other."""
+        if not clean.names:
+            yield from ((t, pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)) for t in defenses)
+            return
+        attack, attacked = self.job.attacks[attack_text], None
+        for text in defenses:
+            defense = self.job.defenses[text]
+            if attacked is None or attack.adaptive:
+                attacked = self.attacked(clean, attack, defense)
+                maps: dict[Hashable, tuple[Array | None, float]] = {}
+            activation_map = self.map_of(attacked, defense, maps)
+            yield text, self.records(clean, attack, attacked, defense, activation_map)
 
-def _predicted(classifier: Classifier, images: Array) -> tuple[Array, float]:
-    if len(images) == 0:
-        return np.empty((0, len(classifier.class_ids)), dtype=np.float32), 0.0
-    start = perf_counter()
-    probabilities = classifier.predict(images, batch_size=len(images))
-    return probabilities, perf_counter() - start
-
-
-def _judged(
-    classifier: Classifier, job: _Job, clean: _Clean, unit: _Unit
-) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Give the records of a unit, one defence after the other."""
-    if not clean.names:
-        yield from (
-            (text, pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)) for text in unit.defenses
-        )
-        return
-    attack = parse_attack(unit.attack)
-    attacked = None
-    for text in unit.defenses:
-        defense = parse_defense(text)
-        if attacked is None or attack.adaptive:
-            attacked = _attacked(classifier, job, clean, attack, defense)
-            maps: dict[Any, tuple[Array | None, float]] = {}
-        yield text, _records(classifier, job, clean, attack, attacked, defense, maps)
-
-
-def _attacked(
-    classifier: Classifier, job: _Job, clean: _Clean, attack: NamedAttack, defense: NamedDefense
-) -> _Attacked:
-    """Make the adversaries of a chunk; only those of an adaptive attack look at the defence."""
-    if attack.text == "none":
+    def attacked(self, clean: Clean, attack: Attack, defense: AnyDefense) -> Attacked:
+        """Make the adversaries; only those of an adaptive attack look at the defence."""
         nothing = np.full(len(clean.names), -1, dtype=np.int64)
-        seen = clean.probabilities.argmax(axis=1)
-        failure = np.zeros(len(clean.names), dtype=np.bool_)
-        return _Attacked(clean.images, nothing, seen, failure, clean.probabilities, clean.seconds)
-    made_for = (attack.text, defense.text) if attack.adaptive else (attack.text,)
-    seeds = [stream_seed(job.seed, name, *made_for) for name in clean.names]
-    images, targets = attack.make(
-        classifier,
-        clean.images,
-        clean.labels,
-        [np.random.default_rng(seed) for seed in seeds],
-        defense=defense if attack.adaptive and defense.text != "none" else None,
-        batch_size=len(clean.names),
-    )
-    probabilities, seconds = _predicted(classifier, images)
-    seen = probabilities.argmax(axis=1)
-    if targets is None:
-        nothing = np.full(len(clean.names), -1, dtype=np.int64)
-        return _Attacked(images, nothing, seen, seen != clean.labels, probabilities, seconds)
-    return _Attacked(images, targets, targets, seen == targets, probabilities, seconds)
-
-
-def _records(
-    classifier: Classifier,
-    job: _Job,
-    clean: _Clean,
-    attack: NamedAttack,
-    attacked: _Attacked,
-    defense: NamedDefense,
-    maps: dict[Any, tuple[Array | None, float]],
-) -> pd.DataFrame:
-    """Run a defence on the adversaries of a chunk."""
-    key = defense.map_key
-    if key not in maps:
-        start = perf_counter()
-        made = None if key is None else defense.activation_map(classifier, attacked.images)
-        maps[key] = made, perf_counter() - start
-    activation_map, map_seconds = maps[key]
-    n, total = len(clean.names), np.zeros(clean.probabilities.shape)
-    rows = np.arange(n)
-    same = {
-        "image": clean.names,
-        "label": clean.labels,
-        "attack": [attack.text] * n,
-        "defense": [defense.text] * n,
-        "attack_class": attacked.classes,
-        "target": attacked.targets,
-        "right_clean": clean.probabilities.argmax(axis=1) == clean.labels,
-        "success": attacked.success,
-        "l2": relative_l2(clean.images, attacked.images),
-        "linf": linf(clean.images, attacked.images),
-    }
-    tables = []
-    for run in range(job.runs if defense.random else 1):
-        seeds = [
-            stream_seed(job.seed, name, attack.text, defense.text, run) for name in clean.names
-        ]
-        defended, probabilities, seconds = _run(
-            classifier, attacked, defense, seeds, activation_map
+        if attack.text == "none":
+            seen = clean.probabilities.argmax(axis=1)
+            failure = np.zeros(len(clean.names), dtype=np.bool_)
+            return Attacked(
+                clean.images, nothing, seen, failure, clean.probabilities, clean.seconds
+            )
+        made_for = (attack.text, defense.text) if attack.adaptive else (attack.text,)
+        images, targets = attack.make(
+            self.classifier,
+            clean.images,
+            clean.labels,
+            [np.random.default_rng(stream_seed(self.job.seed, n, *made_for)) for n in clean.names],
+            defense=defense if attack.adaptive else None,
+            batch_size=len(clean.names),
         )
-        total += probabilities
-        tables.append(
-            same
-            | {
+        probabilities, seconds = self._predicted(images)
+        seen = probabilities.argmax(axis=1)
+        if targets is None:
+            return Attacked(images, nothing, seen, seen != clean.labels, probabilities, seconds)
+        return Attacked(images, targets, targets, seen == targets, probabilities, seconds)
+
+    def map_of(
+        self,
+        attacked: Attacked,
+        defense: AnyDefense,
+        maps: dict[Hashable, tuple[Array | None, float]],
+    ) -> tuple[Array | None, float]:
+        """Make the map of a defence, or take that of another; tell the seconds that it took."""
+        key = defense.map_key
+        if key not in maps:
+            start = perf_counter()
+            made = None
+            if key is not None:
+                made = defense.activation_map(self.classifier, attacked.images)
+            maps[key] = made, perf_counter() - start
+        return maps[key]
+
+    def records(
+        self,
+        clean: Clean,
+        attack: Attack,
+        attacked: Attacked,
+        defense: AnyDefense,
+        activation_map: tuple[Array | None, float],
+    ) -> pd.DataFrame:
+        """Run a defence on the adversaries."""
+        n, total = len(clean.names), np.zeros(clean.probabilities.shape)
+        rows = np.arange(n)
+        same = {
+            "image": clean.names,
+            "label": clean.labels,
+            "attack": [attack.text] * n,
+            "defense": [defense.text] * n,
+            "attack_class": attacked.classes,
+            "target": attacked.targets,
+            "right_clean": clean.probabilities.argmax(axis=1) == clean.labels,
+            "success": attacked.success,
+            "l2": relative_l2(clean.images, attacked.images),
+            "linf": linf(clean.images, attacked.images),
+        }
+        tables = []
+        for run in range(self.job.runs if defense.random else 1):
+            seeds = [
+                stream_seed(self.job.seed, name, attack.text, defense.text, run)
+                for name in clean.names
+            ]
+            defended, probabilities, seconds = self._run(
+                attacked, defense, seeds, activation_map[0]
+            )
+            total += probabilities
+            own = {
                 "run": np.full(n, run),
                 "predicted": probabilities.argmax(axis=1),
                 "mean_predicted": total.argmax(axis=1),
@@ -561,32 +411,38 @@ def _records(
                 "rank": _ranks(probabilities, clean.labels),
                 "psnr": psnr(clean.images, defended),
                 "ssim": ssim(clean.images, defended),
-                "seconds": np.full(n, (map_seconds + seconds) / n),
+                "seconds": np.full(n, (activation_map[1] + seconds) / n),
                 "seed": seeds,
             }
+            tables.append(same | own)
+        columns = {name: np.concatenate([table[name] for table in tables]) for name in COLUMNS}
+        return pd.DataFrame(columns).astype(COLUMNS)
+
+    def _run(
+        self,
+        attacked: Attacked,
+        defense: AnyDefense,
+        seeds: Sequence[int],
+        activation_map: Array | None,
+    ) -> tuple[Array, Array, float]:
+        """Defend and classify once; give the images, the probabilities and the seconds."""
+        if defense.text == "none":
+            return attacked.images, attacked.probabilities, attacked.seconds
+        start = perf_counter()
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        defended = defense.transform(
+            self.classifier, attacked.images, rng=generators, activation_map=activation_map
         )
-    columns = {name: np.concatenate([table[name] for table in tables]) for name in COLUMNS}
-    return pd.DataFrame(columns).astype(COLUMNS)
+        seconds = perf_counter() - start
+        probabilities, more = self._predicted(defended)
+        return defended, probabilities, seconds + more
 
-
-def _run(
-    classifier: Classifier,
-    attacked: _Attacked,
-    defense: NamedDefense,
-    seeds: Sequence[int],
-    activation_map: Array | None,
-) -> tuple[Array, Array, float]:
-    """Defend and classify once; give the defended images, the probabilities and the seconds."""
-    if defense.text == "none":
-        return attacked.images, attacked.probabilities, attacked.seconds
-    start = perf_counter()
-    generators = [np.random.default_rng(seed) for seed in seeds]
-    defended = defense.transform(
-        classifier, attacked.images, rng=generators, activation_map=activation_map
-    )
-    seconds = perf_counter() - start
-    probabilities, more = _predicted(classifier, defended)
-    return defended, probabilities, seconds + more
+    def _predicted(self, images: Array) -> tuple[Array, float]:
+        if len(images) == 0:
+            return np.empty((0, len(self.classifier.class_ids)), dtype=np.float32), 0.0
+        start = perf_counter()
+        probabilities = self.classifier.predict(images, batch_size=len(images))
+        return probabilities, perf_counter() - start
 
 
 def _ranks(probabilities: Array, labels: Labels) -> Labels:

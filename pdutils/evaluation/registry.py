@@ -1,7 +1,8 @@
 """Attacks and defences by name, as a command line, a store of results or a worker spells them.
 
 A text is a name and, after a colon, knobs: ``igsm:eps=4,iterations=10`` or
-``pd+rcam+wd:deflections=600,sigma=0.02``. What it stands for can be pickled.
+``pd+rcam+wd:deflections=600,sigma=0.02``. What it stands for can be pickled. A function of one's
+own stands beside them under a name of its choice, with a digest of its source.
 """
 
 import importlib
@@ -10,8 +11,9 @@ import re
 import textwrap
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from functools import cache, cached_property
+from itertools import combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +23,9 @@ from pdutils._utils import Rng, streams
 from pdutils.activation import number_of_ranks
 from pdutils.attacks.gradient import LabelsLike
 from pdutils.classifiers import Classifier, Labels
-from pdutils.defenses.pipeline import NAMES, Defense, knobs_of_name
+from pdutils.defenses.pipeline import NAMES, Defense, OwnDefense, knobs_of_name
 from pdutils.defenses.transformations import PEERS
 from pdutils.images import Array, as_batch, on_grid
-
-Key = TypeVar("Key", bound=Hashable)
 
 #: Where the attack of each name lives, as the function of that name. Some of the modules load
 #: whole frameworks, so each is imported when its attack is asked for.
@@ -43,15 +43,7 @@ _ATTACKS = {
 
 
 class Adversaries(NamedTuple):
-    """What an attack made.
-
-    Attributes
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        Whole values in [0, 255].
-    targets : ndarray of int64, shape (N,), or None
-        The classes that a targeted attack was to reach.
-    """
+    """Images of whole values in [0, 255], and the classes that a targeted attack was to reach."""
 
     images: Array
     targets: NDArray[np.int64] | None
@@ -59,7 +51,7 @@ class Adversaries(NamedTuple):
 
 @dataclass(frozen=True)
 class _Named:
-    """A name and its knobs; two are equal if their texts are."""
+    """A name and its knobs; two are equal if their canonical texts are."""
 
     name: str
     knobs: dict[str, Value] = field(default_factory=dict, compare=False)
@@ -71,24 +63,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class NamedAttack(_Named):
-    """An attack with its knobs.
-
-    Attributes
-    ----------
-    name : str
-        One of `attack_names`.
-    knobs : dict
-        Those that differ from, or repeat, the defaults of the function of that name.
-    text : str
-        The canonical text: the knobs sorted by name, whole numbers without a point. Equal texts
-        are equal attacks.
-
-    Raises
-    ------
-    ValueError
-        If the name or a knob is unknown, or `targeted` is neither true nor false. The other values
-        are checked by the function when it is called.
-    """
+    """An attack with its knobs, whose values are checked when it is made."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,11 +78,6 @@ class NamedAttack(_Named):
         """Whether the adversary is made against one defence."""
         return self.name == "bpda"
 
-    @property
-    def targeted(self) -> bool:
-        """Whether the attack goes for a class of its own choice instead of away from the label."""
-        return self.knobs.get("targeted") is True
-
     def make(
         self,
         classifier: Classifier,
@@ -115,58 +85,35 @@ class NamedAttack(_Named):
         labels: LabelsLike,
         rng: Rng,
         *,
-        defense: "NamedDefense | Defense | None" = None,
+        defense: Any = None,
         batch_size: int = 32,
     ) -> Adversaries:
-        """Attack images.
+        """Attack images, rounded to 8 bits first; an adaptive attack attacks the defence.
 
-        Parameters
-        ----------
-        classifier : Classifier
-            The network to fool.
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255]; they are rounded to 8 bits first. `none` gives them back.
-        labels : int, or N of them
-            The true classes, for a targeted attack too: the class to reach is drawn for each image
-            from its stream, every other class with the same chance.
-        rng : int, numpy.random.Generator, list of Generator, or None
-            Each image draws from a stream of its own, see `pdutils._utils`.
-        defense : NamedDefense, Defense or None
-            What an adaptive attack is made against; None is no defence. Other attacks do not look
-            at it.
-        batch_size : int
-            How many images the network sees at once.
-
-        Returns
-        -------
-        Adversaries
-            Where the attack fails, the last image that it tried, or the clean one.
-
-        Raises
-        ------
-        ValueError
-            As the function of that name, or if a targeted attack has no other class to reach.
+        A targeted attack, too, gets the true classes: the class to reach is drawn for each image
+        from its stream, every other class with the same chance. Where an attack fails it leaves
+        the last image that it tried, or the clean one.
         """
         batch, single = as_batch(images)
         goals = classifier.check_labels(labels, len(batch))
         generators = streams(rng, len(batch))
         targets = None
-        if self.targeted:
+        if self.knobs.get("targeted"):
             goals = targets = _other_classes(goals, len(classifier.class_ids), generators)
         options: dict[str, Any] = {"rng": generators, "batch_size": batch_size}
         adversaries = self._function(defense)(classifier, on_grid(batch), goals, **options)
         return Adversaries(adversaries[0] if single else adversaries, targets)
 
-    def _function(self, defense: "NamedDefense | Defense | None") -> Callable[..., Array]:
+    def _function(self, defense: Any) -> Callable[..., Array]:
         """Give the attack as a function that takes rng and batch_size, whether it needs them."""
         if self.name == "none":
             return lambda classifier, images, labels, **_: images
         function = _attack_function(self.name)
         knobs: dict[str, Any] = dict(self.knobs)
         if self.adaptive:
-            nothing = isinstance(defense, NamedDefense) and defense.name == "none"
+            nothing = defense is None or getattr(defense, "text", None) == "none"
             knobs["defense"] = None if nothing else defense
-            if knobs["defense"] is None:
+            if nothing:
                 # The gradient need not go back through anything, in whatever way.
                 knobs.pop("gradient", None)
         taken = inspect.signature(function).parameters
@@ -179,24 +126,35 @@ class NamedAttack(_Named):
 
 
 @dataclass(frozen=True)
-class NamedDefense(_Named):
-    """A defence with its knobs.
+class OwnAttack:
+    """A function of one's own as an attack: classifier, images, labels, rng -> images.
 
-    Attributes
-    ----------
-    name : str
-        One of `defense_names`.
-    knobs : dict
-        Those that differ from, or repeat, the defaults.
-    text : str
-        The canonical text, as that of `NamedAttack`.
-
-    Raises
-    ------
-    ValueError
-        If the name or a knob is unknown, or a value out of its range; `k` is checked by
-        `check_network`, against the classes of the network.
+    It is called with one image at a time, shape (1, H, W, 3), its label and its random stream, so
+    that what it draws depends on no other image. What comes back is rounded to 8 bits.
     """
+
+    name: str
+    function: Callable[..., Array] = field(compare=False)
+    text: str = field(init=False)
+    adaptive = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", OwnDefense(self.name, self.function).text)
+
+    def make(
+        self, classifier: Classifier, images: Array, labels: Labels, rng: Rng, **_: Any
+    ) -> Adversaries:
+        """Attack a batch of images."""
+        made = [
+            _checked(self.name, image, self.function(classifier, image[None], labels[i : i + 1], g))
+            for i, (image, g) in enumerate(zip(images, streams(rng, len(images)), strict=True))
+        ]
+        return Adversaries(on_grid(np.stack(made)), None)
+
+
+@dataclass(frozen=True)
+class NamedDefense(_Named):
+    """A defence with its knobs; `k` alone is checked later, against the classes of the network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,9 +175,8 @@ class NamedDefense(_Named):
     @property
     def random(self) -> bool:
         """Whether the defence draws random numbers."""
-        pipeline = self.defense
-        if pipeline is not None:
-            return pipeline.random
+        if self.defense is not None:
+            return self.defense.random
         return "rng" in inspect.signature(PEERS[self.name]).parameters
 
     @property
@@ -227,51 +184,9 @@ class NamedDefense(_Named):
         """What the map depends on besides the image: equal keys share a map. None without one."""
         return None if self.defense is None else self.defense.map_key
 
-    def check_network(self, classifier: Classifier) -> None:
-        """Check that a network has the map which this defence uses, before hours of work.
-
-        Parameters
-        ----------
-        classifier : Classifier
-            The network to defend.
-
-        Raises
-        ------
-        ValueError
-            If `k` exceeds the number of its classes, or it has no feature map; the message names
-            the defence.
-        """
-        pipeline = self.defense
-        if pipeline is None or pipeline.map_key is None:
-            return
-        try:
-            number_of_ranks(pipeline.k, len(classifier.class_ids))
-            classifier.network.feature_map()
-        except ValueError as error:
-            raise ValueError(f"{self.text} on {classifier.name}: {error}") from None
-
     def activation_map(self, classifier: Classifier, images: Array) -> Array | None:
-        """Make the map that this defence uses.
-
-        Parameters
-        ----------
-        classifier : Classifier
-            The network whose map it is.
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255], as they are to be defended.
-
-        Returns
-        -------
-        ndarray of float32, shape (H, W) or (N, H, W), or None without a map
-            With the bias, if there is one.
-
-        Raises
-        ------
-        ValueError
-            As `pdutils.activation.robust_cam`.
-        """
-        pipeline = self.defense
-        return None if pipeline is None else pipeline.activation_map(classifier, images)
+        """Make the map that this defence uses, with its bias, or None."""
+        return None if self.defense is None else self.defense.activation_map(classifier, images)
 
     def transform(
         self,
@@ -281,169 +196,107 @@ class NamedDefense(_Named):
         rng: Rng = None,
         activation_map: Array | None = None,
     ) -> Array:
-        """Defend images once.
-
-        Parameters
-        ----------
-        classifier : Classifier
-            The network that a map is made with; the peers do not look at it.
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255].
-        rng : int, numpy.random.Generator, list of Generator, or None
-            Each image draws from a stream of its own, see `pdutils._utils`.
-        activation_map : ndarray of float32, shape (H, W) or (N, H, W), optional
-            Use this map, as `activation_map` gives it, instead of making one.
-
-        Returns
-        -------
-        ndarray of float32, the shape of `images`
-            What is denoised may leave [0, 255] a little, see `pdutils.denoising.denoise`.
-
-        Raises
-        ------
-        ValueError
-            As the functions that it calls.
-        """
-        pipeline = self.defense
-        if pipeline is not None:
-            return pipeline.transform(classifier, images, rng=rng, activation_map=activation_map)
-        return self._peer(images, rng)
+        """Defend images once; the peers do not look at the classifier or the map."""
+        if self.defense is None:
+            return self._peer(images, rng)
+        return self.defense.transform(classifier, images, rng=rng, activation_map=activation_map)
 
     def _peer(self, images: Array, rng: Rng) -> Array:
         options: dict[str, Any] = {"rng": rng} if self.random else {}
         return PEERS[self.name](images, **self.knobs, **options)
 
 
-def attack_names() -> list[str]:
-    """List the names of the attacks.
+Attack = NamedAttack | OwnAttack
+AnyDefense = NamedDefense | OwnDefense
 
-    Returns
-    -------
-    list of str
-        "none" first.
-    """
+
+def check_network(defense: AnyDefense, classifier: Classifier) -> None:
+    """Check that a network has the map which a defence uses, before hours of work."""
+    pipeline = getattr(defense, "defense", None)
+    if pipeline is None or pipeline.map_key is None:
+        return
+    try:
+        number_of_ranks(pipeline.k, len(classifier.class_ids))
+        classifier.network.feature_map()
+    except ValueError as error:
+        raise ValueError(f"{defense.text} on {classifier.name}: {error}") from None
+
+
+def attack_names() -> list[str]:
+    """List the names of the attacks, "none" first."""
     return ["none", *_ATTACKS]
 
 
 def defense_names() -> list[str]:
-    """List the names of the defences.
-
-    Returns
-    -------
-    list of str
-        "none" first, then pixel deflection, then the peers.
-    """
+    """List the names of the defences: "none", pixel deflection, then the peers."""
     return [*NAMES, *PEERS]
 
 
 def parse_attack(text: str) -> NamedAttack:
-    """Read an attack.
-
-    Parameters
-    ----------
-    text : str
-        A name, or a name and knobs: ``igsm``, ``igsm:eps=4,stop_at=success``. A value is a number,
-        true, false, none, or a word.
-
-    Returns
-    -------
-    NamedAttack
-
-    Raises
-    ------
-    ValueError
-        If the text is not of that form, or names an attack or a knob that there is not.
-    """
+    """Read an attack such as ``igsm:eps=4,stop_at=success``."""
     return NamedAttack(*read("attack", text))
 
 
 def parse_defense(text: str) -> NamedDefense:
-    """Read a defence.
-
-    Parameters
-    ----------
-    text : str
-        A name, or a name and knobs: ``pd+wd``, ``pd+rcam+wd:deflections=600,sigma=0.02``. A value
-        is a number, true, false, none, or a word.
-
-    Returns
-    -------
-    NamedDefense
-
-    Raises
-    ------
-    ValueError
-        If the text is not of that form, names a defence or a knob that there is not, or gives a
-        knob a value out of its range.
-    """
+    """Read a defence such as ``pd+rcam+wd:deflections=600,sigma=0.02``."""
     return NamedDefense(*read("defense", text))
 
 
-def attack_texts(attacks: Mapping[Key, str]) -> dict[Key, str]:
-    """Spell attacks as the records of an evaluation do.
+def unlike_settings(texts: Mapping[Hashable, str]) -> list[str]:
+    """Say in a sentence which settings differ, if two attacks or defences differ in several things.
 
-    Parameters
-    ----------
-    attacks : mapping of key to str
-        Attacks as `parse_attack` reads them, by whatever one calls them.
-
-    Returns
-    -------
-    dict of key to str
-        Their canonical texts.
-
-    Raises
-    ------
-    ValueError
-        As `parse_attack`.
+    `pd+wd` has 200 deflections and `pd+rcam+wd` 1500: their difference is not the map's alone.
     """
-    return {key: parse_attack(text).text for key, text in attacks.items()}
+    known = {name: _settings(text) for name, text in texts.items()}
+    unlike: set[str] = set()
+    for (kind, first), (other, second) in combinations(known.values(), 2):
+        knobs = {knob for knob in {*first} & {*second} if first[knob] != second[knob]}
+        if len(knobs) + (kind != other) > 1:
+            unlike |= knobs
+    if not unlike:
+        return []
+    said = []
+    for knob in sorted(unlike):
+        by_value: dict[str, list[str]] = {}
+        for name, (_, settings) in known.items():
+            if knob in settings:
+                by_value.setdefault(spell_value(settings[knob]), []).append(str(name))
+        values = (f"{value} in {', '.join(names)}" for value, names in by_value.items())
+        said.append(f"{knob} is {' and '.join(values)}")
+    return [f"More than one thing differs: {'; '.join(said)}."]
 
 
-def defense_texts(defenses: Mapping[Key, str]) -> dict[Key, str]:
-    """Spell defences as the records of an evaluation do.
-
-    Parameters
-    ----------
-    defenses : mapping of key to str
-        Defences as `parse_defense` reads them, by whatever one calls them.
-
-    Returns
-    -------
-    dict of key to str
-        Their canonical texts.
-
-    Raises
-    ------
-    ValueError
-        As `parse_defense`.
-    """
-    return {key: parse_defense(text).text for key, text in defenses.items()}
+@cache
+def _settings(text: str) -> tuple[str, dict[str, Value]]:
+    """Give a name and all its knobs, also those that a text leaves out; none of one's own."""
+    if text.startswith("own:"):
+        return text, {}
+    name, knobs = read("attack or defence", text)
+    known = _attack_knobs if name in _ATTACKS else _defense_knobs
+    return name, known(name) | knobs
 
 
 def attacks_help() -> str:
-    """Describe the attacks for the help of a command line.
-
-    Returns
-    -------
-    str
-        For each, its name, what it does, and its knobs with their defaults.
-    """
+    """Describe the attacks for the help of a command line, with knobs and defaults."""
     lines = {name: _summary(_attack_function(name)) for name in _ATTACKS}
     return _described({"none": "The clean image itself."} | lines, _attack_knobs)
 
 
 def defenses_help() -> str:
-    """Describe the defences for the help of a command line.
-
-    Returns
-    -------
-    str
-        For each, its name, what it does, and its knobs with their defaults.
-    """
+    """Describe the defences for the help of a command line, with knobs and defaults."""
     lines = {name: _in_words(pipeline) for name, pipeline in NAMES.items()}
     lines |= {name: _summary(function) for name, function in PEERS.items()}
     return _described(lines, _defense_knobs)
+
+
+def _checked(name: str, image: Array, made: Any) -> Array:
+    """Check what a function of one's own gives for one image, which need not be on the grid."""
+    found = np.asarray(made, dtype=np.float32)
+    if found.shape != (1, *image.shape) or not np.isfinite(found).all():
+        what = f"shape {found.shape}" if np.isfinite(found).all() else "NaN or infinity"
+        raise ValueError(f"{name}: expected images of shape {(1, *image.shape)} back, got {what}")
+    clipped: Array = np.clip(found[0], 0, 255)
+    return clipped
 
 
 def _attack_function(name: str) -> Callable[..., Array]:

@@ -1,33 +1,59 @@
 """What an evaluation found: its tables, and the sentences that must go with them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
-
-from pdutils.evaluation.registry import parse_defense
-from pdutils.evaluation.scores import DECISIONS, PROTOCOLS, Cells, Rates, Strengths
+from pdutils import tables
+from pdutils._utils import extra
+from pdutils.evaluation.registry import parse_defense, unlike_settings
+from pdutils.evaluation.scores import (
+    AGGREGATES,
+    PROTOCOLS,
+    Cells,
+    ComparisonError,
+    Rates,
+    Strengths,
+    compare,
+)
 from pdutils.images import whole_file
 from pdutils.stats import Mean, PairedDifference, Rate
+
+with extra("evaluation"):
+    import pandas as pd
 
 #: Which sentences name a cost on clean images: those with a p-value below this.
 SIGNIFICANT = 0.05
 
+TITLES = {
+    "accuracy": "Share classified right [95% interval, Wilson]",
+    "destruction": "Destruction rate: share of the successful adversaries, on images right when "
+    "clean, that are classified right [95% interval, Wilson]",
+    "targeted": "Share classified as the class that the attack aims at [95% interval, Wilson]",
+    "strength": "Strength of the attacks: success without a defence on images right when clean; "
+    "mean size of the perturbation [95% interval]",
+    "differences": "Difference of the shares classified right, on the same images "
+    "[95% interval, Newcombe], exact p-value of McNemar",
+    "names": "Names in full",
+}
+
+Differences = dict[Hashable, dict[Hashable, PairedDifference | None]]
+
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of an evaluation and what must be said with them.
+    """The tables of an evaluation and what must be said with them; printed, a page of Markdown.
 
     Attributes
     ----------
     tables : dict of str to pandas.DataFrame
-        As `report_tables` gives them.
+        As `TITLES` names them; what was not measured is left out.
     numbers : pandas.DataFrame
         All rates as numbers, a row each: measure ("accuracy", "destruction" or "targeted"),
-        protocol, decision, attack, defense, n, successes, rate, low, high.
+        protocol, aggregate, attack, defense, n, successes, rate, low, high.
     sentences : list of str
-        The protocol and the decision, then whatever a reader of the tables must know.
+        The protocol and the aggregate, then whatever a reader of the tables must know.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -37,134 +63,66 @@ class Report:
     @classmethod
     def of(
         cls,
-        records: pd.DataFrame,
-        protocol: str = "paper",
-        decision: str = "one",
-        baseline: str | None = None,
-        *,
-        skipped: Iterable[tuple[object, str]] | None = None,
-    ) -> "Report":
-        """Report on the records of an evaluation.
-
-        Parameters
-        ----------
-        records : pandas.DataFrame
-            The records.
-        protocol : {"paper", "plain"}
-            Only images right when clean, or all.
-        decision : {"one", "majority", "mean", "worst"}
-            As in `outcomes`.
-        baseline : str, optional
-            The defence that the others are compared with, by default "none".
-        skipped : iterable of (name, reason), optional
-            Images that could not be read; by default `records.attrs["skipped"]`, if it is there.
-
-        Returns
-        -------
-        Report
-
-        Raises
-        ------
-        ValueError
-            As `outcomes`; if there is no such protocol, or `baseline` is given and is no defence
-            of the records.
-        """
-        if skipped is None:
-            skipped = records.attrs.get("skipped", ())
-        found = Cells.of(records, decision)
-        return cls.of_cells(found, protocol, decision, baseline, skipped=skipped)
-
-    @classmethod
-    def of_cells(
-        cls,
         found: Cells,
         protocol: str,
-        decision: str,
-        baseline: str | None = None,
-        *,
-        skipped: Iterable[tuple[object, str]] = (),
+        aggregate: str,
+        baseline: Hashable | None = None,
+        skipped: Sequence[tuple[object, str]] = (),
     ) -> "Report":
-        """Report on outcomes, where the records themselves are too many to be held at once.
-
-        Parameters
-        ----------
-        found : Cells
-            The outcomes.
-        protocol, baseline, skipped
-            As in `of`.
-        decision : str
-            By which they were decided.
-
-        Returns
-        -------
-        Report
-
-        Raises
-        ------
-        ValueError
-            If there is no such protocol, or `baseline` is given and is no defence of theirs.
-        """
-        baseline = _checked_baseline(found, baseline)
+        """Report on outcomes; the defences are held against the baseline, by default "none"."""
+        base = _checked_baseline(found, baseline)
         measures = {"accuracy": found.accuracy(protocol), "destruction": found.destruction()}
         measures["targeted"] = found.targeted_success(protocol)
         strengths = found.strengths(protocol)
-        differences = _differences(found, baseline, protocol)
+        differences = _differences(found, base, protocol)
         comparisons = sum(cell is not None for row in differences.values() for cell in row.values())
         sentences = [
-            *_basis(found, protocol, decision),
-            *_skipped(list(skipped)),
+            *_basis(found, protocol, aggregate),
+            *_skipped(skipped),
             *_uneven(found),
             *_weak_attacks(strengths),
             *_adaptive_attacks(strengths),
-            *_run_numbers(found),
-            *_costs(found, baseline),
+            *_single_runs(found),
+            *_costs(found, base),
             *_uncorrected(comparisons),
+            *unlike_settings(found.defenses),
         ]
         return cls(
-            _tables(found, baseline, measures, strengths, differences),
-            _numbers(measures, protocol, decision),
+            _tables(found, base, measures, strengths, differences),
+            _numbers(found, measures, protocol, aggregate),
             sentences,
         )
 
     def __str__(self) -> str:
-        return page(self.tables, self.sentences)
+        parts = ["\n".join(f"- {sentence}" for sentence in self.sentences)]
+        for name, table in self.tables.items():
+            if table.size:
+                parts += [f"### {TITLES[name]}", _markdown(table)]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def write(self, folder: Path, stem: str) -> list[Path]:
-        """Write everything into a folder.
+        """Write everything into a folder, which is made, each file whole or not at all.
 
-        Parameters
-        ----------
-        folder, stem
-            As in `write_tables`.
-
-        Returns
-        -------
-        list of Path
-            The files.
-
-        Raises
-        ------
-        ValueError
-            As `write_tables`.
+        The files are, for each table, stem_name.csv and stem_name.tex, then stem_numbers.csv and
+        stem.md.
         """
-        return write_tables(
-            self.tables, folder, stem, numbers=self.numbers, sentences=self.sentences
-        )
+        texts = {}
+        for name, table in self.tables.items():
+            texts[f"{stem}_{name}.csv"] = table.to_csv(lineterminator="\n")
+            texts[f"{stem}_{name}.tex"] = _latex(table, TITLES[name])
+        texts[f"{stem}_numbers.csv"] = self.numbers.to_csv(index=False, lineterminator="\n")
+        texts[f"{stem}.md"] = str(self)
+        for name, text in texts.items():
+            with whole_file(folder / name) as temporary:
+                temporary.write_text(text, encoding="utf-8", newline="\n")
+        return [folder / name for name in texts]
 
 
 def short_names(texts: Sequence[str]) -> dict[str, str]:
-    """Shorten the texts of attacks or defences to what tells them apart.
+    """Shorten texts of attacks or defences to what tells them apart.
 
-    Parameters
-    ----------
-    texts : sequence of str
-        Such as "igsm:eps=4,iterations=10".
-
-    Returns
-    -------
-    dict of str to str
-        For each text its name with those knobs alone that others of that name do not share:
-        "igsm", or "igsm eps=4" beside an "igsm:eps=2,iterations=10".
+    Each keeps its name and those knobs alone that others of that name do not share: "igsm", or
+    "igsm eps=4" beside an "igsm:eps=2,iterations=10".
     """
     parts = {text: (text.partition(":")[0], text.partition(":")[2].split(",")) for text in texts}
     short = {}
@@ -175,21 +133,28 @@ def short_names(texts: Sequence[str]) -> dict[str, str]:
     return short if len(set(short.values())) == len(short) else {text: text for text in texts}
 
 
-def _checked_baseline(found: Cells, baseline: str | None) -> str:
-    if baseline is not None and baseline not in found.defenses:
+def _shown(names: Mapping[Hashable, str]) -> dict[Hashable, str]:
+    """Give what stands in tables for each name: itself, or what is short of a text."""
+    if all(name == text for name, text in names.items()):
+        short = short_names(list(names.values()))
+        return {name: short[text] for name, text in names.items()}
+    return {name: str(name) for name in names}
+
+
+def _checked_baseline(found: Cells, baseline: Hashable | None) -> Hashable:
+    if baseline is None:
+        return next(name for name, text in found.defenses.items() if text == "none")
+    if baseline not in found.defenses:
         raise ValueError(
-            f"baseline: expected one of the defences {', '.join(found.defenses)}, got {baseline!r}"
+            f"baseline: expected one of the defences {_joined(found.defenses)}, got {baseline!r}"
         )
-    return baseline or "none"
+    return baseline
 
 
-Differences = dict[str, dict[str, PairedDifference | None]]
-
-
-def _differences(found: Cells, baseline: str, protocol: str) -> Differences:
+def _differences(found: Cells, baseline: Hashable, protocol: str) -> Differences:
     return {
         defense: {
-            attack: found.difference(attack, defense, baseline, protocol)
+            attack: _difference(found, attack, defense, baseline, protocol)
             for attack in found.attacks
         }
         for defense in found.defenses
@@ -197,59 +162,65 @@ def _differences(found: Cells, baseline: str, protocol: str) -> Differences:
     }
 
 
+def _difference(
+    found: Cells, attack: Hashable, first: Hashable, second: Hashable, protocol: str
+) -> PairedDifference | None:
+    try:
+        return compare(found, (first, attack), found, (second, attack), protocol)
+    except ComparisonError:
+        return None
+
+
 def _tables(
     found: Cells,
-    baseline: str,
+    baseline: Hashable,
     measures: Mapping[str, Rates],
     strengths: Strengths,
     differences: Differences,
 ) -> dict[str, pd.DataFrame]:
-    attacks = short_names(found.attacks)
+    attacks, defenses = _shown(found.attacks), _shown(found.defenses)
     if "clean" not in attacks.values():
-        attacks = {text: "clean" if text == "none" else short for text, short in attacks.items()}
-    defenses = short_names(found.defenses)
-    tables = {
+        attacks = {name: "clean" if name == "none" else short for name, short in attacks.items()}
+    made = {
         measure: _grid(rates, attacks, defenses, "defense")
         for measure, rates in measures.items()
-        if measure != "targeted" or any(rates[found.defenses[0]])
+        if measure != "targeted" or any(next(iter(rates.values())))
     }
-    tables["strength"] = _strength_table(strengths, attacks, defenses)
-    minus = f"defense, minus {defenses.get(baseline, baseline)}"
-    tables["differences"] = _grid(differences, attacks, defenses, minus)
-    tables["names"] = _names_table({"attack": attacks, "defense": defenses})
-    return tables
+    made["strength"] = _strength_table(strengths, attacks, defenses)
+    minus = f"defense, minus {defenses[baseline]}"
+    made["differences"] = _grid(differences, attacks, defenses, minus)
+    rows = [
+        {"name": shorts[name], "kind": kind, "in full": text}
+        for kind, names, shorts in (
+            ("attack", found.attacks, attacks),
+            ("defense", found.defenses, defenses),
+        )
+        for name, text in names.items()
+    ]
+    made["names"] = pd.DataFrame(rows, dtype=object).set_index("name")
+    return made
 
 
 def _grid(
-    values: Mapping[str, Mapping[str, Rate | None]]
-    | Mapping[str, Mapping[str, PairedDifference | None]],
-    columns: Mapping[str, str],
-    rows: Mapping[str, str],
+    values: Mapping[Hashable, Mapping[Hashable, Any]],
+    columns: Mapping[Hashable, str],
+    rows: Mapping[Hashable, str],
     corner: str,
 ) -> pd.DataFrame:
-    """Set values in a table; n stands in the head of a column, or in its cells where it differs."""
-    index = pd.Index([rows[row] for row in values], name=corner, dtype=object)
-    table = {}
-    for column in next(iter(values.values()), {}):
-        cells = [row[column] for row in values.values()]
-        counts = {cell.n for cell in cells if cell is not None}
-        same = len(counts) == 1
-        head = columns[column] + (f" (n = {min(counts)})" if same else "")
-        table[head] = [
-            "-" if cell is None else str(cell) if same else f"{cell}, n = {cell.n}"
-            for cell in cells
-        ]
-    return pd.DataFrame(table, index=index, dtype=object)
+    named = {
+        rows[row]: {columns[column]: value for column, value in cells.items()}
+        for row, cells in values.items()
+    }
+    return tables.rate_table(named).rename_axis(corner) if named else pd.DataFrame()
 
 
 def _strength_table(
-    measured: Strengths,
-    attacks: Mapping[str, str],
-    defenses: Mapping[str, str],
+    measured: Strengths, attacks: Mapping[Hashable, str], defenses: Mapping[Hashable, str]
 ) -> pd.DataFrame:
-    rows = [
-        {
-            "attack": attacks[attack] + (f" against {defenses[defense]}" if defense else ""),
+    rows = {}
+    for (attack, defense), found in measured.items():
+        against = f" against {defenses[defense]}" if defense is not None else ""
+        rows[attacks[attack] + against] = {
             "n": str(found.n),
             "success": "-" if found.success is None else _with_n(found.success, found.n),
             "relative L2": _mean(found.l2, 4, found.n),
@@ -257,11 +228,7 @@ def _strength_table(
             "relative L2, successes": _mean(found.l2_of_successes, 4, found.n),
             "L-infinity of 255, successes": _mean(found.linf_of_successes, 1, found.n),
         }
-        for (attack, defense), found in measured.items()
-    ]
-    columns = ["attack", "n", "success", "relative L2", "L-infinity of 255",
-               "relative L2, successes", "L-infinity of 255, successes"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns, dtype=object).set_index("attack")
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=object).rename_axis("attack")
 
 
 def _mean(mean: Mean | None, digits: int, n: int) -> str:
@@ -277,22 +244,16 @@ def _with_n(rate: Rate, n: int) -> str:
     return f"{rate}, n = {rate.n}" if rate.n != n else str(rate)
 
 
-def _names_table(names: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
-    rows = [
-        {"name": short, "kind": kind, "in full": text}
-        for kind, shorts in names.items()
-        for text, short in shorts.items()
-    ]
-    return pd.DataFrame(rows, dtype=object).set_index("name")
-
-
-def _numbers(measures: Mapping[str, Rates], protocol: str, decision: str) -> pd.DataFrame:
-    columns = ["measure", "protocol", "decision", "attack", "defense", "n", "successes", "rate",
+def _numbers(
+    found: Cells, measures: Mapping[str, Rates], protocol: str, aggregate: str
+) -> pd.DataFrame:
+    columns = ["measure", "protocol", "aggregate", "attack", "defense", "n", "successes", "rate",
                "low", "high"]  # fmt: skip
     rows = [
         # A destruction rate is one of images right when clean, whatever the protocol.
-        (measure, "paper" if measure == "destruction" else protocol, decision, attack, defense,
-         rate.n, rate.successes, rate.value, *rate.interval)
+        (measure, "paper" if measure == "destruction" else protocol, aggregate,
+         found.attacks[attack], found.defenses[defense], rate.n, rate.successes, rate.value,
+         *rate.interval)
         for measure, rates in measures.items()
         for defense, row in rates.items()
         for attack, rate in row.items()
@@ -301,16 +262,12 @@ def _numbers(measures: Mapping[str, Rates], protocol: str, decision: str) -> pd.
     return pd.DataFrame(rows, columns=columns)
 
 
-def _basis(found: Cells, protocol: str, decision: str) -> list[str]:
-    right = {
-        image
-        for cell in found.cells.values()
-        for image in cell["image"].cat.codes[cell["right_clean"].to_numpy()].unique()
-    }
+def _basis(found: Cells, protocol: str, aggregate: str) -> list[str]:
+    right = {image for cell in found.cells.values() for image in cell["image"][cell["right_clean"]]}
     said = [
         f"Protocol {protocol}: {PROTOCOLS[protocol]}. The undefended network gets {len(right)} of "
         f"{_counted_noun(found.images, 'image')} right when clean.",
-        f"Decision {decision}: {DECISIONS[decision]}.",
+        f"Aggregate {aggregate}: {AGGREGATES[aggregate]}.",
     ]
     if not right:
         said.append(
@@ -323,23 +280,19 @@ def _basis(found: Cells, protocol: str, decision: str) -> list[str]:
 def _skipped(skipped: Sequence[tuple[object, str]]) -> list[str]:
     if not skipped:
         return []
-    listed = _listed([f"{name} ({reason})" for name, reason in skipped])
+    listed = _joined(f"{name} ({reason})" for name, reason in skipped)
     return [f"{_counted_noun(len(skipped), 'image')} skipped: {listed}."]
 
 
 def _uneven(found: Cells) -> list[str]:
-    cells = {
-        (a, d): len(found.cells.get((a, d), ())) for d in found.defenses for a in found.attacks
-    }
-    short = [
-        f"{attack} with {defense} ({n})" for (attack, defense), n in cells.items()
-        if n < found.images
-    ]  # fmt: skip
+    cells = {(a, d): found.cell(d, a) for d in found.defenses for a in found.attacks}
+    counts = {pair: 0 if cell is None else len(cell) for pair, cell in cells.items()}
+    short = [f"{a} with {d} ({n})" for (a, d), n in counts.items() if n < found.images]
     if not short:
         return []
     return [
         f"Not all {found.images} images were evaluated with every attack and defence: "
-        f"{_listed(short)}. A dash stands where a comparison lacks the same images."
+        f"{_joined(short)}. A dash stands where a comparison lacks the same images."
     ]
 
 
@@ -348,7 +301,7 @@ def _weak_attacks(strengths: Strengths) -> list[str]:
     for (attack, defense), measured in strengths.items():
         success = measured.success
         if success is not None and success.successes == 0:
-            against = f" against {defense}" if defense else ""
+            against = f" against {defense}" if defense is not None else ""
             said.append(
                 f"Attack {attack}{against} never succeeded without a defence, on "
                 f"{_counted_noun(success.n, 'image')} right when clean: it has no destruction rate."
@@ -365,41 +318,36 @@ def _adaptive_attacks(strengths: Strengths) -> list[str]:
     ]
 
 
-def _run_numbers(found: Cells) -> list[str]:
-    said, single = [], []
-    for defense in found.defenses:
-        runs = [cell["runs"] for (_, other), cell in found.cells.items() if other == defense]
-        least, most = min(r.min() for r in runs), max(r.max() for r in runs)
-        if most == 1 and _draws(defense):
-            single.append(defense)
-        elif least < most:
-            said.append(f"Defence {defense} has {least} to {most} runs an image.")
-    if single:
-        said.append(
-            f"A single run each of {_listed(single)}: how much the result depends on the random "
-            "numbers drawn is not seen."
-        )
-    return said
+def _single_runs(found: Cells) -> list[str]:
+    most = {name: 0 for name in found.defenses}
+    for (_, text), cell in found.cells.items():
+        for name in (name for name, other in found.defenses.items() if other == text):
+            most[name] = max(most[name], int(cell["runs"].max()))
+    single = [n for n, runs in most.items() if runs == 1 and _draws(found.defenses[n])]
+    if not single:
+        return []
+    return [
+        f"A single run each of {_joined(single)}: how much the result depends on the random "
+        "numbers drawn is not seen."
+    ]
 
 
-def _draws(defense: str) -> bool:
-    """Tell whether a defence may draw random numbers; one of another name may."""
-    try:
-        return parse_defense(defense).random
-    except ValueError:
-        return True
+def _draws(text: str) -> bool:
+    """Tell whether a defence may draw random numbers; a reader's own may."""
+    return text.startswith("own:") or parse_defense(text).random
 
 
-def _costs(found: Cells, baseline: str) -> list[str]:
+def _costs(found: Cells, baseline: Hashable) -> list[str]:
     """Name defences that cost clean accuracy.
 
     All images count, since of those that the undefended network gets right none can be gained.
     """
+    clean = next(name for name, text in found.attacks.items() if text == "none")
     said = []
     for defense in found.defenses:
         cost = None
         if defense != baseline:
-            cost = found.difference("none", defense, baseline, "plain")
+            cost = _difference(found, clean, defense, baseline, "plain")
         if cost is not None and cost.value < 0 and cost.p_value < SIGNIFICANT:
             said.append(
                 f"Defence {defense} costs clean accuracy: {cost} against {baseline}, over all "
@@ -418,85 +366,14 @@ def _counted_noun(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _listed(items: Sequence[str], most: int = 5) -> str:
-    rest = len(items) - most
-    return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _joined(items: Iterable[Hashable], most: int = 5) -> str:
+    listed = [str(item) for item in items]
+    rest = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-TITLES = {
-    "accuracy": "Share classified right [95% interval, Wilson]",
-    "destruction": "Destruction rate: share of the successful adversaries, on images right when "
-    "clean, that are classified right [95% interval, Wilson]",
-    "targeted": "Share classified as the class that the attack aims at [95% interval, Wilson]",
-    "strength": "Strength of the attacks: success without a defence on images right when clean; "
-    "mean size of the perturbation [95% interval]",
-    "differences": "Difference of the shares classified right, on the same images "
-    "[95% interval, Newcombe], exact p-value of McNemar",
-    "names": "Names in full",
-}
-
-
-def write_tables(
-    tables: Mapping[str, pd.DataFrame],
-    folder: Path,
-    stem: str,
-    *,
-    numbers: pd.DataFrame | None = None,
-    sentences: Sequence[str] = (),
-) -> list[Path]:
-    """Write tables as CSV, LaTeX and Markdown, each file whole or not at all.
-
-    Parameters
-    ----------
-    tables : mapping of str to pandas.DataFrame
-        Such as `report_tables` gives.
-    folder : Path
-        Where the files go; it is made.
-    stem : str
-        How their names begin.
-    numbers : pandas.DataFrame, optional
-        The rates as numbers, such as `Report.numbers`.
-    sentences : sequence of str
-        They stand above the tables of the Markdown file.
-
-    Returns
-    -------
-    list of Path
-        For each table stem_name.csv and stem_name.tex, then stem_numbers.csv and stem.md.
-
-    Raises
-    ------
-    ValueError
-        If `stem` is no plain file name.
-    """
-    if not stem or Path(stem).name != stem:
-        raise ValueError(f"stem: expected a file name without a folder, got {stem!r}")
-    texts = {}
-    for name, table in tables.items():
-        texts[f"{stem}_{name}.csv"] = table.to_csv(lineterminator="\n")
-        texts[f"{stem}_{name}.tex"] = latex(table, TITLES.get(name, name))
-    if numbers is not None:
-        texts[f"{stem}_numbers.csv"] = numbers.to_csv(index=False, lineterminator="\n")
-    texts[f"{stem}.md"] = page(tables, sentences)
-    for name, text in texts.items():
-        with whole_file(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
-    return [Path(folder) / name for name in texts]
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """Write a table in Markdown, its columns aligned for a terminal.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        The index is the first column.
-
-    Returns
-    -------
-    str
-        Lines without a last line break.
-    """
+def _markdown(table: pd.DataFrame) -> str:
+    """Write a table in Markdown, its columns aligned for a terminal."""
     rows = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in _rows(table)]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
@@ -506,27 +383,14 @@ def markdown(table: pd.DataFrame) -> str:
     )
 
 
-def latex(table: pd.DataFrame, caption: str = "") -> str:
-    """Write a table in LaTeX, with the rules of the package booktabs.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        The index is the first column.
-    caption : str
-        Plain text that stands above the table.
-
-    Returns
-    -------
-    str
-        A `table` environment.
-    """
+def _latex(table: pd.DataFrame, caption: str) -> str:
+    """Write a table in LaTeX, with the rules of the package booktabs."""
     head, *body = [" & ".join(map(_escaped, row)) + r" \\" for row in _rows(table)]
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
             r"\begin{table}",
-            *([rf"\caption{{{_escaped(caption)}}}"] if caption else []),
+            rf"\caption{{{_escaped(caption)}}}",
             rf"\begin{{tabular}}{{{'l' * (1 + len(table.columns))}}}",
             r"\toprule",
             head,
@@ -559,25 +423,3 @@ _ESCAPES = str.maketrans(
 
 def _escaped(text: str) -> str:
     return " ".join(text.split()).translate(_ESCAPES)
-
-
-def page(tables: Mapping[str, pd.DataFrame], sentences: Sequence[str]) -> str:
-    """Write sentences and tables as one Markdown page.
-
-    Parameters
-    ----------
-    tables : mapping of str to DataFrame
-        By name, as in `TITLES`.
-    sentences : sequence of str
-        What stands above the tables.
-
-    Returns
-    -------
-    str
-    """
-    blocks = [f"- {sentence}" for sentence in sentences]
-    parts = ["\n".join(blocks)] if blocks else []
-    for name, table in tables.items():
-        if table.size:
-            parts += [f"### {TITLES.get(name, name)}", markdown(table)]
-    return "\n\n".join(parts) + "\n"

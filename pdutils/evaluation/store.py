@@ -219,26 +219,16 @@ class StoredRecords:
             "SELECT name, reason FROM skipped JOIN images ON images.id = image ORDER BY image"
         )
 
-    def blocks(self, images: int = 2000) -> Iterator[pd.DataFrame]:
-        """Give the records of all finished units, so many images at a time.
-
-        Parameters
-        ----------
-        images : int
-            How many images' records are in memory at once, at least 1.
-
-        Yields
-        ------
-        pandas.DataFrame
-            As `records`, of consecutive images; those without a record are passed over.
-
-        Raises
-        ------
-        StoreError
-            If the file is damaged.
-        """
+    def blocks(
+        self,
+        attacks: Sequence[str] | None = None,
+        defenses: Sequence[str] | None = None,
+        *,
+        images: int = 2000,
+    ) -> Iterator[pd.DataFrame]:
+        """Give the records so many images at a time; images without any are passed over."""
         for first in range(0, self.images, images):
-            found = self.records(places=range(first, first + images))
+            found = self.records(attacks, defenses, places=range(first, first + images))
             if not found.empty:
                 yield found
 

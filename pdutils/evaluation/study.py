@@ -1,0 +1,429 @@
+"""One call evaluates many images; what it gives answers by the names that one chose.
+
+`study = run(network, examples, attacks={"IGSM": "igsm:eps=4"}, defenses={"PD + WD": "pd+wd"})`,
+then `study.accuracy()`, or `study.compare(("PD + WD", "IGSM"), ("no defence", "IGSM"))`.
+"""
+
+import pickle
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+from pdutils import published
+from pdutils._utils import extra
+from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
+from pdutils.defenses.pipeline import OwnDefense
+from pdutils.demo.examples import Collection, load_collection
+from pdutils.evaluation.cost import Estimate, estimated
+from pdutils.evaluation.datasets import CollectionSource, Source, folder_source
+from pdutils.evaluation.evaluate import Job, evaluated
+from pdutils.evaluation.registry import (
+    OwnAttack,
+    parse_attack,
+    parse_defense,
+    unlike_settings,
+)
+from pdutils.evaluation.report import Report
+from pdutils.evaluation.scores import Cells, Rates, Strength, compare
+from pdutils.evaluation.store import StoredRecords
+from pdutils.stats import PairedDifference
+
+with extra("evaluation"):
+    import pandas as pd
+
+__all__ = ["Study", "load_classifier", "load_collection", "published", "run"]
+
+#: Attacks or defences by the names that one chooses, or by their texts alone.
+Given = Mapping[Any, str | Callable[..., Any]] | Iterable[str]
+
+#: Some of the names, or other names for some of them.
+Chosen = Mapping[Any, Hashable] | Iterable[Hashable] | None
+
+
+def run(
+    network: Classifier | ClassifierSource,
+    examples: "Collection | Source | str | PathLike[str]",
+    attacks: Given = (),
+    defenses: Given = (),
+    *,
+    runs: int = 10,
+    seed: int = 0,
+    batch_size: int = 32,
+    store: str | PathLike[str] | None = None,
+    scheduler: str | None = None,
+    progress: bool | None = None,
+) -> "Study":
+    """Meet every image with every attack, and every defence with what comes out.
+
+    The work goes on from what `store` holds: a unit of it is one attack and one defence on
+    `batch_size` consecutive images, and a unit that was finished stays, whatever ends the run.
+    Images that cannot be read are left out.
+
+    Parameters
+    ----------
+    network : Classifier or ClassifierSource
+        With a `scheduler` it must be a ClassifierSource, which each worker loads.
+    examples : Collection, Source, str or path
+        Labelled images: what `load_collection` gives, a source of `evaluation.datasets`, or a
+        folder of labelled pictures.
+    attacks, defenses : mapping of name to str or function
+        Texts such as ``igsm:eps=4`` and ``pd+rcam+wd:deflections=600``, see
+        `python -m pdutils evaluate --help`. A function of your own is a defence of the form
+        ``images, rng -> images``, or an attack ``classifier, images, labels, rng -> images``. It
+        gets one image at a time, shape (1, H, W, 3), RGB in [0, 255], and a
+        `numpy.random.Generator`. A store keeps it by its name and a digest of its source. The
+        attacker who knows, ``bpda``, takes the gradient straight through it. The text "none" is
+        always evaluated, as "clean" and "no defence" where it has no other name.
+    runs : int
+        How many times a defence that draws random numbers is run, at least 1; others once.
+    seed : int
+        Of all random streams, at least 0.
+    batch_size : int
+        How many images are in memory and go through the network at once, at least 1.
+    store : str or path, optional
+        The file of records. By default they are kept in memory.
+    scheduler : str, optional
+        ``local:N`` for N processes on this machine, or the address of a Dask scheduler such as
+        ``tcp://host:8786``. By default this process works alone.
+    progress : bool, optional
+        Whether to show a bar over images x attacks. By default on a terminal and in a notebook.
+
+    Returns
+    -------
+    Study
+
+    Raises
+    ------
+    StoreError
+        If the store is another's, was made with other settings or versions, or another run writes
+        to it; or if other images of a chunk can be read than when it was begun.
+    """
+    loaded = network if isinstance(network, Classifier) else network.load()
+    source: Source
+    if isinstance(examples, Collection):
+        source = CollectionSource(examples)
+    elif isinstance(examples, (str, PathLike)):
+        source = folder_source(examples, loaded)
+    else:
+        source = examples
+    named_attacks = _named(attacks, parse_attack, OwnAttack, "clean")
+    named_defenses = _named(defenses, parse_defense, OwnDefense, "no defence")
+    if scheduler is not None:
+        for own in [*named_attacks.values(), *named_defenses.values()]:
+            _check_travels(own)
+    job = Job(source, _by_text(named_attacks), _by_text(named_defenses), runs, seed, batch_size)
+    names = (
+        {name: found.text for name, found in named_attacks.items()},
+        {name: found.text for name, found in named_defenses.items()},
+    )
+    with evaluated(network, job, store=store, scheduler=scheduler, progress=progress) as records:
+        if store is None:
+            return Study(*names, records.records(list(job.attacks), list(job.defenses)))
+    return Study(*names, store)
+
+
+def estimate(
+    network: Classifier | ClassifierSource,
+    examples: "Collection | Source | str | PathLike[str]",
+    attacks: Given = (),
+    defenses: Given = (),
+    *,
+    runs: int = 10,
+    seed: int = 0,
+    sample: int = 4,
+) -> Estimate:
+    """Estimate what `run` would cost, without carrying it out; printed, it is a table.
+
+    The first `sample` images that can be read go through every attack and, once, through every
+    defence; the rest is as in `run`.
+    """
+    job = Job(
+        _source(network, examples),
+        _by_text(_named(attacks, parse_attack, OwnAttack, "clean")),
+        _by_text(_named(defenses, parse_defense, OwnDefense, "no defence")),
+        runs,
+        seed,
+    )
+    return estimated(network if isinstance(network, Classifier) else network.load(), job, sample)
+
+
+class Study:
+    """The records of an evaluation, and what they say.
+
+    A cell of it is a defence and an attack, by name. Runs become one answer by an `aggregate`:
+    "one", the first run alone; "majority", the class that most runs see; "mean", the class of the
+    mean probability; "worst", right only if every run is. Images count by a `protocol`: "paper",
+    those that the undefended network gets right when clean; "plain", all.
+
+    Parameters
+    ----------
+    attacks, defenses : dict of name to str
+        The texts of what was evaluated.
+    records : pandas.DataFrame, str or path
+        The records, or the file that holds them.
+    """
+
+    def __init__(
+        self,
+        attacks: Mapping[Any, str],
+        defenses: Mapping[Any, str],
+        records: "pd.DataFrame | str | PathLike[str]",
+    ) -> None:
+        self.attacks: dict[Hashable, str] = dict(attacks)
+        self.defenses: dict[Hashable, str] = dict(defenses)
+        self._records = records
+        self._cells: dict[str, Cells] = {}
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> "Study":
+        """Open a file of records, finished or not; the names are the texts."""
+        with StoredRecords(path) as store:
+            attacks, defenses = store.attacks(), store.defenses()
+        return cls(
+            dict(zip(attacks, attacks, strict=True)),
+            dict(zip(defenses, defenses, strict=True)),
+            path,
+        )
+
+    @property
+    def records(self) -> "pd.DataFrame":
+        """A row for each image, attack, defence and run, columns as `store.COLUMNS`.
+
+        `l2` and `linf` measure the adversary, `psnr` and `ssim` the defended image, all against
+        the clean one. `seconds` is the time of a map, a run and its prediction by itself, divided
+        by the images of its chunk.
+        """
+        return pd.concat(self._blocks(), ignore_index=True)
+
+    def progress(self) -> tuple[int, int]:
+        """Count the images begun, those that cannot be read too, and all of them."""
+        begun = self._outcomes("one").images + len(self.skipped)
+        if isinstance(self._records, pd.DataFrame):
+            return begun, begun
+        with StoredRecords(self._records) as store:
+            return begun, store.images
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """The images that could not be read, each with the reason."""
+        if isinstance(self._records, pd.DataFrame):
+            return list(self._records.attrs["skipped"])
+        with StoredRecords(self._records) as store:
+            return store.skipped()
+
+    def accuracy(
+        self,
+        aggregate: str = "one",
+        protocol: str = "paper",
+        *,
+        attacks: Chosen = None,
+        defenses: Chosen = None,
+    ) -> Rates:
+        """Give the share of images classified right.
+
+        Parameters
+        ----------
+        aggregate : {"one", "majority", "mean", "worst"}
+            How runs become one answer.
+        protocol : {"paper", "plain"}
+            Which images count.
+        attacks, defenses : list of names, or mapping of other names to them, optional
+            By default all. A curve over eps has numbers for names: ``{4: "eps 4", 8: "eps 8"}``.
+
+        Returns
+        -------
+        dict of name to dict of name to (Rate or None)
+            By defence, then attack; None where no image counts.
+        """
+        return _picked(self._outcomes(aggregate).accuracy(protocol), defenses, attacks)
+
+    def destruction(
+        self, aggregate: str = "one", *, attacks: Chosen = None, defenses: Chosen = None
+    ) -> Rates:
+        """Give the share of adversaries that are turned back, as `accuracy` does.
+
+        An adversary counts if it succeeded without a defence on an image right when clean; it is
+        turned back if the defended network sees the true class (the destruction rate of Kurakin
+        2017, arXiv 1607.02533, as in Table 4 of the paper).
+        """
+        return _picked(self._outcomes(aggregate).destruction(), defenses, attacks)
+
+    def targeted_success(
+        self,
+        aggregate: str = "one",
+        protocol: str = "plain",
+        *,
+        attacks: Chosen = None,
+        defenses: Chosen = None,
+    ) -> Rates:
+        """Give the share of adversaries seen as the class aimed at, as `accuracy` does.
+
+        Attacks without an aim are left out. With "worst" any run that sees it counts.
+        """
+        return _picked(self._outcomes(aggregate).targeted_success(protocol), defenses, attacks)
+
+    def strength(self, protocol: str = "paper") -> dict[Hashable, Strength]:
+        """Give the strength of each attack, without which no rate means anything.
+
+        Returns
+        -------
+        dict of name to Strength
+            By attack; by "attack against defence" where it made another adversary for each.
+        """
+        return {
+            attack if defense is None else f"{attack} against {defense}": measured
+            for (attack, defense), measured in self._outcomes("one").strengths(protocol).items()
+        }
+
+    def compare(
+        self,
+        first: tuple[Hashable, ...],
+        second: tuple[Hashable, ...],
+        protocol: str = "paper",
+    ) -> PairedDifference:
+        """Compare two cells on the same images.
+
+        Parameters
+        ----------
+        first, second : (defence, attack) or (defence, attack, aggregate)
+            By name: ``("PD + WD", "IGSM"), ("WD", "IGSM")`` compares two defences, ``("WD",
+            "IGSM"), ("WD", "clean")`` two attacks, and ``("WD", "IGSM", "majority"), ("WD",
+            "IGSM")`` two aggregates, of which "one" goes without saying.
+        protocol : {"paper", "plain"}
+            Which images count.
+
+        Returns
+        -------
+        PairedDifference
+            The share right in the first minus that in the second. Its `note` says so where the two
+            differ in more than one knob.
+        """
+        (defense, attack, how), (other, against, way) = (
+            (*cell, "one")[:3] if len(cell) in (2, 3) else _no_cell(cell)
+            for cell in (first, second)
+        )
+        found = compare(
+            self._outcomes(how), (defense, attack), self._outcomes(way), (other, against), protocol
+        )
+        notes = [
+            *unlike_settings({name: self.attacks[name] for name in (attack, against)}),
+            *unlike_settings({name: self.defenses[name] for name in (defense, other)}),
+        ]
+        return replace(found, note=" ".join(notes))
+
+    def check_successes(self) -> None:
+        """Refuse to go on with an attack that leaves nothing to turn back."""
+        self._outcomes("one").check_successes()
+
+    def report(
+        self,
+        aggregate: str = "one",
+        protocol: str = "paper",
+        baseline: Hashable | None = None,
+    ) -> Report:
+        """Give all tables, and the sentences that must go with them; printed, a page.
+
+        The defences are compared with the `baseline`, by default the one that does nothing.
+        """
+        return Report.of(self._outcomes(aggregate), protocol, aggregate, baseline, self.skipped)
+
+    def table(
+        self,
+        name: str = "accuracy",
+        aggregate: str = "one",
+        protocol: str = "paper",
+        baseline: Hashable | None = None,
+    ) -> "pd.DataFrame":
+        """Give one table of the report.
+
+        Its name is "accuracy", "destruction", "targeted", "strength", "differences" or "names".
+        """
+        return self.report(aggregate, protocol, baseline).tables[name]
+
+    def _outcomes(self, aggregate: Any) -> Cells:
+        if aggregate not in self._cells:
+            found = Cells.of(self._blocks(), aggregate, self.attacks, self.defenses)
+            if not found.images:
+                raise ValueError(f"{self._records}: no record is finished yet")
+            self._cells[aggregate] = found
+        return self._cells[aggregate]
+
+    def _blocks(self) -> "Iterator[pd.DataFrame]":
+        """Give the records, of a file some images at a time."""
+        if isinstance(self._records, pd.DataFrame):
+            yield self._records
+            return
+        asked = list(self.attacks.values()), list(self.defenses.values())
+        with StoredRecords(self._records) as store:
+            yield from store.blocks(*asked)
+
+
+def _source(network: Classifier | ClassifierSource, examples: Any) -> Source:
+    if isinstance(examples, Collection):
+        return CollectionSource(examples)
+    if isinstance(examples, (str, PathLike)):
+        return folder_source(
+            examples, network if isinstance(network, Classifier) else network.load()
+        )
+    source: Source = examples
+    return source
+
+
+def _named(given: Given, parse: Any, own: Any, nothing: str) -> dict[Hashable, Any]:
+    """Read attacks or defences; "none" is among them, the first if it was not given."""
+    if isinstance(given, str):
+        raise ValueError(f"expected a list of attacks and one of defences, got {given!r}")
+    pairs = given if isinstance(given, Mapping) else {text: text for text in given}
+    named = {
+        name: own(str(name), item) if callable(item) else parse(item)
+        for name, item in pairs.items()
+    }
+    if all(found.text != "none" for found in named.values()):
+        return {nothing: parse("none"), **named}
+    return named
+
+
+def _by_text(named: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """Give each text once, "none" first."""
+    found = {item.text: item for item in named.values()}
+    return {"none": found["none"], **found}
+
+
+def _check_travels(item: Any) -> None:
+    """Refuse a function that a worker, which is another process, could not find."""
+    if not isinstance(item, (OwnAttack, OwnDefense)):
+        return
+    home = sys.modules.get(item.function.__module__)
+    try:
+        found = pickle.loads(pickle.dumps(item.function)) is not None
+    except (pickle.PicklingError, AttributeError, TypeError):
+        found = False
+    if not found or (item.function.__module__ == "__main__" and not hasattr(home, "__file__")):
+        raise ValueError(
+            f"{item.name}: expected a function that workers can import, got one that only this "
+            "process knows; put it into a file of its own and import it, or run without scheduler"
+        )
+
+
+def _picked(rates: Rates, defenses: Chosen, attacks: Chosen) -> Rates:
+    """Pick rates, and call them by other names."""
+
+    def chosen(names: Chosen, known: Mapping[Hashable, Any]) -> dict[Hashable, Hashable]:
+        found = names if isinstance(names, Mapping) else {name: name for name in names or known}
+        for name in found.values():
+            if name not in known:
+                raise ValueError(f"expected one of {', '.join(map(str, known))}, got {name!r}")
+        return dict(found)
+
+    rows = chosen(defenses, rates)
+    columns = chosen(attacks, next(iter(rates.values())))
+    return {
+        row: {column: rates[defense][attack] for column, attack in columns.items()}
+        for row, defense in rows.items()
+    }
+
+
+def _no_cell(cell: Any) -> Any:
+    raise ValueError(f"expected (defence, attack) or (defence, attack, aggregate), got {cell!r}")
