@@ -2,6 +2,7 @@ import functools
 import inspect
 import json
 import pickle
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -57,6 +58,12 @@ def model(*layers, size=(12, 12, 3)):
     return keras.Model(inputs, x, name="small")
 
 
+def branched(n_inputs: int, n_outputs: int):
+    inputs = [keras.Input((12, 12, 3)) for _ in range(n_inputs)]
+    pooled = LAYERS.GlobalAveragePooling2D()(LAYERS.Add()(inputs) if n_inputs > 1 else inputs[0])
+    return keras.Model(inputs, [LAYERS.Dense(3 + i)(pooled) for i in range(n_outputs)])
+
+
 def plain_model(classes: int = 5):
     pool = LAYERS.GlobalAveragePooling2D()
     return model(LAYERS.Conv2D(4, 3), pool, LAYERS.Dense(classes, activation="softmax"))
@@ -85,14 +92,11 @@ def by_hand(toy: Classifier, images: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def test_the_prediction_is_the_one_worked_by_hand(toy):
-    np.testing.assert_allclose(toy.predict(photos(3)), by_hand(toy, photos(3)), atol=1e-5)
-
-
 def test_the_gradient_is_that_of_finite_differences_in_double_precision(toy):
     images, labels = photos(3), np.array([0, 5, 2])
     gradient, probabilities = toy.loss_gradient(images, labels)
-    np.testing.assert_allclose(probabilities, by_hand(toy, images), atol=1e-5)
+    for found in (probabilities, toy.predict(images)):
+        np.testing.assert_allclose(found, by_hand(toy, images), atol=1e-5)
 
     def losses(shifted: np.ndarray) -> np.ndarray:
         return -np.log(by_hand(toy, shifted)[np.arange(3), labels])
@@ -151,12 +155,9 @@ def test_no_more_images_than_the_batch_size_are_seen_at_once(toy, monkeypatch):
     monkeypatch.setitem(toy.network._compiled, "predict", recorded)
     toy.predict(photos(7), batch_size=3)
     assert seen == [3, 3, 1]
-
-
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_size_below_1_is_refused(toy, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size: expected at least 1, got {batch_size}"):
-        toy.predict(photos(2), batch_size=batch_size)
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size: expected at least 1, got {wrong}"):
+            toy.predict(photos(2), batch_size=wrong)
 
 
 def test_the_images_are_not_changed():
@@ -175,15 +176,19 @@ def test_the_images_are_not_changed():
 # Wrong images, labels and models
 
 
-def test_an_image_of_another_size_is_told_how_to_fit(toy):
-    with pytest.raises(ValueError, match=r"toy_gap expects 32 x 32 pixels, got 24 x 40; load_imag"):
-        toy.predict(photo(24, 40))
-
-
-@pytest.mark.parametrize("wrong", [photo() / 255, photo().astype(np.uint8), photo()[..., 0]])
-def test_what_is_no_image_is_refused(toy, wrong):
-    with pytest.raises(ValueError, match="images: expected"):
-        toy.predict(wrong)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (photo(24, 40), r"toy_gap expects 32 x 32 pixels, got 24 x 40; load_imag"),
+        (photo() / 255, "expected"),
+        (photo().astype(np.uint8), "expected"),
+        (photo()[..., 0], "expected"),
+    ],
+)
+def test_what_is_no_image_of_the_network_s_size_is_refused(toy, wrong, said):
+    for method in (toy.predict, toy.features, lambda wrong: toy.loss_gradient(wrong, 0)):
+        with pytest.raises(ValueError, match=f"images: {said}"):
+            method(wrong)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +236,12 @@ def test_a_model_that_gives_nan_is_named():
         ),
         (lambda: model(LAYERS.Flatten(), LAYERS.Dense(3), size=(12, 12, 1)), r"12, 12, 1\)"),
         (lambda: model(LAYERS.Dense(3), size=(12,)), r"H and W fixed, got \(None, 12\)"),
-        (lambda: keras.Sequential([LAYERS.Dense(3)]), "H and W fixed, got a Sequential"),
+        (lambda: keras.Sequential([LAYERS.Dense(3)]), "got a Sequential: begin a Sequential"),
         (lambda: "my_model.keras", "H and W fixed, got a str"),
         (lambda: None, "H and W fixed, got a NoneType"),
+        (lambda: type("Own", (keras.Model,), {})(), "wrap a subclassed model"),
+        (lambda: branched(2, 1), "model of input"),
+        (lambda: branched(1, 2), "model of output"),
     ],
 )
 def test_a_model_that_is_no_image_classifier_is_refused(build, message):
@@ -241,32 +249,14 @@ def test_a_model_that_is_no_image_classifier_is_refused(build, message):
         Classifier(build())
 
 
-def test_a_model_of_two_inputs_or_two_outputs_is_refused():
-    a, b = keras.Input((12, 12, 3)), keras.Input((12, 12, 3))
-    pooled = LAYERS.GlobalAveragePooling2D()(LAYERS.Add()([a, b]))
-    with pytest.raises(ValueError, match="expected a model of input"):
-        Classifier(keras.Model([a, b], LAYERS.Dense(3)(pooled)))
-    pooled = LAYERS.GlobalAveragePooling2D()(a)
-    with pytest.raises(ValueError, match="expected a model of output"):
-        Classifier(keras.Model(a, [LAYERS.Dense(3)(pooled), LAYERS.Dense(4)(pooled)]))
-
-
-def test_a_sigmoid_is_refused():
-    pool = LAYERS.GlobalAveragePooling2D()
-    with pytest.raises(ValueError, match="in logits, got one that ends in Dense with sigmoid"):
-        Classifier(model(LAYERS.Conv2D(4, 3), pool, LAYERS.Dense(5, activation="sigmoid")))
-
-
 # Names
 
 
-@pytest.mark.parametrize("n", [4, 6])
-def test_another_number_of_names_than_classes_is_refused(n):
-    names = [f"animal {i}" for i in range(n)]
-    with pytest.raises(ValueError, match=f"expected 5 class names, as the model has, got {n}"):
-        Classifier(plain_model(), class_names=names)
-    with pytest.raises(ValueError, match=f"expected 5 class names, as the model has, got {n}"):
-        Classifier(plain_model(), class_ids=names)
+def test_another_number_of_names_than_classes_is_refused():
+    for names in ("abcd", "abcdef"):
+        for kind in ("class_names", "class_ids"):
+            with pytest.raises(ValueError, match=rf"expected 5 class names, .* got {len(names)}"):
+                Classifier(plain_model(), **{kind: names})
 
 
 def test_names_are_numbers_by_default():
@@ -312,7 +302,6 @@ def test_an_unknown_class_lists_the_known(zoo, label):
 def test_a_name_that_two_classes_share_is_not_guessed(zoo):
     with pytest.raises(ValueError, match="2 classes 'crane'; say which: n3, n5"):
         zoo.index("crane")
-    assert zoo.index("n5") == 4
 
 
 def test_the_top_classes_come_in_order_with_their_names(zoo):
@@ -346,14 +335,6 @@ def test_average_pooling_gives_head_weights_and_a_flat_head_none(toy, toy_flat):
     np.testing.assert_array_equal(toy.head_weights, np.asarray(toy.model.layers[-1].kernel))
     assert toy_flat.head_weights is None
     assert toy_flat.features(photos(2)).maps.shape == (2, 7, 7, 12)
-
-
-def test_the_head_weights_turn_the_mean_feature_into_the_logits(toy):
-    features = toy.features(photos(3))
-    logits = features.maps.mean(axis=(1, 2)) @ toy.head_weights
-    powers = np.exp(logits)
-    expected = powers / powers.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(features.probabilities, expected, atol=1e-6)
 
 
 # Loading by name
@@ -402,22 +383,12 @@ def test_options_reach_the_keras_constructor():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"include_top": False},
-        {"classifier_activation": None},
-        {"input_tensor": None},
-        {"include_preprocessing": False},
-    ],
-)
-def test_options_that_are_settled_are_refused(options):
-    with pytest.raises(ValueError, match=f"the option {next(iter(options))} is not free"):
-        load_classifier("mobilenet_v3_small", "random", **options)
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"include_top": False}, "the option include_top is not free"),
+        ({"classifier_activation": None}, "the option classifier_activation is not free"),
+        ({"input_tensor": None}, "the option input_tensor is not free"),
+        ({"include_preprocessing": False}, "the option include_preprocessing is not free"),
         ({"depth": 3}, "depth"),
         ({"input_shape": (5, 5, 3)}, "at least 32x32"),
         ({"input_shape": (None, None, 3)}, "static"),
@@ -425,7 +396,7 @@ def test_options_that_are_settled_are_refused(options):
     ],
 )
 @pytest.mark.usefixtures("offline")
-def test_options_that_keras_refuses_are_named(options, message):
+def test_options_that_are_settled_or_that_keras_refuses_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         load_classifier("mobilenet_v2", "random", **options)
 
@@ -528,69 +499,71 @@ def test_auto_hands_its_options_on(monkeypatch):
 # Weights from a file
 
 
+FORMATS = ("own.weights.h5", "legacy.h5", "own.keras")
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> tuple[Classifier, Path]:
-    """A small network with random weights, and a folder that holds them in three formats."""
+    """The demo's network with random weights, and a folder that holds them in three formats."""
     folder = tmp_path_factory.mktemp("weights")
-    classifier = load_classifier("mobilenet_v2", "random", **SMALL)
-    louden(classifier.model)
+    classifier = load_classifier("demo", "random")
     classifier.model.save_weights(folder / "own.weights.h5")
     classifier.model.save(folder / "legacy.h5")
     classifier.model.save(folder / "own.keras")
     return classifier, folder
 
 
-@pytest.mark.parametrize("name", ["own.weights.h5", "legacy.h5", "own.keras"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_weights_are_read_from_a_file(small, name):
     classifier, folder = small
-    loaded = load_classifier("mobilenet_v2", folder / name, **SMALL)
-    expected = classifier.predict(photo(96, 96))
-    np.testing.assert_array_equal(loaded.predict(photo(96, 96)), expected)
+    loaded = load_classifier("demo", folder / name)
+    for found, expected in zip(loaded.model.weights, classifier.model.weights, strict=True):
+        np.testing.assert_array_equal(found, expected)
     assert not loaded.published
 
 
 def test_missing_weights_are_named(tmp_path):
     for path in (tmp_path / "away.h5", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"{path}: no such file of weights for mobilen"):
-            load_classifier("mobilenet_v2", path, **SMALL)
+        with pytest.raises(FileNotFoundError, match=f"{path}: no such file of weights for demo"):
+            load_classifier("demo", path)
 
 
 @pytest.mark.parametrize("name", ["a.h5", "a.weights.h5", "a.keras", "a.txt", "a"])
 @pytest.mark.parametrize("content", [b"", b"not weights\n"])
-def test_a_text_file_is_no_weights(tmp_path, name, content):
+def test_a_text_file_is_no_weights_and_no_model(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"^{path}: expected the weights of mobilenet_v2"):
-        load_classifier("mobilenet_v2", path, **SMALL)
+    with pytest.raises(ValueError, match=f"^{path}: expected the weights of demo"):
+        load_classifier("demo", path)
+    with pytest.raises(ValueError, match=f"^{path}: expected a model that Keras saved"):
+        classifier_from_file(path)
 
 
-@pytest.mark.parametrize("name", ["own.weights.h5", "legacy.h5", "own.keras"])
-@pytest.mark.parametrize("share", [0.1, 0.999])
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.999])
 def test_weights_that_were_cut_off_are_refused(small, tmp_path, name, share):
     whole = (small[1] / name).read_bytes()
     path = tmp_path / name
     path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=f"^{path}: expected the weights of demo"):
+        load_classifier("demo", path)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_weights_of_another_model_are_refused(small, tmp_path, name):
+    path = small[1] / name
     with pytest.raises(ValueError, match=f"^{path}: expected the weights of mobilenet_v2"):
         load_classifier("mobilenet_v2", path, **SMALL)
+    # The same layers, and one class more.
+    other = keras.models.clone_model(small[0].model)
+    outputs = LAYERS.Dense(11, "softmax")(other.layers[-2].output)
+    save = keras.Model(other.inputs, outputs, name="demo")
+    save.save_weights(tmp_path / name) if "weights" in name else save.save(tmp_path / name)
+    with pytest.raises(ValueError, match=f"^{tmp_path / name}: expected the weights of demo"):
+        load_classifier("demo", tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["own.weights.h5", "legacy.h5", "own.keras"])
-@pytest.mark.parametrize(
-    ("model_name", "options"),
-    [
-        ("mobilenet_v2", {**SMALL, "classes": 8}),
-        ("mobilenet_v2", {**SMALL, "alpha": 0.5}),
-        ("mobilenet", {**SMALL, "alpha": 0.25}),
-        ("demo", {}),
-    ],
-)
-def test_weights_of_another_model_are_refused(small, name, model_name, options):
-    path = small[1] / name
-    with pytest.raises(ValueError, match=f"^{path}: expected the weights of {model_name}"):
-        load_classifier(model_name, path, **options)
-
-
-@pytest.mark.parametrize("lost", ["layers/conv2d_5", "layers/conv2d_5/vars/0"])
+@pytest.mark.parametrize("lost", ["layers/conv2d_3", "layers/conv2d_3/vars/0"])
 def test_weights_that_lack_a_layer_are_refused(small, tmp_path, lost):
     import h5py
 
@@ -598,8 +571,8 @@ def test_weights_that_lack_a_layer_are_refused(small, tmp_path, lost):
     path.write_bytes((small[1] / "own.weights.h5").read_bytes())
     with h5py.File(path, "a") as file:
         del file[lost]
-    with pytest.raises(ValueError, match=f"^{path}: expected the weights of mobilenet_v2"):
-        load_classifier("mobilenet_v2", path, **SMALL)
+    with pytest.raises(ValueError, match=f"^{path}: expected the weights of demo"):
+        load_classifier("demo", path)
 
 
 def test_weights_of_which_keras_only_warns_are_refused(small, monkeypatch):
@@ -607,30 +580,26 @@ def test_weights_of_which_keras_only_warns_are_refused(small, monkeypatch):
         warnings.warn("Affected layers will retain their initial weights.", stacklevel=2)
 
     monkeypatch.setattr(keras.Model, "load_weights", half_loaded)
-    with pytest.raises(ValueError, match="mobilenet_v2: some of its layers are not in the file"):
-        load_classifier("mobilenet_v2", small[1] / "own.weights.h5", **SMALL)
+    with pytest.raises(ValueError, match="demo: some of its layers are not in the file"):
+        load_classifier("demo", small[1] / "own.weights.h5")
 
 
 # ImageNet weights
 
-#: One model of each of Keras's functions, and the options that choose its weights; the size, and
-#: whether its head is average pooling and one layer.
+#: One model of most of Keras's functions: its size, whether its head is average pooling and one
+#: layer, and the options that choose its weights.
 ASKING = {
     "mobilenet_0.25_128": (128, True, {"alpha": 0.25, "input_shape": (128, 128, 3)}),
     "mobilenet_v2_0.35_96": (96, True, {"alpha": 0.35, "input_shape": (96, 96, 3)}),
-    "mobilenet_v2_1_224": (224, True, {}),
     "mobilenet_v3_small_1": (224, False, {}),
     "mobilenet_v3_small_0.75": (224, False, {"alpha": 0.75}),
-    "mobilenet_v3_large_1_minimalistic": (224, False, {"minimalistic": True}),
-    "efficientnetb1": (240, True, {}),
+    "mobilenet_v3_small_1_minimalistic": (224, False, {"minimalistic": True}),
+    "efficientnetb0": (224, True, {}),
     "efficientnet_v2b0": (224, True, {}),
     "densenet121": (224, True, {}),
     "nasnet_mobile": (224, True, {}),
     "resnet50": (224, True, {}),
-    "resnet50_v2": (224, True, {}),
     "inception_v3": (299, True, {}),
-    "inception_resnet_v2": (299, True, {}),
-    "xception": (299, True, {}),
     "convnext_tiny": (224, False, {}),
     "vgg16": (224, False, {}),
 }
@@ -644,11 +613,9 @@ def of_variant(variant: str) -> str:
 
 
 def constructor(name: str):
-    (found,) = (
-        item
-        for key, item in vars(keras.applications).items()
-        if key.lower() == name.replace("_", "")
-    )
+    plain = name.replace("_", "")
+    offered = vars(keras.applications)
+    (found,) = (offered[key] for key in offered if key != name and key.lower() == plain)
     return found
 
 
@@ -699,6 +666,7 @@ def test_the_weights_of_every_model_are_known_and_stand_in_keras_s_own_source():
     assert {of_variant(variant) for variant in known} == set(classifier_names()[2:])
     for variant, (file, source) in known.items():
         text = inspect.getsource(sys.modules[constructor(of_variant(variant)).__module__])
+        text = re.sub(r'"\s*"', "", text)
         assert file.startswith("models/")
         assert source.url.startswith("https://storage.googleapis.com/")
         assert source.url.rpartition("/")[0] in text or source.url in text
@@ -779,15 +747,6 @@ def test_an_unknown_scaling_lists_the_known(own):
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"away\.keras: no such file of a Keras model"):
         classifier_from_file(tmp_path / "away.keras")
-
-
-@pytest.mark.parametrize("name", ["a.keras", "a.h5", "a.weights.h5", "a.txt", "a"])
-@pytest.mark.parametrize("content", [b"", b"not a model\n"])
-def test_a_text_file_is_no_model(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"^{path}: expected a model that Keras saved"):
-        classifier_from_file(path)
 
 
 def test_weights_alone_are_no_model(tmp_path):

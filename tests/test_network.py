@@ -716,18 +716,6 @@ def test_a_predict_of_its_own_is_refused_where_it_differs():
         Classifier(model, preprocess=scaled)
 
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: keras.Sequential([convolution(), L.Flatten(), dense()]), "begin a Sequential"),
-        (lambda: type("Own", (keras.Model,), {})(), "wrap a subclassed model"),
-    ],
-)
-def test_a_model_that_does_not_know_its_images_is_refused(make, words):
-    with pytest.raises(ValueError, match=words):
-        Classifier(make())
-
-
 def test_a_model_that_rounds_its_images_has_no_gradient():
     inputs = keras.Input((*SIZE, 3), dtype="uint8")
     model = keras.Model(inputs, dense()(pooled(L.Rescaling(1 / 127.5, -1)(inputs))))
