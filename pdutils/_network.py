@@ -79,25 +79,16 @@ class Network:
 
     What it predicts is the model's own output, its softmax where the model gives logits. Gradients
     need the logits, since that of a softmax dies where a probability rounds to 1, and maps need the
-    last feature map: both are looked for in the model's graph, see `pdutils._graph`. On two images
+    last feature map: both are looked for in the model's graph. On two images
     of noise it is then compared, to 1e-4 (0.05 in 16 bits), that the graph gives what the model
     gives when it is called, and that the softmax of the logits is the output. A model that fails,
     or whose call or end is not understood, is a black box: its probabilities are its output, its
     logits are their logarithms, cut off at 1e-12, and its feature map is out of reach if its call
     is not its graph's.
 
-    Parameters
-    ----------
-    model : keras.Model
-        From preprocessed images to probabilities (N, K) or logits.
-    preprocess : callable
-        From a tensor of images in [0, 255] to what the model takes.
-    size : (int, int)
-        Height and width of the images.
-    logits : bool, optional
-        Whether the model gives logits. By default it does if it ends in a dense layer without an
-        activation and its outputs for the noise are no probabilities.
-
+    `preprocess` goes from images in [0, 255] of `size` to what `model` takes. By default a model
+    gives logits if it ends in a dense layer without an activation and its outputs for the noise are
+    no probabilities.
     """
 
     def __init__(
@@ -224,7 +215,7 @@ class Network:
         if not self._near(output, given) and self._near(self._given(), given):
             self.graph = None
             return
-        softmax = _array(_softmax(self._logits(found["tail"])))
+        softmax = _array(tf.nn.softmax(self._logits(found["tail"])))
         if not self._near(softmax, _array(self.probabilities(found["output"]))):
             self.graph = self.graph._replace(tail=Tail("output", self.graph.output), head=None)
 
@@ -357,10 +348,6 @@ def _array(tensor: Any) -> NDArray[np.float64]:
     return np.asarray(ops.convert_to_numpy(ops.cast(tensor, "float32")), dtype=np.float64)
 
 
-def _softmax(logits: Any) -> Any:
-    return tf.nn.softmax(logits)
-
-
 def _log(probabilities: Any) -> Any:
     """Give the nearest substitute for logits, where there are only probabilities."""
     # Half precision would turn the floor into 0.
@@ -412,7 +399,7 @@ def _ending_in_a_model(image: Symbol, model: Any, fed: Symbol) -> Graph:
     wanted = {"output": inner.output, "tail": inner.tail.tensor}
     if inner.features is not None and inner.features is not inner.image:
         wanted["features"] = inner.features
-    found = _model(inner.image, wanted, f"{model.name}_in_parts")(fed)
+    found = keras.Model(inner.image, wanted, name=f"{model.name}_in_parts")(fed)
     tail, features = found["tail"], found.get("features")
     exposed = {"output": found["output"], "tail": tail}
     if features is None:
@@ -442,7 +429,7 @@ def _exposed(outputs: dict[str, Symbol], start: Symbol) -> tuple[dict[str, Symbo
     if features is None:
         return outputs, None
     wanted = {**inner, "features": features}
-    front = _model(operation.inputs[0], wanted, f"{operation.name}_with_features")(fed)
+    front = keras.Model(operation.inputs[0], wanted, name=f"{operation.name}_with_features")(fed)
     try:
         return _followed(inside, outputs, front["passed on"]), front["features"]
     except ValueError:
@@ -455,7 +442,7 @@ def _followed(start: Symbol, outputs: dict[str, Symbol], other: Symbol) -> dict[
     # Keras cuts a graph in the middle only if its ends are different tensors.
     names = {id(tensor): name for name, tensor in outputs.items() if tensor is not start}
     ends = {name: outputs[name] for name in names.values()}
-    found = _model(start, ends, "after")(other) if ends else {}
+    found = keras.Model(start, ends, name="after")(other) if ends else {}
     return {
         name: other if tensor is start else found[names[id(tensor)]]
         for name, tensor in outputs.items()
@@ -491,18 +478,13 @@ def _upstream(start: Symbol) -> Iterator[Symbol]:
     while front:
         yield from front
         seen.update(map(id, front))
-        before = {id(tensor): tensor for after in front for tensor in _inputs(after)}
+        nodes = [node for _, node in map(_producer, front) if node is not None]
+        before = {id(tensor): tensor for node in nodes for tensor in node.input_tensors}
         front = [tensor for key, tensor in before.items() if key not in seen]
 
 
-def _inputs(tensor: Symbol) -> list[Symbol]:
-    _, node = _producer(tensor)
-    return [] if node is None else list(node.input_tensors)
-
-
 def _is_map(tensor: Symbol) -> bool:
-    shape = tuple(tensor.shape)
-    return len(shape) == 4 and shape[1] != 1 and shape[2] != 1
+    return len(tensor.shape) == 4 and 1 not in tensor.shape[1:3]
 
 
 def _tail(output: Symbol) -> Tail:
@@ -654,7 +636,3 @@ def _producer(tensor: Symbol) -> tuple[Any, Any]:
     """Give the operation that made a tensor and the call that it was, or None twice."""
     operation, node_index, _ = tensor._keras_history
     return (None, None) if operation is None else (operation, operation._inbound_nodes[node_index])
-
-
-def _model(image: Symbol, outputs: dict[str, Symbol], name: str) -> Any:
-    return keras.Model(image, outputs, name=name)

@@ -294,8 +294,6 @@ def test_the_feature_map_inside_a_model_is_found(made, kind):
 @pytest.mark.parametrize(
     "layers",
     [
-        lambda: [conv(), Pool(), linear(activation="softmax")],
-        lambda: [conv(), Pool(), linear()],
         lambda: [conv(), Pool(), L.Dropout(0.5), linear(), L.Softmax()],
         lambda: [conv(), Pool(keepdims=True), L.Flatten(), linear(activation="softmax")],
     ],
@@ -403,34 +401,20 @@ def a_dense_layer_used_twice_at_the_end():
 def called_again():
     first = ending(dense(activation="softmax"))
     x = again = keras.Input((*SIZE, 3))
-    for part in first.layers[1:]:
-        x = part(x)
-    return keras.Model(again, x)
-
-
-def called_again_with_more_before_it():
-    first = ending(dense(activation="softmax"))
-    x = again = keras.Input((*SIZE, 3))
     x = L.Rescaling(-1.0)(x)
     for part in first.layers[1:]:
         x = part(x)
     return keras.Model(again, x)
 
 
-def sequential_ending(*tail):
-    return keras.Sequential(
-        [keras.Input((*SIZE, 3)), convolution(), L.GlobalAveragePooling2D(), *tail]
-    )
-
-
-def sequential_built_late():
-    model = keras.Sequential([convolution(), L.GlobalAveragePooling2D(), dense()])
+def sequential_built_late(head=None):
+    model = keras.Sequential([convolution(), L.GlobalAveragePooling2D(), head or dense()])
     model.build((None, *SIZE, 3))
     return model
 
 
 def sequential_fitted():
-    model = sequential_ending(dense(activation="softmax"))
+    model = sequential_built_late(dense(activation="softmax"))
     model.compile(loss="sparse_categorical_crossentropy")
     model.fit(np.zeros((2, *SIZE, 3)), np.zeros(2), verbose=0)
     return model
@@ -443,9 +427,9 @@ def transfer_with_pooling_inside():
     return keras.Model(inputs, dense(activation="softmax")(base(inputs, training=False)))
 
 
-def wrapped(times=1):
+def wrapped():
     model = ending(dense(activation="softmax"))
-    for _ in range(times):
+    for _ in range(2):
         model = keras.Sequential([keras.Input((*SIZE, 3)), L.Rescaling(0.9), model])
     return model
 
@@ -514,7 +498,6 @@ MODELS = {
     "an activation layer": lambda: ending(dense(), L.Activation("softmax")),
     "TensorFlow's softmax": lambda: ending(dense(activation=tf.nn.softmax)),
     "named softmax": lambda: ending(dense(activation=softmax_of_our_own())),
-    "named softmax, in a layer": lambda: ending(dense(), L.Activation(softmax_of_our_own())),
     "a softmax that is spelled out": lambda: ending(
         dense(), lambda z: ops.exp(z) / ops.sum(ops.exp(z), axis=-1, keepdims=True)
     ),
@@ -532,9 +515,6 @@ MODELS = {
     "one layer twice": a_layer_used_twice,
     "its last layer twice": a_dense_layer_used_twice_at_the_end,
     "called again": called_again,
-    "called again, with more before it": called_again_with_more_before_it,
-    "Sequential": lambda: sequential_ending(dense(activation="softmax")),
-    "Sequential, logits": lambda: sequential_ending(dense()),
     "Sequential, built late": sequential_built_late,
     "Sequential, fitted": sequential_fitted,
     "a list of one input and one output": lambda: (
@@ -544,8 +524,7 @@ MODELS = {
         lambda m: keras.Model(m.inputs[0], {"answer": m.outputs[0]})
     )(ending(dense(activation="softmax"))),
     "pooling inside a model": transfer_with_pooling_inside,
-    "wrapped": wrapped,
-    "wrapped twice": lambda: wrapped(2),
+    "wrapped twice": wrapped,
     "its head in a model": head_in_a_model,
     "two ways around a model": two_ways_around_a_model,
     "a call of its own": call_of_its_own,
@@ -560,6 +539,13 @@ MODELS = {
 }
 HALF = {"mixed_float16", "mixed_bfloat16", "float16", "mixed, an end in full"}
 WITHOUT_A_MAP = {"two ways around a model", "a call of its own"}
+#: Of those that are found in the same way, one is compiled with its map.
+COMPILED = {
+    "logits", "a temperature", "a prior", "two heads, averaged", "one layer twice",
+    "called again", "Sequential, built late", "wrapped twice",
+    "pooling inside a model", "its head in a model", "a dictionary of one output",
+    "mixed_float16", "float64", "8-bit",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -644,6 +630,8 @@ def test_the_maps_are_of_the_same_network_in_numpy_and_in_the_graph(kind, classi
     maps = robust_cam(classifier, images)
     assert maps.shape == (2, *SIZE)
     assert np.isfinite(maps).all()
+    if kind not in COMPILED:
+        return
     answer = defended_model(classifier, WHOLE, seed=0)(images)
     assert np.isfinite(np.asarray(answer)).all()
     assert np.asarray(answer).shape == (2, len(classifier.class_ids))
@@ -748,9 +736,9 @@ def test_a_defended_model_is_a_classifier_as_any_other(tmp_path):
     model.save(tmp_path / "defended.keras")
     loaded = classifier_from_file(tmp_path / "defended.keras", preprocess="0..255")
     images = photos(3)
-    many = np.mean([loaded.predict(images) for _ in range(30)], axis=0)
-    expected = Defense(deflections=30, activation="rcam", runs=30).predict(made, images, rng=0)
-    np.testing.assert_allclose(many, expected, atol=0.05)
+    many = np.mean([loaded.predict(images) for _ in range(10)], axis=0)
+    expected = Defense(deflections=30, activation="rcam", runs=10).predict(made, images, rng=0)
+    np.testing.assert_allclose(many, expected, atol=0.08)
     gradient, _ = loaded.loss_gradient(images, 0)
     assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all()
 

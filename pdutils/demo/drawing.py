@@ -24,7 +24,6 @@ Colour = tuple[float, float, float]
 BLACK: Colour = (22.0, 20.0, 22.0)
 WHITE: Colour = (238.0, 234.0, 226.0)
 CREAM: Colour = (226.0, 204.0, 168.0)
-PINK: Colour = (214.0, 150.0, 144.0)
 
 # Backgrounds run from the first colour through the second to the third.
 PALETTES: tuple[tuple[Colour, Colour, Colour], ...] = (
