@@ -68,17 +68,6 @@ def rate_table(rows: Mapping[str, Mapping[str, Counted | None]]) -> pd.DataFrame
     return _of_words(table, list(rows))
 
 
-def settings_that_differ(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """Set out, for rows that are compared, the settings in which they differ: a column for each.
-
-    A row that lacks a setting that another has differs in it, and gets a dash.
-    """
-    names = dict.fromkeys(name for row in rows.values() for name in row)
-    table = {name: [str(row.get(name, "-")) for row in rows.values()] for name in names}
-    differing = {name: cells for name, cells in table.items() if len(set(cells)) > 1}
-    return _of_words(differing, list(rows))
-
-
 def number_table(rows: Mapping[str, Mapping[str, float | None]]) -> pd.DataFrame:
     """Set plain figures, such as published ones, in a table; None becomes a dash."""
     return pd.DataFrame(rows).T.map(lambda figure: "-" if pd.isna(figure) else f"{figure:.3g}")

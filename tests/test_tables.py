@@ -65,20 +65,6 @@ def test_rate_table_has_a_dash_where_nothing_was_counted():
     assert tables.rate_table({}).size == 0
 
 
-def test_the_settings_that_differ_are_set_out_and_no_others():
-    table = tables.settings_that_differ(
-        {
-            "PD": {"deflections": 200, "window": 10},
-            "PD + R-CAM": {"deflections": 1500, "window": 10, "k": 5},
-        }
-    )
-    assert table.to_dict("index") == {
-        "PD": {"deflections": "200", "k": "-"},
-        "PD + R-CAM": {"deflections": "1500", "k": "5"},
-    }
-    assert tables.settings_that_differ({"a": {"k": 5}, "b": {"k": 5}}).shape == (2, 0)
-
-
 def test_plain_figures_are_shown_as_they_are():
     table = tables.number_table({"PD": {"FGSM": 0.735, "IGSM": None}})
     assert table.to_dict("index") == {"PD": {"FGSM": "0.735", "IGSM": "-"}}
