@@ -12,7 +12,7 @@ from pdutils._utils import streams
 from pdutils.deflection import Writes, apply_writes, deflect, draw_writes, pixel_deflection
 
 READINGS = ["blog", "repo", "paper"]
-SIZES = [(1, 1), (7, 5), (1, 9), (9, 1), (32, 32), (300, 200)]
+SIZES = [(1, 1), (2, 2), (7, 5), (1, 9), (9, 1), (32, 32), (300, 200)]
 ALL = -1
 # Just below 1: the next float32.
 ALMOST_ONE = np.nextafter(np.float32(1), np.float32(0))
@@ -142,38 +142,6 @@ def test_counts_with_a_map():
     # 150 draws, of which the map keeps 1 - mean: a binomial.
     kept = 1 - float(chances.mean())
     assert abs(np.mean(counts["blog"]) - 150 * kept) < 4 * np.sqrt(150 * kept * (1 - kept) / 100)
-
-
-def test_blog_replaces_about_three_times_as_many_values_as_repo():
-    image = places_picture(9, 9)
-    blog, repo, paper = (
-        sum((pixel_deflection(image, 12, 3, reading=reading, rng=s) != image).sum()
-            for s in range(100))
-        for reading in READINGS
-    )  # fmt: skip
-    assert 2.5 < blog / repo < 3.2
-    # A whole pixel is three values.
-    assert 2.5 < paper / repo < 3.2
-
-
-@with_and_without_map
-def test_paper_replaces_whole_pixels(with_map):
-    image = places_picture(9, 9)
-    chances = uneven_map(9, 9) if with_map else None
-    deflected = pixel_deflection(image, 30, 2, activation_map=chances, reading="paper", rng=0)
-    pixels = {tuple(p) for p in image.reshape(-1, 3)}
-    assert {tuple(p) for p in deflected.reshape(-1, 3)} <= pixels
-    assert (deflected != image).any()
-
-
-@pytest.mark.parametrize("reading", ["blog", "repo"])
-def test_the_authors_codes_replace_single_channels(reading):
-    image = places_picture(9, 9)
-    deflected = pixel_deflection(image, 10, 2, reading=reading, rng=0)
-    changed = (deflected != image).sum(axis=-1)
-    assert (changed == 1).sum() > 3
-    # Each value stays in its channel.
-    np.testing.assert_array_equal(deflected % 3, image % 3)
 
 
 # --- the draws are distributed as the authors' codes and the paper's algorithm draw them ---
@@ -316,16 +284,6 @@ def test_a_neighbour_comes_from_the_window_and_may_be_the_place_itself(reading, 
 
 
 @each_reading
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 2)])
-def test_images_of_one_row_or_column_end(reading, size):
-    image = photo(*size)
-    deflected = pixel_deflection(image, 50, 10, reading=reading, rng=0)
-    assert deflected.shape == image.shape
-    for channel in range(3):
-        assert set(deflected[..., channel].flat) <= set(image[..., channel].flat)
-
-
-@each_reading
 def test_a_window_beyond_the_image_is_the_whole_image(reading):
     image, options = places_picture(), {"reading": reading, "rng": 1}
     expected = pixel_deflection(image, 40, 7, **options)
@@ -336,25 +294,17 @@ def test_a_window_beyond_the_image_is_the_whole_image(reading):
 @each_reading
 def test_no_deflections_give_the_image(reading):
     image = photo()
-    for chances in (None, uneven_map(32, 32), np.ones((32, 32), np.float32)):
-        if reading == "paper" and chances is not None and chances.min() == 1:
-            continue
+    for chances in (None, uneven_map(32, 32)):
         result = pixel_deflection(image, 0, activation_map=chances, reading=reading, rng=0)
         np.testing.assert_array_equal(result, image)
         assert result is not image
 
 
 @each_reading
-def test_more_deflections_than_pixels(reading):
-    image = places_picture(3, 4)
-    writes = draw_writes((3, 4), 5000, 2, None, reading, streams(9, 1)[0])
-    deflected = pixel_deflection(image, 5000, 2, reading=reading, rng=9)
-    np.testing.assert_array_equal(deflected, loop(image, writes))
-
-
-@each_reading
 def test_a_map_of_ones_spares_every_place_or_is_an_error_where_writes_are_counted(reading):
     image, options = photo(), {"activation_map": np.ones((32, 32), np.float32), "rng": 0}
+    if reading == "repo":
+        np.testing.assert_array_equal(pixel_deflection(image, 0, reading="repo", **options), image)
     if reading == "blog":
         np.testing.assert_array_equal(pixel_deflection(image, 300, **options), image)
         return
@@ -476,9 +426,7 @@ def test_an_unknown_reading_lists_the_known():
 def test_wrong_maps(chances, message):
     with pytest.raises(ValueError, match=r"activation_map: .*" + message):
         pixel_deflection(photo(), activation_map=chances)
-
-
-def test_one_map_is_not_stretched_over_a_batch():
+    # Nor is one map stretched over a batch.
     with pytest.raises(ValueError, match=r"expected shape \(3, 32, 32\).*got \(32, 32\)"):
         pixel_deflection(photos(3), activation_map=np.zeros((32, 32), np.float32))
 
