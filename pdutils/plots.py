@@ -7,7 +7,7 @@ palette, which colour-blind readers can tell apart).
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import cycle
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec
 
 import numpy as np
 import pywt
@@ -52,20 +52,8 @@ _STYLE: Any = {
 
 _P = ParamSpec("_P")
 
-
-class _Measured(Protocol):
-    """A rate or a difference of rates, see `pdutils.stats`."""
-
-    @property
-    def value(self) -> float: ...
-
-    @property
-    def interval(self) -> tuple[float, float]: ...
-
-    @property
-    def n(self) -> int: ...
-
-
+#: A rate or a difference of rates, see `pdutils.stats`.
+_Measured = Any
 #: By row, and in each by series, the same in all.
 _Rows = Mapping[str, Mapping[str, _Measured]]
 
