@@ -40,5 +40,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "activation": ["cam", "grad_cam", "robust_cam"],
         "denoising": ["denoise"],
         "files": ["labelled_files", "read_class_names"],
+        "defenses": ["Defense"],
     },
 )

@@ -13,6 +13,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "transformations": [],
         "keras_model": ["defended_model"],
         "layers": ["PixelDeflection", "RobustCAM", "RobustGradCAM", "WaveletDenoising"],
-        "art": ["PixelDeflectionPreprocessor", "WaveletDenoisingPreprocessor"],
+        "art": [
+            "ChainedPreprocessor",
+            "PixelDeflectionPreprocessor",
+            "WaveletDenoisingPreprocessor",
+        ],
     },
 )

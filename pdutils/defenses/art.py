@@ -233,3 +233,37 @@ class WaveletDenoisingPreprocessor(_Defence):
 
     def _layer(self) -> WaveletDenoising:
         return WaveletDenoising(self.sigma, self.mode, self.sigma_scale)
+
+
+class ChainedPreprocessor(_Defence):
+    """Several of these as one, for estimators that take one alone, as ART's PyTorchClassifier.
+
+    Their `clip_values` and `channels_first` must be the same.
+    """
+
+    params = ("parts",)
+
+    def __init__(self, *parts: _Defence) -> None:
+        ways = {(checked_range(part.clip_values), part.channels_first) for part in parts}
+        if len(ways) != 1:
+            raise ValueError(
+                f"parts: expected preprocessors of one range and layout, got {sorted(ways)}"
+            )
+        first = parts[0]
+        super().__init__(
+            first.clip_values, first.channels_first, first.apply_fit, first.apply_predict
+        )
+        self.parts = parts
+
+    def _defend(self, images: Array) -> Array:
+        for part in self.parts:
+            images = part._defend(images)
+        return images
+
+    def _backward(self, images: Array, gradient: Array) -> Array:
+        stages = [images]
+        for part in self.parts[:-1]:
+            stages.append(part._defend(stages[-1]))
+        for part, at in zip(reversed(self.parts), reversed(stages), strict=True):
+            gradient = part._backward(at, gradient)
+        return gradient

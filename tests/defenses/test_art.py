@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 from conftest import photo, photos
 
-from pdutils.defenses.art import PixelDeflectionPreprocessor, WaveletDenoisingPreprocessor
+from pdutils.defenses.art import (
+    ChainedPreprocessor,
+    PixelDeflectionPreprocessor,
+    WaveletDenoisingPreprocessor,
+)
 from pdutils.deflection import pixel_deflection
 from pdutils.denoising import denoise_wavelet
 
@@ -254,3 +258,28 @@ def test_wrong_images_and_gradients(make):
     for call in (lambda: make()(none), lambda: make().estimate_gradient(none, none)):
         with pytest.raises(ValueError, match="x: expected at least one image, got none"):
             call()
+
+
+# --- both as one ---
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_a_chain_is_its_parts_one_after_another_there_and_back(channels_first):
+    def parts():
+        seen = {"clip_values": (0, 1), "channels_first": channels_first}
+        wavelet = WaveletDenoisingPreprocessor(**BLUR, gradient="exact", **seen)
+        return PixelDeflectionPreprocessor(300, 5, rng=3, **seen), wavelet
+
+    images = photos(2) / np.float32(255)
+    images = np.ascontiguousarray(np.moveaxis(images, 3, 1)) if channels_first else images
+    chain, (pixel, wavelet) = ChainedPreprocessor(*parts()), parts()
+    np.testing.assert_allclose(chain(images)[0], wavelet(pixel(images)[0])[0], atol=1e-6)
+    expected = wavelet.estimate_gradient(pixel(images)[0], images)
+    np.testing.assert_allclose(chain.estimate_gradient(images, images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [[], [0, 1]])
+def test_a_chain_refuses_parts_that_take_images_in_different_ways(parts):
+    made = [WaveletDenoisingPreprocessor(), WaveletDenoisingPreprocessor(clip_values=(0, 1))]
+    with pytest.raises(ValueError, match=r"^parts: expected preprocessors of one range"):
+        ChainedPreprocessor(*(made[part] for part in parts))
