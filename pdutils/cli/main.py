@@ -236,9 +236,8 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     joined: list[str] = []
     for argument in arguments:
         if joined and joined[-1] == "--preprocess":
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
+            argument = f"{joined.pop()}={argument}"
+        joined.append(argument)
     return joined
 
 
