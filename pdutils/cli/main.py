@@ -47,9 +47,7 @@ the exit status is 1.
 VALUE takes the kind of the notebook's own value: a text is taken as it stands, a number is a number
 (400, 1e2, 0.04), a list or a dictionary is written as in Python ("[1, 2]"). Of several notebooks,
 each gets those parameters that it knows; one that none of them knows is an error.
-"""
 
-_RUN_EXAMPLES = """\
 examples:
   python -m pdutils run                                the blog, notebooks 01 to 09
   python -m pdutils run 03                             one of them
@@ -68,9 +66,7 @@ that of its class folder before it where there is one.
 
 Each option's default stands in brackets. The defence is said by options, or in one text as in
 `evaluate`: --defense pd+rcam+wd:deflections=600.
-"""
 
-_DEFEND_EXAMPLES = """\
 examples:
   python -m pdutils defend data/adversaries/badger_000.png --classifier demo
   python -m pdutils defend photo.png --map rcam --deflections 1500 --save defended.png
@@ -91,9 +87,7 @@ more attacks and defences can be added. The attack and the defence "none" are al
 Printed are the shares that are right; `python -m pdutils table` prints more of the records.
 
 An attack or a defence is a name, or a name and knobs: igsm:eps=4,iterations=10.
-"""
 
-_EVALUATE_EXAMPLES = """\
 examples:
   python -m pdutils evaluate drawings:100 --attacks igsm:eps=4 deepfool --defenses pd+wd pd+rcam+wd
   python -m pdutils evaluate photos/ --classifier mobilenet_v2 --weights FILE --attacks fgsm igsm \\
@@ -110,16 +104,16 @@ to read them; with --output, write them as CSV, LaTeX and Markdown too.
 plain, all. --aggregate says what the runs of a defence on an image amount to: one, the first run
 alone; majority, the class that most runs see; mean, the class of the mean probability; worst, right
 only if every run is.
-"""
 
-_TABLE_EXAMPLES = """\
 examples:
   python -m pdutils table results/photos.sqlite
   python -m pdutils table results/photos.sqlite --aggregate worst --output results/tables
   python -m pdutils table results/photos.sqlite --baseline jpeg
 """
 
-_APP_EXAMPLES = """\
+_APP = """\
+Serve the explorer as a page on localhost, until Ctrl-C.
+
 examples:
   python -m pdutils app
   python -m pdutils app --port 9000 --no-browser
@@ -139,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _carry_out(sys.argv[1:] if arguments is None else arguments)
         finally:
             # Here, not when the interpreter ends, where nobody could catch what comes of it.
-            _flush()
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
     except BrokenPipeError:
         # Whoever read has had enough, as `head` has.
         _silence()
@@ -177,25 +173,16 @@ def _take_any_text() -> None:
 
 def _is_unheard(error: Exception) -> bool:
     """Tell whether nobody reads any more what is printed; other pipes may break too."""
-    return isinstance(error, BrokenPipeError) and any(
-        _is_broken(stream) for stream in (sys.stdout, sys.stderr)
-    )
-
-
-def _is_broken(stream: Any) -> bool:
+    if not isinstance(error, BrokenPipeError):
+        return False
     try:
         watch = select.poll()
-        watch.register(stream.fileno(), 0)
+        for stream in (sys.stdout, sys.stderr):
+            watch.register(stream.fileno(), 0)
         return bool(watch.poll(0))
     except (AttributeError, OSError, ValueError):
         # No stream of the system's, or a system that cannot tell.
         return False
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
 
 
 def _silence() -> None:
@@ -274,18 +261,20 @@ def _sentence(error: Exception) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m pdutils", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_run(commands)
-    _add_defend(commands)
-    _add_evaluate(commands)
-    _add_table(commands)
-    _add_app(commands)
+    for add in (_add_run, _add_defend, _add_evaluate, _add_table, _add_app):
+        add(commands)
     return parser
 
 
-def _add(commands: Any, name: str, run: Any, summary: str, about: str, examples: str) -> _Parser:
-    form = argparse.RawDescriptionHelpFormatter
+def _add(commands: Any, run: Any, summary: str, text: str) -> _Parser:
+    """Add a command, named as its function; its examples stand below its options."""
+    about, _, examples = text.partition("examples:\n")
     parser: _Parser = commands.add_parser(
-        name, help=summary, formatter_class=form, description=about, epilog=examples
+        run.__name__.removeprefix("_"),
+        help=summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=about,
+        epilog=f"examples:\n{examples}",
     )
     parser.set_defaults(command=run, parser=parser)
     return parser
@@ -298,25 +287,14 @@ def _seed(text: str) -> int:
 
 
 def _add_run(commands: Any) -> None:
-    parser = _add(commands, "run", _run, "execute notebooks", _RUN, _RUN_EXAMPLES)
-    add = parser.add_argument
+    add = _add(commands, _run, "execute notebooks", _RUN).add_argument
     add("notebooks", nargs="*", metavar="NOTEBOOK", help="03, 03_wavelet_denoising, or a path")
     add("--classifier", metavar="NAME", help="the same as -p classifier NAME")
-    add(
-        "-p",
-        dest="parameters",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a parameter in place of the notebook's own; again for more",
-    )
-    add(
-        "--output",
-        metavar="DIR",
-        type=Path,
-        help="where to write (results/ of the checkout, or here)",
-    )
+    own: dict[str, Any] = {"action": "append", "default": [], "dest": "parameters"}
+    text = "a parameter in place of the notebook's own; again for more"
+    add("-p", nargs=2, metavar=("NAME", "VALUE"), help=text, **own)
+    where = "where to write (results/ of the checkout, or here)"
+    add("--output", metavar="DIR", type=Path, help=where)
     add("--all", action="store_true", help="all notebooks, not only 01 to 09")
     add("--timeout", metavar="S", type=int, default=3600, help="seconds a notebook may take (3600)")
     jobs = min(2, os.cpu_count() or 1)
@@ -352,10 +330,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _add_defend(commands: Any) -> None:
     summary = "classify an image or a folder, before and after the defence"
-    parser = _add(commands, "defend", _defend, summary, _DEFEND, _DEFEND_EXAMPLES)
-    add = parser.add_argument
+    add = _add(commands, _defend, summary, _DEFEND).add_argument
     add("path", metavar="IMAGE|FOLDER", type=Path, help="a picture, or a folder of labelled ones")
-    _add_classifier(parser)
+    _add_classifier(add)
     add("--defense", metavar="TEXT", help="all of the defence, in place of the next seven options")
     add("--map", metavar="MAP", help="none, cam, rcam, or a file or folder of grey pictures (none)")
     add("--deflections", metavar="N", type=int, help="how many; 0 for none (200)")
@@ -374,8 +351,7 @@ def _add_defend(commands: Any) -> None:
     add("--batch-size", metavar="N", type=int, default=32, help="of a folder: images at once (32)")
 
 
-def _add_classifier(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_classifier(add: Callable[..., Any]) -> None:
     names = "efficientnet_lite0, demo, resnet50, ... or model.keras (auto)"
     add("--classifier", metavar="NAME", help=names)
     add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
@@ -576,7 +552,12 @@ def _defend_folder(
     results = []
     with progress_bar(total=2 * len(files), unit="image") as bar:
         for predict, maps_of in ((classifier.predict, []), (defended, own)):
-            counted = _counting(predict, bar)
+
+            def counted(batch: "Array", *chances: "Array", predict: Any = predict) -> "Array":
+                probabilities: Array = predict(batch, *chances)
+                bar.update(len(batch))
+                return probabilities
+
             size = options.batch_size
             results.append(classify(classifier, source, counted, batch_size=size, maps=maps_of))
     return [
@@ -584,15 +565,6 @@ def _defend_folder(
         _rates(options.path, *results),
         f"{_in_words(defense, maps)}.",
     ]
-
-
-def _counting(predict: "Callable[..., Array]", bar: Any) -> "Callable[..., Array]":
-    def counted(batch: "Array", *chances: "Array") -> "Array":
-        probabilities: Array = predict(batch, *chances)
-        bar.update(len(batch))
-        return probabilities
-
-    return counted
 
 
 def _rates(folder: Path, before: "FolderResult", after: "FolderResult") -> str:
@@ -607,19 +579,14 @@ def _rates(folder: Path, before: "FolderResult", after: "FolderResult") -> str:
 
 def _add_evaluate(commands: Any) -> None:
     parser = _add(
-        commands,
-        "evaluate",
-        _evaluate,
-        "evaluate defences against attacks, image by image",
-        _EVALUATE,
-        _EVALUATE_EXAMPLES,
+        commands, _evaluate, "evaluate defences against attacks, image by image", _EVALUATE
     )
     parser.details = _names_with_knobs
     add = parser.add_argument
     add("images", metavar="IMAGES", help="a folder, or drawings:N")
     add("--images-list", metavar="FILE", type=Path, help="lines NAME LABEL, or Kaggle's CSV")
     add("--limit", metavar="N", type=int, help="only so many images, chosen by the seed")
-    _add_classifier(parser)
+    _add_classifier(add)
     add("--attacks", metavar="ATTACK", nargs="*", default=[], help="listed below")
     add("--defenses", metavar="DEFENSE", nargs="*", default=[], help="listed below")
     add("--runs", metavar="N", type=int, default=10, help="of what draws random numbers (10)")
@@ -750,15 +717,8 @@ def _images(options: argparse.Namespace, classifier: "Classifier") -> "Source":
 
 
 def _add_table(commands: Any) -> None:
-    parser = _add(
-        commands,
-        "table",
-        _table,
-        "print tables of the records of an evaluation",
-        _TABLE,
-        _TABLE_EXAMPLES,
-    )
-    add = parser.add_argument
+    summary = "print tables of the records of an evaluation"
+    add = _add(commands, _table, summary, _TABLE).add_argument
     add("file", metavar="FILE", type=Path, help="what evaluate --output wrote")
     add("--protocol", choices=PROTOCOLS, default="paper", help="which images count (paper)")
     add(
@@ -787,9 +747,7 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _add_app(commands: Any) -> None:
-    about = "Serve the explorer as a page on localhost, until Ctrl-C."
-    summary = "serve the explorer as a page on localhost"
-    add = _add(commands, "app", _app, summary, about, _APP_EXAMPLES).add_argument
+    add = _add(commands, _app, "serve the explorer as a page on localhost", _APP).add_argument
     add("--port", metavar="N", type=int, help="(8866, or the next that is free)")
     add("--no-browser", action="store_true", help="do not open it")
     add("voila", nargs="*", metavar="OPTION", help="of Voila, after --")

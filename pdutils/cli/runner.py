@@ -75,22 +75,11 @@ def find_notebooks(folder: Path | None = None) -> list[Path]:
 def choose_notebooks(
     names: Sequence[str] = (), *, everything: bool = False, folder: Path | None = None
 ) -> list[Path]:
-    """Find the notebooks that are meant; a UsageError lists those that there are.
+    """Find the notebooks that are meant, each once, in the order of their names.
 
-    Parameters
-    ----------
-    names : sequence of str
-        A number (`03`), a name with or without suffix (`03_wavelet_denoising`), or a path. Without
-        names: the blog, 01 to 09.
-    everything : bool
-        Take all of the folder instead of the blog.
-    folder : Path, optional
-        As in `find_notebooks`. Outside a checkout a path alone finds a notebook.
-
-    Returns
-    -------
-    list of Path
-        Each once, in the order of their names.
+    A name is a number (`03`), a name with or without suffix (`03_wavelet_denoising`), or a path,
+    which alone finds one outside a checkout. Without names: the blog, 01 to 09, or everything. A
+    UsageError lists those that there are.
     """
     known = find_notebooks(folder)
     by_path = bool(names) and all(Path(name).is_file() for name in names)
@@ -139,13 +128,12 @@ def _defaults(notebook: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str, default: Any = None) -> Any:
-    """Read a parameter's value as it is typed on a command line.
+    """Read a parameter's value as it is typed; it takes the kind of the notebook's own, `default`.
 
-    It takes the kind of the notebook's own value, `default`: a text stays as it was typed; for a
-    number comes a number (for a whole one, any: many a knob has a whole default); for true or false
-    one of these; for a list or a dictionary a literal of Python, whose entries take the kind of the
-    default's first. Where there is no value to go by, what reads as a literal of Python, true,
-    false or none is one, and all else is a text. A ValueError says what was expected and what came.
+    A text stays as it was typed; for a number comes a number (for a whole one, any: many a knob has
+    a whole default); for true or false one of these; for a list or a dictionary a literal of
+    Python, whose entries take the kind of the default's first. Without a default what reads as a
+    literal of Python, true, false or none is one, and all else is a text.
     """
     if isinstance(default, str):
         return text
@@ -161,23 +149,34 @@ def parse_value(text: str, default: Any = None) -> Any:
 
 def _of_kind(value: Any, default: Any) -> Any:
     """Bring a value to the kind of another; a TypeError says which kind that is."""
+    expected, right = "", True
     if isinstance(default, bool):
-        return _checked_kind(value, isinstance(value, bool), "true or false")
-    if isinstance(default, (int, float)):
+        expected, right = "true or false", isinstance(value, bool)
+    elif isinstance(default, (int, float)):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _checked_kind(value, is_number and -math.inf < value < math.inf, "a number")
-        return _number(value, whole=isinstance(default, int))
-    if isinstance(default, str):
-        return _checked_kind(value, isinstance(value, str), "a text in quotes")
-    if isinstance(default, (list, tuple)):
-        form = f"a list such as {list(default)}"
-        _checked_kind(value, isinstance(value, list), form)
-        return [_entry(entry, [*default, None][0], form) for entry in value]
-    if isinstance(default, dict):
-        form = f"a dictionary such as {default}"
-        _checked_kind(value, isinstance(value, dict), form)
-        return {k: _entry(v, [*default.values(), None][0], form) for k, v in value.items()}
-    return value
+        expected, right = "a number", is_number and -math.inf < value < math.inf
+    elif isinstance(default, str):
+        expected, right = "a text in quotes", isinstance(value, str)
+    elif isinstance(default, (list, tuple)):
+        expected, right = f"a list such as {list(default)}", isinstance(value, list)
+    elif isinstance(default, dict):
+        expected, right = f"a dictionary such as {default}", isinstance(value, dict)
+    if not right:
+        raise TypeError(expected)
+    if isinstance(default, (list, tuple, dict)):
+        entries = default.values() if isinstance(default, dict) else default
+        try:
+            return _each(value, next(iter(entries), None))
+        except TypeError:
+            raise TypeError(expected) from None
+    is_real = isinstance(default, (int, float)) and not isinstance(default, bool)
+    return _number(value, whole=isinstance(default, int)) if is_real else value
+
+
+def _each(value: Any, default: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _of_kind(entry, default) for key, entry in value.items()}
+    return [_of_kind(entry, default) for entry in value]
 
 
 def _number(value: float, *, whole: bool) -> float:
@@ -187,19 +186,6 @@ def _number(value: float, *, whole: bool) -> float:
         return float(value)
     except OverflowError:
         raise TypeError("a number that a float can hold") from None
-
-
-def _entry(value: Any, default: Any, form: str) -> Any:
-    try:
-        return _of_kind(value, default)
-    except TypeError:
-        raise TypeError(form) from None
-
-
-def _checked_kind(value: Any, right: bool, expected: str) -> Any:
-    if not right:
-        raise TypeError(expected)
-    return value
 
 
 def assign_parameters(
@@ -249,31 +235,13 @@ def run_notebooks(
     timeout: int = TIMEOUT,
     jobs: int = 1,
 ) -> list[Outcome]:
-    """Execute notebooks, and leave each in a folder.
+    """Execute notebooks in this order, `jobs` at once, and leave each in a folder, which is made.
 
-    A notebook that fails does not stop the others; what it did until then and its error are
-    written too. Each file appears whole or not at all, as soon as its notebook has ended, so that
-    an interrupted run leaves what was finished. Progress goes to stderr: a bar on a terminal, else
-    one line a notebook.
-
-    Parameters
-    ----------
-    notebooks : sequence of Path
-        In the order in which they are started.
-    output : Path
-        The folder, which is made; what other notebooks left there stays.
-    parameters : mapping of str to value, optional
-        In place of the notebooks' own values; see `assign_parameters`.
-    timeout : int
-        Seconds that one notebook may take, from its first cell to its last.
-    jobs : int
-        How many notebooks run at once, at least 1. They share the cores: where OPENBLAS_NUM_THREADS
-        is not set, each gets its part.
-
-    Returns
-    -------
-    list of Outcome
-        In the order of `notebooks`.
+    Each gets those parameters that it knows, and `timeout` seconds from its first cell to its last.
+    One that fails does not stop the others; what it did until then and its error are written too.
+    Each file appears whole or not at all, as soon as its notebook has ended, so that an interrupted
+    run leaves what was finished. Progress goes to stderr: a bar on a terminal, else one line a
+    notebook. Where OPENBLAS_NUM_THREADS is not set, those that run at once share the cores.
     """
     if timeout < 1 or jobs < 1:
         raise ValueError(f"expected a timeout and jobs of at least 1, got {timeout} and {jobs}")

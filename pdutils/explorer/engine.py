@@ -181,25 +181,11 @@ class Step(NamedTuple):
 class Result:
     """One image attacked, defended and classified; images are RGB in [0, 255], (H, W, 3).
 
-    Attributes
-    ----------
-    settings, network, name, label
-        What gave it, the network that was asked, the name of the image and its true class.
-    clean, adversary, origin
-        Two images, equal without an attack; in words, where the adversary comes from.
-    activation_map : ndarray of float32, shape (H, W), or None
-        The map that spares pixels.
-    deflected, defended
-        The first run, after its deflections and at its end.
-    runs : ndarray of float32, shape (runs, K)
-        What the network sees in each defended image.
-    steps : tuple of Step
-        Clean, adversary, deflected, and, with a denoiser, denoised; the last two are means over
-        the runs.
-    seconds : float
-        What the defence took, its last predictions included, when it was computed.
-    computed : tuple of str
-        The stages that this result needed anew.
+    Without an attack the adversary is the clean image; `origin` says where it comes from. The map
+    (H, W) spares pixels. `deflected` and `defended` are the first run's, `runs` what the network
+    sees in each run, (runs, K). The steps are clean, adversary, deflected, and, with a denoiser,
+    denoised; the last two are means over the runs. `seconds` are those of the defence and its last
+    predictions when they were computed, `computed` the stages that this result needed anew.
     """
 
     settings: Settings
@@ -315,20 +301,10 @@ class Explorer:
         self._lock = threading.RLock()
 
     def result(self, settings: Settings, *, progress: Progress | None = None) -> Result:
-        """Attack, defend and classify.
+        """Attack, defend and classify; the result is equal to what the lines of `as_code` give.
 
-        Parameters
-        ----------
-        settings : Settings
-            What is wanted.
-        progress : callable, optional
-            Told of what takes long. What it raises ends the computation; the stages that are done
-            are kept.
-
-        Returns
-        -------
-        Result
-            Equal to what the lines of `as_code` give.
+        `progress` is told of what takes long. What it raises ends the computation; the stages that
+        are done are kept.
         """
         with self._lock:
             return _Stages(settings, self._kept, progress).result()
