@@ -203,11 +203,9 @@ class Defense:
             What is denoised may leave [0, 255] a little, see `pdutils.denoising.denoise`.
         """
         batch, single = as_batch(images)
-        if activation_map is None:
-            activation_map = self.activation_map(classifier, batch)
-        maps = as_map_batch(activation_map, batch)
-        defended = self._transformed(batch, maps, streams(rng, len(batch)))
-        return defended[0] if single else defended
+        maps = self._maps(classifier, batch, activation_map)
+        result = self._defended(batch, maps, streams(rng, len(batch)))
+        return result[0] if single else result
 
     def predict(
         self,
@@ -251,25 +249,24 @@ class Defense:
     ) -> Array:
         """Do as `predict`, but give every run by itself: (runs, K) or (runs, N, K)."""
         batch, single = as_batch(images)
-        if activation_map is None:
-            activation_map = self.activation_map(classifier, batch)
-        maps = as_map_batch(activation_map, batch)
+        maps = self._maps(classifier, batch, activation_map)
         # The first run is the very one that `transform` gives for the same rng.
         by_image = [[stream, *stream.spawn(self.runs - 1)] for stream in streams(rng, len(batch))]
-        results = []
-        for run in range(self.runs):
-            generators = [generators[run] for generators in by_image]
-            results.append(classifier.predict(self._transformed(batch, maps, generators)))
+        by_run = [list(generators) for generators in zip(*by_image, strict=True)]
+        results = [classifier.predict(self._defended(batch, maps, run)) for run in by_run]
         stacked = np.stack(results)
         return stacked[:, 0] if single else stacked
 
-    def _transformed(
+    def _maps(self, classifier: Classifier, batch: Array, given: Array | None) -> Array | None:
+        if given is None:
+            return self.activation_map(classifier, batch)
+        return as_map_batch(given, batch)
+
+    def _defended(
         self, batch: Array, maps: Array | None, generators: list[np.random.Generator]
     ) -> Array:
-        """Defend images (N, H, W, 3) that were checked before."""
-        return self._denoised(
-            deflect(batch, self.deflections, self.window, maps, self.reading, generators)
-        )
+        knobs = self.deflections, self.window, maps, self.reading
+        return self._denoised(deflect(batch, *knobs, generators))
 
     def _denoised(self, batch: Array) -> Array:
         if self.denoiser is None:

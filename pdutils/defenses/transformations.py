@@ -6,10 +6,14 @@ size; where that makes a difference to the source, the function says so. The med
 variation, JPEG and the other filters are those of `pdutils.denoising`. Image quilting, which Guo et
 al. use too, is left out: it needs a bank of patches of clean images. The ensembles of the sources
 are not made here either: each call draws once, and whoever wants an average calls it again.
+
+All take and give images of float32, shape (H, W, 3) or (N, H, W, 3), RGB in [0, 255]; with `rng`,
+each image draws from a stream of its own, see `pdutils._utils`.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,20 +41,8 @@ def bit_depth(images: Array, *, bits: int = 5) -> Array:
 
     Parameters
     ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255]; they are clipped to that first.
     bits : int
-        From 1 to 8.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        The values are multiples of 255 / (2^bits - 1): not whole, unless that is.
-
-    Raises
-    ------
-    ValueError
-        If the bits are out of range, or the images break their contract.
+        From 1 to 8. The values become multiples of 255 / (2^bits - 1): not whole, unless that is.
     """
     check_whole("bits", bits, 1, 8)
     batch, single = as_batch(images)
@@ -70,8 +62,6 @@ def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float
 
     Parameters
     ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
     search : int
         The side of the window of neighbours, an odd number of pixels. It reaches no further than
         the image is long; at its border the image is mirrored.
@@ -79,15 +69,6 @@ def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float
         The side of a patch, an odd number of pixels, which reaches no further either.
     strength : float
         In grey levels, above 0: how unlike a patch may be.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of its range, or the images break their contract.
     """
     check_odd("search", search)
     check_odd("patch", patch)
@@ -114,25 +95,7 @@ def squeeze(
     image can only apply them in a row. What pixel deflection's paper did with "the best three" is
     not known.
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    bits : int
-        As in `bit_depth`.
-    size : int
-        Of the median, as in `pdutils.denoising.denoise_median`.
-    search, patch, strength
-        As in `nl_means`.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-
-    Raises
-    ------
-    ValueError
-        As those three.
+    The knobs are those of `bit_depth`, `pdutils.denoising.denoise_median` and `nl_means`.
     """
     reduced = denoise_median(bit_depth(images, bits=bits), size=size)
     return nl_means(reduced, search=search, patch=patch, strength=strength)
@@ -149,26 +112,12 @@ def random_resize(
 
     Parameters
     ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
     smallest : float
         In (0, 1]: the least height as a share of the image's. Each whole height from there up to
         one pixel less than the image's is equally likely; the width keeps the proportions.
     fill : float
         The grey level of the ground, 0 to 255. Xie et al. pad with 0 after scaling to [-1, 1],
         which is 127.5.
-    rng : int, numpy.random.Generator, list of Generator, or None
-        Each image draws from a stream of its own, see `pdutils._utils`.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        Scaled bilinearly, antialiased.
-
-    Raises
-    ------
-    ValueError
-        If a knob is out of its range, or the images break their contract.
     """
     return _laid_on_ground(images, smallest, fill, rng, sizes=True, places=False)
 
@@ -184,22 +133,10 @@ def random_pad(
 
     Parameters
     ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
     smallest : float
         In (0, 1]: the height as a share of the image's; 1 leaves the images as they are.
-    fill, rng
+    fill
         As in `random_resize`.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        Scaled bilinearly, antialiased.
-
-    Raises
-    ------
-    ValueError
-        If a knob is out of its range, or the images break their contract.
     """
     return _laid_on_ground(images, smallest, fill, rng, sizes=False, places=True)
 
@@ -210,24 +147,8 @@ def random_resize_pad(
     """Show each image at a random size, at a random place of a grey ground.
 
     Source: Xie et al. 2018, arXiv 1711.01991, who enlarge 299 pixels to 299 up to 330 and put them
-    at a random place of 331. For a network of a fixed size the whole is scaled to that.
-
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    smallest, fill, rng
-        As in `random_resize`.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        Scaled bilinearly, antialiased.
-
-    Raises
-    ------
-    ValueError
-        If a knob is out of its range, or the images break their contract.
+    at a random place of 331. For a network of a fixed size the whole is scaled to that. The knobs
+    are those of `random_resize`.
     """
     return _laid_on_ground(images, smallest, fill, rng, sizes=True, places=True)
 
@@ -240,22 +161,8 @@ def crop_rescale(images: Array, *, side: float = 0.4, rng: Rng = None) -> Array:
 
     Parameters
     ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
     side : float
         In (0, 1]: the sides of the part as a share of the image's; 1 leaves the images as they are.
-    rng : int, numpy.random.Generator, list of Generator, or None
-        Each image draws from a stream of its own, see `pdutils._utils`.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        Scaled bilinearly.
-
-    Raises
-    ------
-    ValueError
-        If the side is out of its range, or the images break their contract.
     """
     _check_share("side", side)
     batch, single = as_batch(images)
@@ -343,9 +250,7 @@ def _laid_on_ground(
     return result[0] if single else result
 
 
-def _random_place(
-    frame: tuple[int, ...], size: tuple[int, int], rng: np.random.Generator
-) -> tuple[int, int]:
+def _random_place(frame: tuple[int, ...], size: tuple[int, int], rng: Any) -> tuple[int, int]:
     return int(rng.integers(frame[0] - size[0] + 1)), int(rng.integers(frame[1] - size[1] + 1))
 
 
