@@ -25,7 +25,7 @@ def art_classifier(
     preprocessing_defences: Sequence[Any] = (),
     batch_size: int = 32,
 ) -> "BridgedClassifier":
-    """Make an ART classifier of a classifier, for ART's attacks.
+    """Make a `TensorFlowV2Classifier` of ART of a classifier, for ART's attacks.
 
     Parameters
     ----------
@@ -39,10 +39,6 @@ def art_classifier(
         ART's or those of `pdutils.defenses.art`, applied in this order before the network.
     batch_size : int
         How many images the network sees at once, whatever an attack asks for.
-
-    Returns
-    -------
-    art.estimators.classification.TensorFlowV2Classifier
     """
     return BridgedClassifier(classifier, clip_values, preprocessing_defences, batch_size)
 
@@ -68,8 +64,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
 
     What `predict` gives are log-probabilities: logits up to one number an image, as the attacks on
     logits need them. ART's own passes are not compiled for gradients, take one for each class
-    that occurs among the labels, and ignore the batch size. The arguments are those of
-    `art_classifier` and of ART's methods; the batch size that a method is given is ignored.
+    that occurs among the labels, and ignore the batch size. So is the one that a method is given.
     """
 
     def __init__(
@@ -106,10 +101,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
     def class_gradient(
         self, x: Array, label: Any = None, training_mode: bool = False, **_: Any
     ) -> Array:
-        """Give the gradient of the log-probabilities by the pixels.
-
-        Of all classes (N, K, H, W, 3), or with a label, or one an image, (N, 1, H, W, 3).
-        """
+        """Give the gradients of all classes (N, K, H, W, 3), or of a label or one an image."""
         _refuse_training(training_mode)
         stages = self._stages(x)
         classes = range(self.nb_classes) if label is None else [label]
@@ -117,10 +109,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
         return -np.stack(gradients, axis=1)
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **_: Any) -> Any:
-        """Give the gradient of the cross-entropy, summed over the images, by the pixels.
-
-        `y` are class numbers (N,), or rows (N, K) with a single 1; a tensor gets a tensor.
-        """
+        """Give the gradient of the cross-entropy of `y` by the pixels; a tensor gets a tensor."""
         _refuse_training(training_mode)
         gradient = self._gradient(self._stages(np.asarray(x)), _class_numbers(y))
         return gradient if isinstance(x, np.ndarray) else tf.convert_to_tensor(gradient)
@@ -167,11 +156,10 @@ class CandidateClassifier(BridgedClassifier):
     """What ART's DeepFool is shown of a network: a few classes of each image, and what lies ahead.
 
     ART's DeepFool asks for the gradients of all classes that are among the most probable of any
-    image, for every image; here it sees the classes `candidates` (N, k) of each, and their
-    gradients come from full batches. It overshoots when it is done, so that it creeps towards the
-    border until its steps are used up; here it is shown the network as far ahead as it will
-    overshoot, as the paper's authors do in theirs. Every call is about the images `clean` in
-    [0, 255]; what ART sees is in [0, 1].
+    image, for every image; here it sees `candidates` (N, k) of each. It overshoots when it is done,
+    so that it creeps towards the border until its steps are used up; here it is shown the network
+    as far ahead as it will overshoot, as the paper's authors do in theirs. Every call is about the
+    images `clean` in [0, 255]; what ART sees is in [0, 1].
     """
 
     def __init__(

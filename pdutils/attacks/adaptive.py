@@ -81,10 +81,6 @@ def bpda(
         Each image's draws come one after the other from a stream of its own.
     batch_size : int
         How many images are defended and seen at once, at least 1.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
     """
     check_box(eps, step, iterations)
     clean, single = as_clean_batch(images)

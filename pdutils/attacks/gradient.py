@@ -153,10 +153,6 @@ def pgd(
         Whether to begin at a uniform draw from the box; without it this is `igsm`.
     rng : int, numpy.random.Generator, list of Generator, or None
         Each image draws its start from a stream of its own, see `pdutils._utils`.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
     """
 
     def start(clean: Array) -> Array:

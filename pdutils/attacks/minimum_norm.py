@@ -5,7 +5,11 @@ a grey level, and rounding to 8 bits takes them away. So success is judged after
 `fgsm_smallest` and `jsma` walk on the grid, `lbfgs` rounds what each weight gives, and what
 `deepfool` and `carlini_wagner` find is made longer in steps of 5% until its rounding succeeds.
 
-An image that is there already (misclassified, or seen as the target) comes back as it is.
+An image that is there already (misclassified, or seen as the target) comes back as it is. The
+attacks that are ART's (Nicolae et al. 2018, arXiv 1807.01069) need the extra "art".
+
+`classifier`, `images`, `labels`, `targeted`, `batch_size` and what comes back are those of
+`pdutils.attacks.gradient.fgsm`.
 """
 
 from collections.abc import Callable, Iterable
@@ -41,21 +45,13 @@ def fgsm_smallest(
     """Take the smallest step along the sign of the gradient that succeeds.
 
     A greater step can fail where a smaller one succeeds, so each whole number of grey levels is
-    tried in turn.
-
-    Source: Goodfellow, Shlens, Szegedy 2015, arXiv 1412.6572.
+    tried in turn. Source: Goodfellow, Shlens, Szegedy 2015, arXiv 1412.6572.
 
     Parameters
     ----------
-    classifier, images, labels, targeted, batch_size
-        As in `pdutils.attacks.gradient.fgsm`.
     max_eps : int
-        The greatest step that is tried, in grey levels, 1 to 255.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
-        Where no step succeeds, that of `max_eps`.
+        The greatest step that is tried, in grey levels, 1 to 255; it is what comes back where none
+        succeeds.
     """
     check_whole("max_eps", max_eps, 1, 255)
     judge = _Judge(classifier, targeted, batch_size)
@@ -83,14 +79,10 @@ def deepfool(
     """Step over the nearest border, again and again, as if the network were linear.
 
     ART's loop, on a few classes of each image. What it finds is made longer until its rounding
-    succeeds, up to ten times.
-
-    Source: Moosavi-Dezfooli, Fawzi, Frossard 2016, arXiv 1511.04599.
+    succeeds, up to ten times. Source: Moosavi-Dezfooli, Fawzi, Frossard 2016, arXiv 1511.04599.
 
     Parameters
     ----------
-    classifier, images, labels, batch_size
-        As in `fgsm_smallest`.
     iterations : int
         Greatest number of steps, at least 1.
     overshoot : float
@@ -99,11 +91,6 @@ def deepfool(
         How many of the most probable classes count, at least 2; the paper takes 10.
     targeted : bool
         Must be False: DeepFool goes to the nearest other class.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
-        Where nothing succeeds, the rounding of what ART found.
     """
     if targeted:
         raise ValueError("targeted: expected False, for DeepFool has no targeted form")
@@ -150,14 +137,11 @@ def carlini_wagner(
     """Minimise the L2 norm and the margin between the logits together.
 
     ART's form of it, which searches along each gradient for the length of the step. What it finds
-    is made longer until its rounding succeeds, up to ten times.
-
-    Source: Carlini, Wagner 2017, arXiv 1608.04644, section V.
+    is made longer until its rounding succeeds, up to ten times; where nothing succeeds, the clean
+    image comes back. Source: Carlini, Wagner 2017, arXiv 1608.04644, section V.
 
     Parameters
     ----------
-    classifier, images, labels, targeted, batch_size
-        As in `fgsm_smallest`.
     confidence : float
         The margin of the logits to reach, at least 0 (the paper's kappa).
     learning_rate : float
@@ -168,17 +152,10 @@ def carlini_wagner(
         How many weights of the margin are tried, at least 1.
     initial_const : float
         The first of them, above 0, against the squared norm of images in [0, 1].
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
-        Where nothing succeeds, the clean image.
     """
     _check_number("confidence", confidence, 0)
     _check_number("learning_rate", learning_rate, _ABOVE_0)
-    _check_number("initial_const", initial_const, _ABOVE_0)
-    check_whole("iterations", iterations, 1)
-    check_whole("search_steps", search_steps, 1)
+    _check_search(iterations, search_steps, initial_const)
     judge = _Judge(classifier, targeted, batch_size)
     knobs = {"confidence": confidence, "targeted": targeted, "learning_rate": learning_rate}
     knobs |= {"binary_search_steps": int(search_steps), "max_iter": int(iterations)}
@@ -204,25 +181,15 @@ def jsma(
     """Change two channel values at a time, those that raise the target most.
 
     ART's form of it, which looks at the gradient of the target alone. Without `targeted`, the
-    target is the most probable class but the label.
-
-    Source: Papernot et al. 2016, arXiv 1511.07528.
+    target is the most probable class but the label. Source: Papernot et al. 2016, arXiv 1511.07528.
 
     Parameters
     ----------
-    classifier, images, labels, targeted, batch_size
-        As in `fgsm_smallest`.
     step : int
-        What is added to a channel value at a time, in grey levels, -255 to 255 but not 0; where it
-        meets white or black it ends there.
+        What is added to a channel value at a time, in grey levels, -255 to 255 but not 0.
     max_share : float
         The greatest share of the channel values that is changed, in (0, 1]. Each two of them cost
         a gradient and a prediction.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
-        Where nothing succeeds, the image with all that was changed.
     """
     check_whole("step", step, -255, 255)
     if step == 0:
@@ -252,31 +219,19 @@ def lbfgs(
 
     The weight of the norm is multiplied by 10 until the rounding of what comes out fails to fool
     the network, or divided by 10 until it succeeds; then it is sought between the two. The shortest
-    success is taken.
-    Without `targeted`, the target is the most probable class but the label. One image after the
-    other.
-
-    Source: Szegedy et al. 2014, arXiv 1312.6199, section 4.1.
+    success is taken, or what came out last. Without `targeted`, the target is the most probable
+    class but the label. Source: Szegedy et al. 2014, arXiv 1312.6199, section 4.1.
 
     Parameters
     ----------
-    classifier, images, labels, targeted, batch_size
-        As in `fgsm_smallest`.
     iterations : int
         Greatest number of steps of L-BFGS-B for each weight, at least 1.
     search_steps : int
         How many weights are tried, at least 1.
     initial_const : float
         The first of them, above 0, for the squared norm of images in [0, 1].
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
-        Where nothing succeeds, what came out for the last weight.
     """
-    check_whole("iterations", iterations, 1)
-    check_whole("search_steps", search_steps, 1)
-    _check_number("initial_const", initial_const, _ABOVE_0)
+    _check_search(iterations, search_steps, initial_const)
     judge = _Judge(classifier, targeted, batch_size)
 
     def attack(clean: Array, goals: Labels) -> Array:
@@ -298,29 +253,21 @@ class _Search:
 
     def __init__(self, image: Array, const: float) -> None:
         self.const = const
-        self.best = image
-        self._image = image
+        self.best = self._image = image
         self._norm = np.inf
-        self._succeeds: float | None = None
-        self._fails: float | None = None
+        # The last weight that failed and the last one that succeeded.
+        self._ends: dict[bool, float] = {}
 
     def note(self, result: Array, success: bool) -> None:
         """Take in what came out for the weight `const`, and set the next one."""
-        norm = float(np.linalg.norm(result - self._image))
-        if success:
-            self._succeeds = self.const
-            if norm < self._norm:
-                self.best, self._norm = result, norm
+        norm = float(np.linalg.norm(result - self._image)) if success else np.inf
+        if norm < self._norm or self._norm == np.inf:
+            self.best, self._norm = result, norm
+        self._ends[success] = self.const
+        if len(self._ends) == 2:
+            self.const = float(np.sqrt(self._ends[True] * self._ends[False]))
         else:
-            self._fails = self.const
-            if self._norm == np.inf:
-                self.best = result
-        if self._succeeds is None:
-            self.const /= 10
-        elif self._fails is None:
-            self.const *= 10
-        else:
-            self.const = float(np.sqrt(self._succeeds * self._fails))
+            self.const = self.const * 10 if success else self.const / 10
 
 
 def _lbfgs(
@@ -413,6 +360,12 @@ class _Judge:
 
 def _in_parts(attack: Callable[[slice], Array], n: int, size: int) -> Array:
     return np.concatenate([attack(slice(i, i + size)) for i in range(0, n, size)])
+
+
+def _check_search(iterations: int, search_steps: int, initial_const: float) -> None:
+    check_whole("iterations", iterations, 1)
+    check_whole("search_steps", search_steps, 1)
+    _check_number("initial_const", initial_const, _ABOVE_0)
 
 
 def _check_number(name: str, value: object, low: float, high: float = np.inf) -> None:

@@ -41,14 +41,13 @@ def defended_model(
 ) -> keras.Model:
     """Put a defence in front of a classifier, as one Keras model.
 
-    Everything happens in the graph, batched: images that lie on a GPU stay there. The map is that
-    of `Defense.activation_map`, and the forward pass that makes it is the only one besides those
-    that classify. A head of average pooling and one dense layer has the weights of the map; any
-    other head takes backward passes through itself, one for each class of the map. The model saves
-    and loads like any other, once `pdutils.defenses.layers` is imported. How its deflection differs
-    from the NumPy path stands at `PixelDeflection` there; averaged over draws, the two agree. A
-    prediction depends on the image's place in its batch and on the calls before, through what it
-    draws, but not on the other images; a loaded model draws from its seed again.
+    Everything happens in the graph, batched: images that lie on a GPU stay there. The map costs one
+    forward pass, and where the head is not average pooling and one dense layer, a backward pass
+    through it for each class of the map. The model saves and loads like any other, once
+    `pdutils.defenses.layers` is imported. How its deflection differs from the NumPy path stands at
+    `PixelDeflection` there; averaged over draws, the two agree. A prediction depends on the image's
+    place in its batch and on the calls before, through what it draws, but not on the other images;
+    a loaded model draws from its seed again.
 
     Parameters
     ----------
@@ -71,10 +70,9 @@ def defended_model(
     Raises
     ------
     ValueError
-        If the defence has another denoiser or option: `Defense.predict` takes those. If it has a
-        map and the network has no feature map to make it of. If the classifier's `preprocess` calls
-        functions of TensorFlow rather than arithmetic and `keras.ops`. If logits are asked for and
-        the runs are counted by majority: a share of runs has no gradient.
+        Also if the classifier's `preprocess` calls functions of TensorFlow rather than arithmetic
+        and `keras.ops`, and if logits are asked for and the runs are counted by majority: a share
+        of runs has no gradient.
     """
     if logits and defense.aggregate == "majority":
         raise ValueError(

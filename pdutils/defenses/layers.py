@@ -59,16 +59,15 @@ class _Layer(keras.layers.Layer):
 class PixelDeflection(_Layer):
     """Deflect the pixels of a batch of images, all writes at once.
 
-    Two things differ from the NumPy path. Every write reads from the image as it came: a draw does
-    not see earlier writes. Where two writes meet at one place, either may win. Both concern few
-    places: with 600 writes of a 224 x 224 image about two.
-
     Call it with images (N, H, W, 3) or with `[images, maps]`, maps (N, H, W) in [0, 1]; H and W
-    must be known. An image whose map is 1 everywhere stays as it is, in every reading: the NumPy
+    must be known. Two things differ from the NumPy path. Every write reads from the image as it
+    came: a draw does not see earlier writes. Where two writes meet at one place, either may win, on
+    a GPU another from run to run. Both concern few places: with 600 writes of a 224 x 224 image
+    about two. And an image whose map is 1 everywhere stays as it is, in every reading: the NumPy
     path raises an error for it in ``repo`` and ``paper``, which a graph cannot.
 
     What an image draws depends on the seed, on the calls before and on its place in the batch, not
-    on the other images. On a GPU two writes that meet may end either way from run to run.
+    on the other images.
 
     Parameters
     ----------
@@ -181,12 +180,11 @@ class PixelDeflection(_Layer):
 class WaveletDenoising(_Layer):
     """Denoise a batch of images with Haar wavelets and BayesShrink, in YCbCr.
 
-    It agrees with `pdutils.denoising.denoise_wavelet` at its default wavelet, shrinkage and colour
-    space, for any size of image; odd sizes are padded by their last row and column, as PyWavelets
-    does. With `mode="hard"` a coefficient that is within rounding of its threshold may go either
-    way. With ``channel`` the result is clipped as it was in 2018; a white or black pixel that is
-    not clipped by more than rounding keeps its gradient. Call it with images (N, H, W, 3), H and W
-    known. It works in float32, or in float64 with `dtype="float64"`.
+    Call it with images (N, H, W, 3), H and W known. It agrees with
+    `pdutils.denoising.denoise_wavelet` at its default wavelet, shrinkage and colour space. With
+    `mode="hard"` a coefficient that is within rounding of its threshold may go either way. With
+    ``channel`` a white or black pixel that is not clipped by more than rounding keeps its gradient.
+    It works in float32, or in float64 with `dtype="float64"`.
 
     Parameters
     ----------
@@ -286,17 +284,7 @@ class RobustCAM(_MapLayer):
     """Make the robust class activation map of a batch, from what the forward pass gives anyway.
 
     Call it with `[features, logits]`: feature maps (N, h, w, C) and logits or probabilities (N, K).
-
-    Parameters
-    ----------
-    size : (int, int)
-        Height and width of the maps.
-    head_weights : ndarray of float32, shape (C, K)
-        Weights from the pooled feature maps to the logits.
-    k, combine, upscale
-        As in `pdutils.activation.robust_cam`.
-    **kwargs
-        For `keras.layers.Layer`.
+    The head weights are (C, K), from the pooled feature maps to the logits.
     """
 
     def __init__(
@@ -360,22 +348,14 @@ class Logits(_Layer):
 class RobustGradCAM(_MapLayer):
     """A network that classifies and, when asked, makes its robust class activation map by Grad-CAM.
 
-    For any head (Selvaraju et al. 2017, DOI 10.1109/ICCV.2017.74). It agrees with
-    `pdutils.activation.robust_cam` and, with k = 1, with `cam` for the most probable class, for a
-    network that has no head weights. A map takes one forward pass, and k backward passes from the
-    logits to the feature map, no further.
+    For any head (Selvaraju et al. 2017, DOI 10.1109/ICCV.2017.74), as `pdutils.activation` does
+    for a network without head weights. A map takes one forward pass, and k backward passes from the
+    logits to the feature map, no further. The network goes from images to a dictionary of
+    `features` (N, h, w, C), its last feature map, and `logits` (N, K), which follow from it.
 
-    Call it with the batch (N, H, W, 3) that the network takes: it gives probabilities (N, K), with
-    `logits=True` the logits, with `maps=True` maps (N, height, width) in [0, 1]. One layer does all
-    of it because Keras restores a network that is held by two of them only once.
-
-    Parameters
-    ----------
-    network : keras.Model
-        From images to a dictionary of `features` (N, h, w, C), its last feature map, and `logits`
-        (N, K), which follow from it.
-    size, k, combine, upscale, **kwargs
-        As in `RobustCAM`.
+    Call it with the batch that the network takes: it gives probabilities (N, K), with `logits=True`
+    the logits, with `maps=True` maps (N, height, width) in [0, 1]. One layer does all of it because
+    Keras restores a network that is held by two of them only once.
     """
 
     def __init__(

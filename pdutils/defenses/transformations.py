@@ -19,14 +19,7 @@ import numpy as np
 from PIL import Image
 
 from pdutils._utils import Rng, check_odd, check_whole, is_finite, is_number, streams
-from pdutils.denoising import (
-    denoise_bilateral,
-    denoise_dct,
-    denoise_jpeg,
-    denoise_median,
-    denoise_tv,
-    denoise_wiener,
-)
+from pdutils.denoising import DENOISERS
 from pdutils.images import Array, as_batch
 
 #: What zero is to a network whose input is scaled to [-1, 1], as that of Xie et al. is.
@@ -97,7 +90,7 @@ def squeeze(
 
     The knobs are those of `bit_depth`, `pdutils.denoising.denoise_median` and `nl_means`.
     """
-    reduced = denoise_median(bit_depth(images, bits=bits), size=size)
+    reduced = DENOISERS["median"](bit_depth(images, bits=bits), size=size)
     return nl_means(reduced, search=search, patch=patch, strength=strength)
 
 
@@ -178,14 +171,14 @@ def crop_rescale(images: Array, *, side: float = 0.4, rng: Rng = None) -> Array:
 
 PEERS: dict[str, Callable[..., Array]] = {
     "bit_depth": bit_depth,
-    "median": denoise_median,
+    "median": DENOISERS["median"],
     "nl_means": nl_means,
     "squeeze": squeeze,
-    "bilateral": denoise_bilateral,
-    "tv": denoise_tv,
-    "wiener": denoise_wiener,
-    "jpeg": denoise_jpeg,
-    "dct": denoise_dct,
+    "bilateral": DENOISERS["bilateral"],
+    "tv": DENOISERS["tv"],
+    "wiener": DENOISERS["wiener"],
+    "jpeg": DENOISERS["jpeg"],
+    "dct": DENOISERS["dct"],
     "random_resize": random_resize,
     "random_pad": random_pad,
     "random_resize_pad": random_resize_pad,
