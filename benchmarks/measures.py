@@ -27,7 +27,7 @@ from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import pixel_deflection
 from pdutils.demo.drawing import draw_animals
-from pdutils.evaluation.folders import evaluate_folder
+from pdutils.evaluation.datasets import FolderSource, classify
 from pdutils.images import Array, save_image
 
 load_tensorflow()
@@ -200,16 +200,18 @@ def authors_folder(sizes: Sizes) -> Measurement:
 
         def fast() -> None:
             rng = generator(0)
-            evaluate_folder(classifier, files, lambda b: defense.predict(classifier, b, rng=rng))
+            source = FolderSource(files, classifier)
+            classify(classifier, source, lambda b: defense.predict(classifier, b, rng=rng))
 
         def in_graph() -> None:
-            evaluate_folder(classifier, files, lambda b: defended.predict_on_batch(b))
+            source = FolderSource(files, classifier)
+            classify(classifier, source, lambda b: defended.predict_on_batch(b))
 
         theirs = Side(f"loop and scikit-image in {cores()} processes, then predict", slow)
-        other = Side("evaluate_folder, defended_model", in_graph)
+        other = Side("classify a folder, defended_model", in_graph)
         return sizes.ratio(
             theirs,
-            Side("evaluate_folder, Defense.predict", fast),
+            Side("classify a folder, Defense.predict", fast),
             images=f"{sizes.folder} PNG files of drawings",
             classifier="mobilenet_v2, random weights",
             deflections=200,

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
+from pdutils.evaluation.scores import Cells
 from pdutils.evaluation.store import COLUMNS
 
 
@@ -51,22 +52,26 @@ def random_records(seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     right, labels = rng.random(25) < 0.7, rng.integers(0, 3, 25)
     cells = []
-    for attack in ("igsm:eps=4", "none", "aimed", "bpda"):
-        for defense in ("wd", "none", "pd:deflections=5", "pd:deflections=9"):
-            for i in range(25):
+    for i in range(25):
+        for attack in ("none", "igsm:eps=4", "aimed", "bpda"):
+            for defense, runs in (("none", 1), ("wd", 1), ("pd:deflections=5", 3),
+                                  ("pd:deflections=9", 4)):  # fmt: skip
                 own = rng if attack == "bpda" else np.random.default_rng([seed, i, len(attack)])
                 made = attack != "none"
-                runs = int(rng.integers(2, 6)) if defense.startswith("pd") else 1
                 cells.append(
                     cell(
                         f"{i}.png", attack, defense, [*rng.integers(0, 3, runs)],
                         [*rng.integers(0, 3, runs)], label=labels[i], right_clean=right[i],
                         target=(labels[i] + own.integers(1, 3)) % 3 if attack == "aimed" else -1,
                         success=bool(own.random() < 0.6) and made, l2=own.random() * made,
-                        linf=float(own.integers(1, 9)) * made, psnr=rng.random(), ssim=rng.random(),
+                        linf=float(own.integers(1, 9)) * made,
                     )
                 )  # fmt: skip
-    return records_of(*cells).sample(frac=1, random_state=seed)
+    return records_of(*cells)
+
+
+def cells_of(records: pd.DataFrame, aggregate: str = "one") -> Cells:
+    return Cells.of([records], aggregate)
 
 
 def by_cell(records: pd.DataFrame) -> dict:
@@ -76,14 +81,14 @@ def by_cell(records: pd.DataFrame) -> dict:
     return cells
 
 
-def decided(rows, decision: str) -> int:
-    """The decision as a loop over the runs."""
+def decided(rows, aggregate: str) -> int:
+    """The aggregate as a loop over the runs."""
     seen, mean, label = [row.predicted for row in rows], rows[-1].mean_predicted, rows[0].label
-    if decision == "one":
+    if aggregate == "one":
         return seen[0]
-    if decision == "mean":
+    if aggregate == "mean":
         return mean
-    if decision == "worst":
+    if aggregate == "worst":
         wrong = [kind for kind in seen if kind != label]
         return rows[0].target if rows[0].target in wrong else (wrong or [label])[0]
     votes = Counter(seen)

@@ -344,7 +344,7 @@ class Bench:
             clean.images,
             clean.labels,
             [np.random.default_rng(stream_seed(self.job.seed, n, *made_for)) for n in clean.names],
-            defense=defense if attack.adaptive else None,
+            defense=defense if attack.adaptive and defense.text != "none" else None,
             batch_size=len(clean.names),
         )
         probabilities, seconds = self._predicted(images)

@@ -269,11 +269,11 @@ def unlike_settings(texts: Mapping[Hashable, str]) -> list[str]:
 @cache
 def _settings(text: str) -> tuple[str, dict[str, Value]]:
     """Give a name and all its knobs, also those that a text leaves out; none of one's own."""
-    if text.startswith("own:"):
+    name = text.partition(":")[0]
+    if name not in (*_ATTACKS, *defense_names()):
         return text, {}
-    name, knobs = read("attack or defence", text)
     known = _attack_knobs if name in _ATTACKS else _defense_knobs
-    return name, known(name) | knobs
+    return name, known(name) | read("", text)[1]
 
 
 def attacks_help() -> str:

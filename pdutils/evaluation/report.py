@@ -333,8 +333,11 @@ def _single_runs(found: Cells) -> list[str]:
 
 
 def _draws(text: str) -> bool:
-    """Tell whether a defence may draw random numbers; a reader's own may."""
-    return text.startswith("own:") or parse_defense(text).random
+    """Tell whether a defence may draw random numbers; one of another name may."""
+    try:
+        return parse_defense(text).random
+    except ValueError:
+        return True
 
 
 def _costs(found: Cells, baseline: Hashable) -> list[str]:

@@ -144,6 +144,7 @@ class Cells:
 
     def targeted_success(self, protocol: str) -> Rates:
         """Give the share of adversaries that are seen as the class that the attack aims at."""
+        check_one_of("protocol", protocol, tuple(PROTOCOLS))
         aimed = {text for (text, _), cell in self.cells.items() if (cell["target"] >= 0).any()}
         return self._rates(
             [name for name, text in self.attacks.items() if text in aimed],

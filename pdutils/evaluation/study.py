@@ -100,20 +100,19 @@ def run(
         If the store is another's, was made with other settings or versions, or another run writes
         to it; or if other images of a chunk can be read than when it was begun.
     """
-    loaded = network if isinstance(network, Classifier) else network.load()
-    source: Source
-    if isinstance(examples, Collection):
-        source = CollectionSource(examples)
-    elif isinstance(examples, (str, PathLike)):
-        source = folder_source(examples, loaded)
-    else:
-        source = examples
     named_attacks = _named(attacks, parse_attack, OwnAttack, "clean")
     named_defenses = _named(defenses, parse_defense, OwnDefense, "no defence")
     if scheduler is not None:
         for own in [*named_attacks.values(), *named_defenses.values()]:
             _check_travels(own)
-    job = Job(source, _by_text(named_attacks), _by_text(named_defenses), runs, seed, batch_size)
+    job = Job(
+        _source(network, examples),
+        _by_text(named_attacks),
+        _by_text(named_defenses),
+        runs,
+        seed,
+        batch_size,
+    )
     names = (
         {name: found.text for name, found in named_attacks.items()},
         {name: found.text for name, found in named_defenses.items()},

@@ -26,10 +26,11 @@ from pdutils.defenses import pipeline
 from pdutils.deflection import pixel_deflection
 from pdutils.demo.shipped import demo_root
 from pdutils.denoising import denoise
-from pdutils.evaluation import evaluate, registry, report, scores
-from pdutils.evaluation.cost import estimate
+from pdutils.evaluation import estimate, registry, scores, study
 from pdutils.evaluation.datasets import DrawingSource, chosen, folder_source
+from pdutils.evaluation.evaluate import Bench
 from pdutils.evaluation.store import Store, StoreError
+from pdutils.evaluation.study import Study
 from pdutils.images import load_image, min_max, on_grid, save_image, save_map
 
 
@@ -139,7 +140,7 @@ def test_the_words_of_the_options_are_those_of_the_functions():
     assert get_args(denoising.SigmaScale) == main.SIGMA_SCALES
     assert tuple(classifiers._SCALINGS) == get_args(classifiers.Scaling) == main.SCALINGS
     assert tuple(scores.PROTOCOLS) == main.PROTOCOLS
-    assert tuple(scores.DECISIONS) == main.AGGREGATES
+    assert tuple(scores.AGGREGATES) == main.AGGREGATES
     assert defense() == pipeline.Defense()
     assert main._parser().parse_args(["run"]).timeout == runner.TIMEOUT
 
@@ -638,9 +639,8 @@ def stored(path: Path) -> pd.DataFrame:
 
 def evaluated(toy, images, **options) -> pd.DataFrame:
     """What the function gives that the command is to call."""
-    return evaluate.evaluate(
-        toy, images, ["fgsm:eps=4"], ["pd:deflections=60", "wd"], runs=3, **options
-    )
+    asked = ["fgsm:eps=4"], ["pd:deflections=60", "wd"]
+    return study.run(toy, images, *asked, runs=3, **options).records
 
 
 def test_evaluate_keeps_records_and_prints_shares(capsys, network, toy, folder, tmp_path):
@@ -651,8 +651,8 @@ def test_evaluate_keeps_records_and_prints_shares(capsys, network, toy, folder, 
     wanted = evaluated(toy, folder_source(folder, toy), seed=4)
     assert status == 0
     pd.testing.assert_frame_equal(without_times(stored(kept)), without_times(wanted))
-    shares = report.Report.of(wanted, "paper", "majority").tables["accuracy"]
-    assert report.markdown(shares).strip() in out
+    page = str(Study.open(kept).report("majority"))
+    assert page[page.index("### Share") : page.index("### Dest")].strip() in out
     assert "Destruction" not in out
     assert "skipped bee_9.png: " in out
     assert f"table {kept}" in out
@@ -660,7 +660,7 @@ def test_evaluate_keeps_records_and_prints_shares(capsys, network, toy, folder, 
 
 def test_evaluate_goes_on_where_it_ended(capsys, network, folder, tmp_path, monkeypatch):
     kept = ["--output", tmp_path / "records.sqlite", "--batch-size", 2]
-    made, more = [], evaluate._records
+    made, more = [], Bench.records
 
     def counted(*arguments):
         made.append(arguments)
@@ -668,7 +668,7 @@ def test_evaluate_goes_on_where_it_ended(capsys, network, folder, tmp_path, monk
             raise KeyboardInterrupt
         return more(*arguments)
 
-    monkeypatch.setattr(evaluate, "_records", counted)
+    monkeypatch.setattr(Bench, "records", counted)
     status, _, err = run(capsys, "evaluate", folder, *network, *ASKED, *kept)
     assert (status, err) == (130, "interrupted\n")
     assert run(capsys, "evaluate", folder, *network, *ASKED, *kept)[0] == 0
@@ -751,22 +751,22 @@ def test_evaluate_sends_workers_what_they_find_from_anywhere(
     capsys, network, folder, tmp_path, monkeypatch
 ):
     calls = []
-    form = inspect.signature(evaluate.evaluate_into)
+    form = inspect.signature(study.run)
 
     def record(*arguments, **options):
         calls.append(form.bind(*arguments, **options).arguments)
         raise ValueError("recorded")
 
-    monkeypatch.setattr(evaluate, "evaluate_into", record)
+    monkeypatch.setattr(study, "run", record)
     monkeypatch.chdir(tmp_path)
     network[1] = "toy.keras"
     cluster = ["--scheduler", "tcp://there:8786", "--batch-size", 5]
     run(capsys, "evaluate", folder.name, *network, *ASKED, *cluster)
     (call,) = calls
-    assert call["classifier"].name == str(tmp_path / "toy.keras")
+    assert call["network"].name == str(tmp_path / "toy.keras")
     assert (call["scheduler"], call["batch_size"], call["runs"]) == ("tcp://there:8786", 5, 3)
-    assert call["attacks"] == ["fgsm:eps=4"]
-    assert call["defenses"] == ["pd:deflections=60", "wd"]
+    assert call["attacks"] == {"none": "none", "fgsm:eps=4": "fgsm:eps=4"}
+    assert list(call["defenses"]) == ["none", "pd:deflections=60", "wd"]
 
 
 def test_evaluate_keeps_records_where_the_same_command_finds_them_again(
@@ -795,7 +795,7 @@ def test_evaluate_keeps_records_where_the_same_command_finds_them_again(
         (["{folder}", "--images-list", "nowhere.txt"], 1, "nowhere.txt: no such list"),
         (["{folder}", "--limit", "0"], 1, "n: expected at least 1 image"),
         (["{folder}", "--runs", "0"], 1, "runs: expected a whole number of at least 1"),
-        (["{folder}", "--runs", "0", "--dry-run"], 1, "runs: expected at least 1"),
+        (["{folder}", "--runs", "0", "--dry-run"], 1, "runs: expected a whole number of at least"),
         (["{folder}", "--scheduler", "there"], 1, "scheduler: expected an address"),
         (["{folder}", "--weights", "x.h5"], 1, "holds its weights"),
         (["{folder}", "--output", "{text}"], 1, "expected a file of records"),
@@ -836,7 +836,7 @@ def test_table_prints_and_writes_what_the_report_says(capsys, records, tmp_path)
     output = tmp_path / "tables"
     options = ["--protocol", "plain", "--aggregate", "worst", "--output", output]
     status, out, _ = run(capsys, "table", records, *options)
-    wanted = report.Report.of(stored(records), "plain", "worst")
+    wanted = Study.open(records).report("worst", "plain")
     assert status == 0
     assert out.startswith(str(wanted).rstrip())
     assert "bee_9.png" in out
@@ -845,17 +845,17 @@ def test_table_prints_and_writes_what_the_report_says(capsys, records, tmp_path)
     assert {"mine.md", "mine_accuracy.csv", "mine_accuracy.tex", "mine_numbers.csv"} <= files
     assert all(f"written: {output / name}" in out for name in files)
     status, out, _ = run(capsys, "table", records)
-    assert out.startswith(str(report.Report.of(stored(records), "paper", "majority")).rstrip())
+    assert out.startswith(str(Study.open(records).report("majority")).rstrip())
     assert "written" not in out
 
 
 def test_table_compares_with_the_defence_that_is_asked_for(capsys, records):
     spelled = next(text for text in stored(records).defense.unique() if text != "none")
     status, out, _ = run(capsys, "table", records, "--baseline", spelled)
-    wanted = report.Report.of(stored(records), "paper", "majority", spelled)
+    wanted = Study.open(records).report("majority", baseline=spelled)
     assert status == 0
     assert out.startswith(str(wanted).rstrip())
-    assert str(wanted) != str(report.Report.of(stored(records), "paper", "majority"))
+    assert str(wanted) != str(Study.open(records).report("majority"))
     status, _, err = run(capsys, "table", records, "--baseline", "tv")
     assert status == 1
     assert "baseline: expected one of the defences none, " in err
@@ -864,7 +864,7 @@ def test_table_compares_with_the_defence_that_is_asked_for(capsys, records):
 def test_table_says_when_the_evaluation_is_not_finished(
     capsys, network, folder, tmp_path, monkeypatch
 ):
-    more, chunks = evaluate._read_chunk, []
+    more, chunks = Bench.read, []
 
     def once(*arguments):
         chunks.append(arguments)
@@ -872,7 +872,7 @@ def test_table_says_when_the_evaluation_is_not_finished(
             raise KeyboardInterrupt
         return more(*arguments)
 
-    monkeypatch.setattr(evaluate, "_read_chunk", once)
+    monkeypatch.setattr(Bench, "read", once)
     kept = tmp_path / "records.sqlite"
     run(capsys, "evaluate", folder, *network, "--batch-size", 3, "--output", kept)
     _, out, _ = run(capsys, "table", kept)
@@ -883,7 +883,7 @@ def test_table_refuses_what_holds_no_records(capsys, network, folder, tmp_path, 
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "_read_chunk", interrupted)
+    monkeypatch.setattr(Bench, "read", interrupted)
     run(capsys, "evaluate", folder, *network, "--output", tmp_path / "begun.sqlite")
     (tmp_path / "notes.txt").write_text("no records " * 500)
     for name, message in (
@@ -907,7 +907,7 @@ def test_control_c_that_became_another_error_on_its_way_is_control_c_still(
         except KeyboardInterrupt:
             raise TypeError from None
 
-    monkeypatch.setattr(evaluate, "_read_chunk", swallowing)
+    monkeypatch.setattr(Bench, "read", swallowing)
     handler = signal.getsignal(signal.SIGINT)
     status, _, err = run(capsys, "evaluate", folder, *network, "--output", tmp_path / "a.sqlite")
     assert (status, err) == (130, "interrupted\n")

@@ -7,9 +7,9 @@ from conftest import photos
 
 from pdutils.demo.examples import Collection
 from pdutils.evaluation import cost as module
-from pdutils.evaluation.cost import Cost, Estimate, estimate
+from pdutils.evaluation import estimate, run
+from pdutils.evaluation.cost import Cost, Estimate
 from pdutils.evaluation.datasets import CollectionSource
-from pdutils.evaluation.evaluate import evaluate
 from pdutils.evaluation.store import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD
 
 
@@ -63,7 +63,8 @@ def test_measured_on_all_images_the_passes_are_those_of_the_evaluation(
     records = []
 
     def work(classifier):
-        records.append(evaluate(classifier, images, attacks, defenses, runs=runs, seed=5))
+        study = run(classifier, images, attacks, defenses, runs=runs, seed=5)
+        records.append(study.records)
 
     assert (found.total.forward, found.total.backward) == counted(toy, work)
     assert found.records == len(records[0])
@@ -155,8 +156,8 @@ def test_images_that_cannot_be_read_are_passed_over(toy):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"runs": 0}, "runs: expected at least 1, got 0"),
-        ({"sample": 0}, "sample: expected at least 1, got 0"),
+        ({"runs": 0}, "runs: expected a whole number of at least 1, got 0"),
+        ({"sample": 0}, "sample: expected a whole number of at least 1, got 0"),
         ({"attacks": ["magic"]}, "attack: expected one of"),
         ({"defenses": ["magic"]}, "defense: expected one of"),
     ],

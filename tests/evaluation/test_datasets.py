@@ -1,16 +1,20 @@
 import hashlib
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import photo, photos
 
-from pdutils.classifiers import Classifier
+from pdutils.classifiers import Classifier, load_classifier
+from pdutils.deflection import pixel_deflection
 from pdutils.demo.drawing import CLASS_NAMES, draw_animals
 from pdutils.demo.examples import Collection
 from pdutils.evaluation import datasets
-from pdutils.images import load_image, save_image
+from pdutils.evaluation.datasets import FolderSource, classify, folder_source, maps_by_name
+from pdutils.images import load_image, save_image, save_map
+from pdutils.stats import Rate
 
 NAMES = [f"ILSVRC2012_val_{i:08d}" for i in range(1, 5)]
 
@@ -331,3 +335,130 @@ def test_all_sources_travel(toy, folder):
         assert (arrived.names, arrived.labels) == (source.names, source.labels)
         assert arrived.digest == source.digest
         np.testing.assert_array_equal(arrived.load(2), source.load(2))
+
+
+# A folder, classified in batches
+
+
+@pytest.fixture
+def dozen(tmp_path, toy) -> FolderSource:
+    """Twelve pictures, of other sizes too; each label is the toy's first, fifth or sixth choice."""
+    for i in range(12):
+        image = photo(32 + 5 * (i % 3), 32, seed=i)
+        save_image(tmp_path / "x.png", image)
+        ranks = np.argsort(-toy.predict(load_image(tmp_path / "x.png", toy.input_size)))
+        label = toy.class_names[ranks[(0, 0, 4, 5)[i % 4]]]
+        (tmp_path / "x.png").rename(tmp_path / f"{label}_{i:03d}.png")
+    return folder_source(tmp_path, toy)
+
+
+def test_top1_and_top5_are_counted(toy, dozen):
+    result = classify(toy, dozen, toy.predict)
+    # Of each four: two first choices, one fifth, one sixth.
+    assert (result.top1, result.top5, result.skipped) == (Rate(6, 12), Rate(9, 12), ())
+
+
+def test_files_that_are_corrupt_or_gone_are_skipped_and_named(toy, dozen):
+    paths = dozen._paths
+    hits = [toy.predict(dozen.load(i)).argmax() == dozen.labels[i] for i in (0, 5)]
+    paths[5].write_bytes(paths[5].read_bytes()[:100])
+    paths[0].unlink()
+    result = classify(toy, dozen, toy.predict, batch_size=4)
+    assert result.top1 == Rate(6 - sum(hits), 10)
+    (gone, corrupt) = result.skipped
+    assert (gone[0], corrupt[0]) == (dozen.names[0], dozen.names[5])
+    assert "no such file" in gone[1]
+    assert "expected a picture that can be read" in corrupt[1]
+    for path in paths:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"can be read, got none; the first: {paths[0]}: exp"):
+        classify(toy, dozen, toy.predict)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_the_result_does_not_depend_on_the_batch_size(toy, dozen, batch_size):
+    for i in (2, 3, 7):
+        dozen._paths[i].write_bytes(b"no picture")
+
+    def result(size: int):
+        rng, seen = np.random.default_rng(5), []
+
+        def defended(images):
+            seen.append(pixel_deflection(images, 40, 5, rng=rng))
+            return toy.predict(seen[-1])
+
+        return classify(toy, dozen, defended, batch_size=size), seen
+
+    found, seen = result(batch_size)
+    expected, all_at_once = result(32)
+    assert found == expected
+    assert len(found.skipped) == 3
+    assert max(map(len, seen)) <= batch_size
+    np.testing.assert_array_equal(np.concatenate(seen), np.concatenate(all_at_once))
+
+
+@pytest.mark.parametrize("batch_size", [0, -3])
+def test_a_batch_size_below_1_is_refused(toy, dozen, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size: expected .* at least 1, got {batch_size}"):
+        classify(toy, dozen, toy.predict, batch_size=batch_size)
+
+
+@pytest.mark.real
+def test_mobilenet_v2_is_right_about_188_of_the_200_photos(real, monkeypatch):
+    monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
+    weights = real / "weights" / "mobilenet_v2.weights.h5"
+    classifier = load_classifier("mobilenet_v2", weights)
+    result = classify(classifier, folder_source(real / "imagenet", classifier), classifier.predict)
+    assert result.skipped == ()
+    assert result.top1.n == 200
+    assert abs(result.top1.successes - 188) <= 1
+    assert abs(result.top5.successes - 197) <= 1
+
+
+@pytest.fixture
+def maps(dozen) -> list[Path]:
+    """A map for each picture, dark but for one column of its own."""
+    folder = dozen._root / ".maps"
+    for i, path in enumerate(dozen._paths):
+        chances = np.zeros((32, 32), dtype=np.float32)
+        chances[:, i] = 1
+        save_map(folder / path.name, chances)
+    return maps_by_name(dozen._root, dozen._paths, folder)
+
+
+def test_each_picture_is_seen_with_the_map_of_its_name(toy, dozen, maps):
+    # What cannot be read must not shift the maps.
+    dozen._paths[2].write_bytes(b"no picture")
+    seen = []
+
+    def predict(images, chances):
+        assert images.shape == (*chances.shape, 3)
+        seen.extend(chances[:, 0].argmax(axis=-1).tolist())
+        return toy.predict(images)
+
+    classify(toy, dozen, predict, batch_size=5, maps=maps)
+    assert seen == [i for i in range(12) if i != 2]
+
+
+def test_a_map_that_does_not_fit_is_named(toy, dozen, maps):
+    save_map(maps[7], np.eye(16, dtype=np.float32))
+    with pytest.raises(ValueError, match=f"{maps[7]}: expected a map of 32 x 32, .* got 16 x 16"):
+        classify(toy, dozen, lambda images, _: toy.predict(images), maps=maps)
+
+
+def test_maps_are_found_by_name(tmp_path):
+    for name in ("a.png", "ant/b.png", "d.png", "bee/same.png"):
+        save_map(tmp_path / "maps" / name, np.eye(4, dtype=np.float32))
+    root = tmp_path / "photos"
+    given = {"a.jpg": "a.png", "ant/b.png": "ant/b.png", "ant/d.JPEG": "d.png",
+             "bee/same.png": "bee/same.png"}  # fmt: skip
+    found = maps_by_name(root, [root / name for name in given], tmp_path / "maps")
+    assert found == [tmp_path / "maps" / own for own in given.values()]
+    # Two pictures of one name have no map in common.
+    save_map(tmp_path / "maps" / "same.png", np.eye(4, dtype=np.float32))
+    pair = [root / "ant" / "same.png", root / "bee" / "same.png"]
+    missing = tmp_path / "maps" / "ant" / "same.png"
+    with pytest.raises(FileNotFoundError, match=f"{missing}: no such map; 1 of 2 pictures"):
+        maps_by_name(root, pair, tmp_path / "maps")
+    with pytest.raises(FileNotFoundError, match="away: no such map or folder of maps"):
+        maps_by_name(root, pair, tmp_path / "away")

@@ -19,10 +19,11 @@ from pdutils.attacks.gradient import igsm, pgd
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
 from pdutils.deflection import pixel_deflection
 from pdutils.demo.examples import Collection
+from pdutils.evaluation import Study, executors, run
 from pdutils.evaluation import evaluate as evaluate_module
-from pdutils.evaluation import executors
+from pdutils.evaluation import study as study_module
 from pdutils.evaluation.datasets import CollectionSource, DrawingSource
-from pdutils.evaluation.evaluate import evaluate, stream_seed
+from pdutils.evaluation.evaluate import stream_seed
 from pdutils.evaluation.registry import (
     Adversaries,
     NamedAttack,
@@ -55,7 +56,9 @@ class Photos:
 def judged(classifier, source=None, attacks=ATTACKS, defenses=DEFENSES, **options) -> pd.DataFrame:
     """The records of a small evaluation, without the seconds, which no two runs share."""
     given = {"runs": 2, "batch_size": 2, "progress": False, **options}
-    records = evaluate(classifier, source or Photos(5), attacks, defenses, **given)
+    study = run(classifier, source or Photos(5), attacks, defenses, **given)
+    records = study.records
+    records.attrs["skipped"] = study.skipped
     assert {name: str(kind) for name, kind in records.dtypes.items()} == COLUMNS
     assert (records["seconds"] > 0).all()
     return records.drop(columns="seconds")
@@ -277,7 +280,7 @@ class Towards(NamedAttack):
 def test_an_adaptive_attack_is_made_against_each_defense(toy, monkeypatch):
     monkeypatch.setattr(Towards, "seen", [])
     monkeypatch.setattr(
-        evaluate_module,
+        study_module,
         "parse_attack",
         lambda text: Towards("bpda") if text == "bpda" else parse_attack(text),
     )
@@ -440,8 +443,8 @@ def test_a_file_of_another_network_is_refused(toy, toy_flat, tmp_path):
 _SCRIPT = """
 import sys, time
 
-sys.path.insert(0, sys.argv[1])
-from test_evaluation import ATTACKS, DEFENSES, ClassifierSource, Photos, evaluate
+sys.path[:0] = sys.argv[1:3]
+from test_evaluate import ATTACKS, DEFENSES, ClassifierSource, Photos, run
 
 from pdutils.classifiers import deterministic
 
@@ -452,52 +455,35 @@ class Halting(Photos):
         return super().load(i)
 
 deterministic()
-toy, photos = ClassifierSource(sys.argv[2]), Halting if sys.argv[4:] else Photos
-evaluate(toy, photos(12), ATTACKS, DEFENSES, runs=2, batch_size=2, store=sys.argv[3])
+photos = Halting if sys.argv[5:] == ["halt"] else Photos
+for path in sys.argv[4:6 - (photos is Halting)]:
+    toy = ClassifierSource(sys.argv[3])
+    run(toy, photos(12), ATTACKS, DEFENSES, runs=2, batch_size=2, store=path)
 """
 
 
-def _command(toy_file, path, *options) -> list[str]:
-    here = str(Path(__file__).parent)
-    return [sys.executable, "-c", _SCRIPT, here, toy_file, str(path), *options]
-
-
-def _stored(path) -> pd.DataFrame:
-    with Store.open(path) as stored:
-        return stored.records().drop(columns="seconds")
-
-
-@pytest.fixture(scope="module")
-def whole_by_a_process(toy_file, tmp_path_factory) -> pd.DataFrame:
-    """What a process of its own finds that nothing disturbs."""
-    path = tmp_path_factory.mktemp("whole") / "a.sqlite"
-    subprocess.run(_command(toy_file, path), check=True)
-    return _stored(path)
-
-
-# Between processes that TensorFlow was not set up alike for, the last bits may differ: all here
+# Between processes that TensorFlow was not set up alike for, the last bits may differ: both here
 # that are compared are of one kind.
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_process_leaves_what_it_had_finished(
-    toy, toy_file, whole_by_a_process, tmp_path, how
-):
+def test_a_killed_process_leaves_what_it_had_finished(toy, toy_file, tmp_path):
     path, whole = tmp_path / "a.sqlite", 12 * 3 * 6
-    halting = _command(toy_file, path, "halt")
-    with subprocess.Popen(halting, stderr=subprocess.PIPE, text=True) as process:
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", _SCRIPT, here, here.parent, toy_file, path]
+    with subprocess.Popen([*command, "halt"], stderr=subprocess.PIPE, text=True) as process:
         try:
             while process.poll() is None and _finished(path) < whole // 2:
                 time.sleep(0.1)
             with pytest.raises(StoreError, match="another run writes to it"):
                 judged(toy, Photos(12), store=path)
-            process.send_signal(how)
+            process.send_signal(signal.SIGKILL)
             _, errors = process.communicate()
         finally:
             process.kill()
-    assert process.returncode == -how, errors
+    assert process.returncode == -signal.SIGKILL, errors
     assert whole // 2 <= _finished(path) < whole
-    subprocess.run(_command(toy_file, path), check=True)
-    same(_stored(path), whole_by_a_process)
+    undisturbed = tmp_path / "b.sqlite"
+    subprocess.run([*command, undisturbed], check=True)
+    same(*(Study.open(p).records.drop(columns="seconds") for p in (path, undisturbed)))
 
 
 def _finished(path: Path) -> int:
@@ -522,13 +508,13 @@ def mirrored(monkeypatch) -> list:
     """A cluster that is none: all is pickled, done here, and given back the last first."""
     sent = []
 
-    def scattered(work, tasks, *, scheduler, ahead=2):
+    def finished(work, tasks, *, scheduler, ahead=2):
         work, tasks = pickle.loads(pickle.dumps((work, list(tasks))))
         sent.append((scheduler, tasks))
         for task in reversed(tasks):
-            yield pickle.loads(pickle.dumps((task, work(task))))
+            yield pickle.loads(pickle.dumps(work(task)))
 
-    monkeypatch.setattr(executors, "scattered", scattered)
+    monkeypatch.setattr(executors, "finished", finished)
     # It would hold for all other tests too.
     monkeypatch.setattr(evaluate_module, "deterministic", lambda: None)
     return sent
@@ -563,9 +549,9 @@ def test_a_unit_of_work_is_small(toy_file, mirrored):
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(toy_file):
+def test_a_process_of_its_own_gives_what_this_one_gives(toy_file):
     toy, (source, attacks) = ClassifierSource(toy_file), (_pictures(6), ATTACKS[:1])
-    there = judged(toy, source, attacks, DEFENSES[:2], scheduler="local:2")
+    there = judged(toy, source, attacks, DEFENSES[:2], scheduler="local:1")
     same(there, judged(toy, source, attacks, DEFENSES[:2]))
 
 

@@ -22,10 +22,8 @@ from pdutils.evaluation.registry import (
     NamedAttack,
     NamedDefense,
     attack_names,
-    attack_texts,
     attacks_help,
     defense_names,
-    defense_texts,
     defenses_help,
     parse_attack,
     parse_defense,
@@ -380,7 +378,6 @@ def test_none_is_on_the_8_bit_grid_as_every_adversary(toy):
 def test_a_targeted_attack_reaches_for_the_class_that_it_drew(toy):
     batch, labels = photos(4), [0, 3, 5, 0]
     attack = parse_attack("igsm:targeted=true,iterations=3")
-    assert attack.targeted
     made = attack.make(toy, batch, labels, 11)
     assert made.targets.dtype == np.int64
     assert made.targets.shape == (4,)
@@ -694,8 +691,3 @@ def test_what_is_named_by_hand_is_checked_as_a_text_is():
         NamedDefense("pd", {"size": 3})
     with pytest.raises(ValueError, match=r"attack: expected one of"):
         NamedAttack("pd")
-
-
-def test_texts_are_spelled_as_records_spell_them():
-    assert attack_texts({2: "igsm:step=1.0,eps=2"}) == {2: "igsm:eps=2,step=1"}
-    assert defense_texts({"PD": "pd:window=5,deflections=9"}) == {"PD": "pd:deflections=9,window=5"}

@@ -1,14 +1,20 @@
+import csv
+import re
+
 import pandas as pd
 import pytest
-from records import cell, random_records, records_of, small
+from records import cell, cells_of, random_records, records_of, small
 
-from pdutils.evaluation.report import Report, short_names
-from pdutils.evaluation.scores import Cells
+from pdutils.evaluation.report import Report, _latex, _markdown, short_names
 from pdutils.stats import PairedDifference, Rate
 
 
+def report_of(records, protocol="paper", aggregate="one", baseline=None, **options) -> Report:
+    return Report.of(cells_of(records, aggregate), protocol, aggregate, baseline, **options)
+
+
 def test_tables_of_small_records_read_as_worked_by_hand():
-    tables = Report.of(small(), "paper", "majority").tables
+    tables = report_of(small(), "paper", "majority").tables
     assert list(tables) == ["accuracy", "destruction", "strength", "differences", "names"]
     assert tables["accuracy"].index.name == "defense"
     assert tables["accuracy"].to_dict("index") == {
@@ -40,10 +46,12 @@ def test_tables_of_small_records_read_as_worked_by_hand():
 
 
 def test_a_baseline_of_one_s_own_is_what_the_others_are_compared_with():
-    table = Report.of(small(), "paper", "majority", "pd:deflections=200").tables["differences"]
+    table = report_of(small(), "paper", "majority", "pd:deflections=200").tables["differences"]
     assert table.index.name == "defense, minus pd"
     assert list(table.index) == ["none"]
     assert list(table["clean (n = 3)"]) == [str(PairedDifference(2, 1, 0, 0))]
+    with pytest.raises(ValueError, match=r"baseline: expected one of the defences none, pd.*'wd'"):
+        report_of(small(), baseline="wd")
 
 
 def test_n_stands_in_the_cells_where_it_differs_and_a_dash_where_nothing_is():
@@ -51,20 +59,21 @@ def test_n_stands_in_the_cells_where_it_differs_and_a_dash_where_nothing_is():
     gone = (records["defense"] == "none") & (
         (records["attack"] == "fgsm:eps=2") | (records["image"] == "a")
     )
-    tables = Report.of(records[~gone], "plain", "one").tables
-    assert list(tables["accuracy"]["clean"]) == [f"{Rate(2, 3)}, n = 3", f"{Rate(3, 4)}, n = 4"]
-    assert list(tables["accuracy"]["fgsm (n = 4)"]) == ["-", str(Rate(3, 4))]
+    tables = report_of(records[~gone], "plain", "one").tables
+    rates = tables["accuracy"].to_dict("index")
+    assert rates["none"] == {"clean": f"{Rate(2, 3)}, n = 3", "fgsm (n = 4)": "-"}
+    assert rates["pd"] == {"clean": f"{Rate(3, 4)}, n = 4", "fgsm (n = 4)": str(Rate(3, 4))}
     assert tables["differences"].to_dict("list") == {"clean": ["-"], "fgsm": ["-"]}
 
 
 def test_a_targeted_attack_has_a_table_of_its_own():
-    tables = Report.of(random_records(0), "plain", "one").tables
+    tables = report_of(random_records(0), "plain", "one").tables
     assert list(tables["targeted"].columns) == ["aimed (n = 25)"]
 
 
 def test_clean_images_alone_make_a_report():
     records = small().query("attack == 'none'")
-    report = Report.of(records, "paper", "one")
+    report = report_of(records, "paper", "one")
     assert list(report.tables["accuracy"].columns) == ["clean (n = 3)"]
     assert "### Destruction" not in str(report)
     assert set(report.numbers["measure"]) == {"accuracy"}
@@ -72,12 +81,12 @@ def test_clean_images_alone_make_a_report():
 
 def test_numbers_hold_every_rate_with_its_interval():
     records = random_records(0)
-    numbers = Report.of(records, "plain", "mean").numbers
-    assert list(numbers.columns) == ["measure", "protocol", "decision", "attack", "defense", "n",
+    numbers = report_of(records, "plain", "mean").numbers
+    assert list(numbers.columns) == ["measure", "protocol", "aggregate", "attack", "defense", "n",
                                      "successes", "rate", "low", "high"]  # fmt: skip
-    expected = {"accuracy": Cells.of(records, "mean").accuracy("plain"),
-                "destruction": Cells.of(records, "mean").destruction(),
-                "targeted": Cells.of(records, "mean").targeted_success()}  # fmt: skip
+    found = cells_of(records, "mean")
+    expected = {"accuracy": found.accuracy("plain"), "destruction": found.destruction(),
+                "targeted": found.targeted_success("plain")}  # fmt: skip
     assert len(numbers) == 16 + 12 + 4
     for row in numbers.itertuples():
         rate = expected[row.measure][row.defense][row.attack]
@@ -94,27 +103,21 @@ def test_short_names_keep_what_tells_them_apart():
     assert short_names(["a:x=1", "a x=1", "a"]) == {t: t for t in ("a:x=1", "a x=1", "a")}
 
 
-def test_records_are_not_changed():
-    records = small()
-    Report.of(records, "paper", "majority")
-    pd.testing.assert_frame_equal(records, small())
-
-
 def said(records, *arguments, **options) -> str:
-    return "\n".join(Report.of(records, *arguments, **options).sentences)
+    return "\n".join(report_of(records, *arguments, **options).sentences)
 
 
-def test_the_protocol_and_the_decision_are_always_said():
+def test_the_protocol_and_the_aggregate_are_always_said():
     assert said(small(), "paper", "worst").splitlines()[:2] == [
         "Protocol paper: only images that the undefended network gets right when clean. The "
         "undefended network gets 3 of 4 images right when clean.",
-        "Decision worst: right only if every run is right.",
+        "Aggregate worst: right only if every run is right.",
     ]
 
 
 def test_nothing_more_is_said_where_nothing_more_is_to_be_said():
     records = records_of(cell("a", "none", "none", [0]), cell("a", "none", "pd", [0, 0]))
-    assert len(Report.of(records, "plain", "majority").sentences) == 2
+    assert len(report_of(records, "plain", "majority").sentences) == 2
 
 
 @pytest.mark.parametrize("protocol", ["paper", "plain"])
@@ -139,8 +142,7 @@ def test_skipped_images_are_named_with_the_reason():
     text = said(records, "paper", "one", skipped=listed)
     assert "7 images skipped: 0.png (no such file), 1.png" in text
     assert "4.png (no such file) and 2 more." in text
-    records.attrs["skipped"] = listed[:1]
-    assert "1 image skipped: 0.png (no such file)." in said(records, "paper", "one")
+    assert "1 image skipped: 0.png (no such file)." in said(records, skipped=listed[:1])
 
 
 def test_missing_cases_are_named():
@@ -151,15 +153,22 @@ def test_missing_cases_are_named():
     assert "Not all" not in said(records, "plain", "one")
 
 
-def test_single_runs_and_uneven_runs_are_named():
+def test_single_runs_are_named():
     expected = "A single run each of pd:deflections=200:"
     assert expected in said(small().query("run == 0"), "plain", "one")
     assert "single run" not in said(small(), "plain", "one")
     # Of a defence that draws nothing there is only one; of an unknown one there may be more.
-    single = [cell("a", "none", defense, [0]) for defense in ("none", "wd", "mine", "pd")]
-    assert "A single run each of mine, pd:" in said(records_of(*single), "plain", "one")
-    uneven = small().query("run == 0 or image != 'a'")
-    assert "Defence pd:deflections=200 has 1 to 3 runs an image." in said(uneven, "plain", "one")
+    single = [cell("a", "none", defense, [0]) for defense in ("none", "wd", "own:mine@1", "pd")]
+    assert "A single run each of own:mine@1, pd:" in said(records_of(*single), "plain", "one")
+
+
+def test_rows_that_differ_in_more_than_their_names_say_are_told():
+    def told(*defenses) -> str:
+        return said(records_of(*(cell("a", "none", d, [0, 0]) for d in ("none", *defenses))))
+
+    expected = "deflections is 200 in pd, pd+wd and 1500 in pd+rcam+wd"
+    assert f"More than one thing differs: {expected}." in told("pd", "pd+wd", "pd+rcam+wd")
+    assert "differs" not in told("pd", "wd", "pd+wd", "jpeg", "own:mine@1")
 
 
 def test_an_attack_made_for_each_defence_is_named():
@@ -194,3 +203,85 @@ def test_a_defence_that_costs_clean_accuracy_significantly_is_named_with_all_ima
 def test_several_p_values_are_said_to_stand_uncorrected():
     assert "The p-values of the 2 differences stand uncorrected." in said(small(), "paper", "one")
     assert "uncorrected" not in said(small().query("attack == 'none'"), "paper", "one")
+
+
+def test_written_tables_read_back_equal(tmp_path):
+    report, folder = report_of(random_records(0), "plain", "majority"), tmp_path / "new" / "folder"
+    files = report.write(folder, "run")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in files)
+    for name, table in report.tables.items():
+        read = pd.read_csv(folder / f"run_{name}.csv", dtype=str, index_col=0,
+                           keep_default_na=False)  # fmt: skip
+        pd.testing.assert_frame_equal(read, table, check_dtype=False, check_index_type=False,
+                                      check_column_type=False)  # fmt: skip
+    with (folder / "run_numbers.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for name, values in report.numbers.items():
+        assert [type(values[0])(row[name]) for row in rows] == list(values)
+
+
+def test_the_page_holds_the_sentences_and_every_table(tmp_path):
+    report = report_of(small(), "paper", "majority")
+    report.write(tmp_path, "run")
+    page = (tmp_path / "run.md").read_text(encoding="utf-8")
+    assert page == str(report)
+    for sentence in report.sentences:
+        assert f"- {sentence}\n" in page
+    for table in report.tables.values():
+        assert _markdown(table) in page
+
+
+def test_a_table_that_fails_leaves_the_older_files_whole(tmp_path, monkeypatch):
+    report_of(small()).write(tmp_path, "run")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def fail(path, text, **options):
+        with path.open("w") as file:
+            file.write(text[:10])
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report_of(small(), "plain").write(tmp_path, "run")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_markdown_is_aligned_and_keeps_its_cells_apart():
+    table = pd.DataFrame({"a|b": ["x", "long cell"]}, index=pd.Index(["one", "two"], name="row"))
+    assert _markdown(table) == (
+        "| row | a\\|b      |\n| --- | --------- |\n| one | x         |\n| two | long cell |"
+    )
+
+
+def unescaped(text: str) -> list[str]:
+    """The signs that LaTeX would read as commands."""
+    return re.findall(r"(?<!\\)[&%$#_{}~^]", text)
+
+
+def test_latex_escapes_what_it_would_read_as_commands():
+    table = pd.DataFrame({"50% & #1": ["a_b", r"x\y{z}~^$<"]}, index=pd.Index(["p", "q"], name="r"))
+    lines = _latex(table, "5 % of a_b").splitlines()
+    assert lines[2] == r"\caption{5 \% of a\_b}"
+    head, first, second = lines[5], lines[7], lines[8]
+    assert head == r"r & 50\% \& \#1 \\"
+    assert first == r"p & a\_b \\"
+    assert second == (
+        r"q & x\textbackslash{}y\{z\}\textasciitilde{}\textasciicircum{}\$\textless{} \\"
+    )
+
+
+def test_latex_of_a_report_is_balanced_and_every_row_has_its_cells():
+    for name, table in report_of(random_records(0), "paper", "majority").tables.items():
+        text = _latex(table, name)
+        bare = re.sub(r"\\[{}]", "", text)
+        assert bare.count("{") == bare.count("}")
+        assert re.findall(r"\\(begin|end)\{(\w+)\}", text) == [
+            ("begin", "table"), ("begin", "tabular"), ("end", "tabular"), ("end", "table")
+        ]  # fmt: skip
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert len(rows) == 1 + len(table)
+        for row in rows:
+            assert set(unescaped(re.sub(r"\\text\w+\{\}", "", row))) <= {"&"}
+            assert unescaped(row).count("&") == len(table.columns)
+        for rule in ("toprule", "midrule", "bottomrule"):
+            assert text.count(f"\\{rule}") == 1

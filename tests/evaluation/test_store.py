@@ -115,7 +115,7 @@ def test_records_are_read_in_blocks_and_none_is_lost_at_their_edges(path, monkey
 def test_the_records_of_some_images_at_a_time_are_all_the_records(path, images):
     filled(path, *ALL)
     with Store.open(path) as stored:
-        blocks = list(stored.blocks(images))
+        blocks = list(stored.blocks(images=images))
         assert all(block["image"].nunique() <= images for block in blocks)
     pd.testing.assert_frame_equal(pd.concat(blocks, ignore_index=True), read(path))
 
