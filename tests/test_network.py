@@ -13,8 +13,7 @@ from pdutils.attacks.gradient import fgsm
 from pdutils.classifiers import Classifier, fingerprint
 from pdutils.defenses.pipeline import Defense
 from pdutils.demo.examples import Collection
-from pdutils.evaluation.datasets import CollectionSource
-from pdutils.evaluation.evaluate import evaluate
+from pdutils.evaluation import run as evaluate
 
 load_tensorflow()
 import keras  # noqa: E402
@@ -774,21 +773,21 @@ def test_more_classes_than_there_are_is_an_error_where_they_were_asked_for():
 
 def test_an_evaluation_names_the_defence_that_a_network_cannot_have(tmp_path):
     made = Classifier(ending(dense(3, activation="softmax")), preprocess=scaled)
-    source = CollectionSource(Collection(photos(3), np.array([0, 1, 2]), None, "made"))
+    source = Collection(photos(3), np.array([0, 1, 2]), None, "made")
     with pytest.raises(ValueError, match=r"pd\+rcam:k=5 on .*expected 1 to 3 classes.*left out"):
         evaluate(made, source, [], ["pd+rcam:k=5"])
     flat = Classifier(MODELS["two ways around a model"]())
     with pytest.raises(ValueError, match=r"pd\+cam on .*no feature map"):
         evaluate(flat, source, [], ["pd+cam"])
-    found = evaluate(made, source, [], ["pd+rcam+wd"], runs=1)
+    found = evaluate(made, source, [], ["pd+rcam+wd"], runs=1).records
     assert set(found.defense) == {"none", "pd+rcam+wd"}
 
 
 def test_the_share_that_is_right_is_that_of_the_model_with_its_prior():
     # Everything is class 1, whatever the picture: at most the share of class 1 can be right.
     made = Classifier(MODELS["a strong prior"](), preprocess=scaled)
-    source = CollectionSource(Collection(photos(4), np.array([0, 1, 2, 1]), None, "made"))
-    found = evaluate(made, source, [], ["wd"], runs=1)
+    source = Collection(photos(4), np.array([0, 1, 2, 1]), None, "made")
+    found = evaluate(made, source, [], ["wd"], runs=1).records
     assert found[found.defense == "none"].predicted.tolist() == [1, 1, 1, 1]
 
 
