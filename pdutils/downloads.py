@@ -82,24 +82,7 @@ def is_cached(name: str) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """Give the path of a file of the registry, downloading it if the cache lacks it.
-
-    Parameters
-    ----------
-    name : str
-        A key of `REGISTRY`, such as `pixel-deflection/maps/n02447366_00008562.png`.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    KeyError
-        If the registry has no such name.
-    DownloadError
-        As `download`.
-    """
+    """Give the path of a file of the registry, downloading it if the cache lacks it."""
     if name not in REGISTRY:
         raise KeyError(f"no download named {name!r}; known: {', '.join(REGISTRY)}")
     return download(name, REGISTRY[name])
@@ -108,26 +91,10 @@ def fetch(name: str) -> Path:
 def download(name: str, source: Download) -> Path:
     """Give the path of a file in the cache, downloading it if it is missing or damaged.
 
-    A whole copy in Keras's own cache is taken where it lies. What is downloaded gets its name only
-    when its hash is right.
-
-    Parameters
-    ----------
-    name : str
-        Its path inside the cache; Keras keeps it by the same name, in `models/`.
-    source : Download
-        Where it comes from. Without a known hash its length is checked, and that what ends in
-        .h5 is such a file.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    DownloadError
-        If there is no network, the server refuses, the hash is another, or the cache cannot be
-        written to. The message names the file and says how to go on without the download.
+    Its `name` is its path inside the cache; a whole copy of that name in Keras's own cache is taken
+    where it lies. What is downloaded gets its name only when its hash is right; without a known
+    hash, its length is checked, and that what ends in .h5 is such a file. All that fails is a
+    `DownloadError`, which says how to go on without the download.
     """
     import requests
 

@@ -72,11 +72,6 @@ def test_another_file_in_the_package_is_never_read(package, monkeypatch, content
     assert str(caught.value).startswith(str(path))
 
 
-def test_it_takes_no_options():
-    with pytest.raises(ValueError, match="'efficientnet_lite0' takes no options, got alpha"):
-        load_classifier("efficientnet_lite0", "random", alpha=0.5)
-
-
 @installed
 @pytest.mark.parametrize(
     ("image", "answers"),

@@ -344,26 +344,13 @@ def test_a_telephone_s_photo_with_a_second_picture_in_it_is_its_first_picture(tm
     np.testing.assert_array_equal(load_image(path), first)
 
 
-def test_jpeg_stays_close_to_the_picture(tmp_path):
-    image = photo(64, 48)
-    path = saved(tmp_path, "a.jpg", Image.fromarray(image.astype(np.uint8)), quality=95)
-    # Red and blue lose most, since JPEG keeps colour at half the resolution.
-    assert np.abs(load_image(path) - image).mean() < 6
-
-
 # Fitting a size
 
 
-@pytest.mark.parametrize("size", [20, (20, 20)])
-def test_a_picture_of_the_size_wanted_is_untouched(tmp_path, size):
-    image = photo(20, 20)
-    save_image(tmp_path / "a.png", image)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png", size), image)
-
-
-def test_256_pixels_give_their_224_in_the_middle(tmp_path):
+def test_a_picture_of_the_size_wanted_is_untouched_and_256_pixels_give_their_224(tmp_path):
     image = photo(256, 300)
     save_image(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", (256, 300)), image)
     np.testing.assert_array_equal(load_image(tmp_path / "a.png", 224), image[16:240, 38:262])
 
 
@@ -423,9 +410,14 @@ def test_a_size_that_is_none_is_refused(tmp_path, monkeypatch, size):
 
 
 def test_a_png_gives_back_exactly_what_lies_on_the_grid(tmp_path):
-    image = photo(13, 17)
-    save_image(tmp_path / "new" / "a.png", image)
-    np.testing.assert_array_equal(load_image(tmp_path / "new" / "a.png"), image)
+    path = tmp_path / "new" / "a.png"
+    for seed in (1, 2):
+        save_image(path, photo(13, 17, seed))
+        np.testing.assert_array_equal(load_image(path), photo(13, 17, seed))
+    assert names(path.parent) == ["a.png"]
+    # Its rights are those of any other new file.
+    (tmp_path / "other").write_text("")
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_what_is_saved_is_clipped_and_rounded_and_the_image_is_not_changed(tmp_path):
@@ -434,19 +426,6 @@ def test_what_is_saved_is_clipped_and_rounded_and_the_image_is_not_changed(tmp_p
     save_image(tmp_path / "a.png", image)
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), [[[0, 1, 255]]])
     np.testing.assert_array_equal(image, before)
-
-
-def test_a_saved_file_has_the_rights_of_any_other_new_file(tmp_path):
-    save_image(tmp_path / "a.png", photo())
-    (tmp_path / "other").write_text("")
-    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "other").stat().st_mode
-
-
-def test_saving_replaces_the_old_file(tmp_path):
-    save_image(tmp_path / "a.png", photo(seed=1))
-    save_image(tmp_path / "a.png", photo(seed=2))
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), photo(seed=2))
-    assert names(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize(
@@ -501,12 +480,6 @@ def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
         assert not (tmp_path / "a.txt").exists()
         assert (temporary.suffix, temporary.name[0]) == (".txt", ".")
     assert (tmp_path / "a.txt").read_text() == "whole"
-
-
-def test_a_file_where_the_folder_should_be_is_an_error(tmp_path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(OSError, match="taken"):
-        save_image(tmp_path / "taken" / "a.png", photo())
 
 
 @pytest.mark.parametrize("where", ["mkstemp", "replace"])
@@ -597,13 +570,9 @@ def test_a_map_in_colour_is_refused_by_name(tmp_path, mode):
 def test_what_is_no_map_is_not_saved(tmp_path, wrong):
     with pytest.raises(ValueError, match=r"activation_map: expected .*got"):
         save_map(tmp_path / "a.png", wrong)
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.gif", "a"])
-def test_a_map_is_saved_as_png_only(tmp_path, name):
-    with pytest.raises(ValueError, match=r"ends in \.png"):
-        save_map(tmp_path / name, np.zeros((4, 4), np.float32))
+    for name in ("a.jpg", "a.gif", "a"):
+        with pytest.raises(ValueError, match=r"ends in \.png"):
+            save_map(tmp_path / name, np.zeros((4, 4), np.float32))
     assert names(tmp_path) == []
 
 
@@ -661,13 +630,14 @@ def test_min_max_measures_rounding_by_the_size_that_it_is_told():
         ("some_folder/badger_000.png", "badger"),
         (Path("a_b_c.jpg"), "a"),
         ("black-footed ferret_2.jpg", "black-footed ferret"),
+        ("badger.png", None),
+        ("_000.png", None),
+        ("under_score/badger.png", None),
     ],
 )
 def test_the_label_stands_before_the_first_underscore(name, label):
-    assert label_from_name(name) == label
-
-
-@pytest.mark.parametrize("name", ["badger.png", "_000.png", "under_score/badger.png"])
-def test_a_name_without_a_label_is_refused(name):
-    with pytest.raises(ValueError, match=r"<label>_<anything>\.png, got"):
-        label_from_name(name)
+    if label:
+        assert label_from_name(name) == label
+    else:
+        with pytest.raises(ValueError, match=r"<label>_<anything>\.png, got"):
+            label_from_name(name)
