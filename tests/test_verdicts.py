@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -96,6 +98,8 @@ def test_a_comparison_says_what_its_interval_says_and_what_was_claimed(differenc
     assert claimed == f"{plain} The blog says that it helps: {judged}."
     if difference is not SAME:
         assert f"{difference}, n = 100)." in plain
+    noted = replace(difference, note="They differ in more.")
+    assert verdicts.compared("A against B", noted) == f"{plain} They differ in more."
 
 
 @pytest.mark.parametrize(
