@@ -31,11 +31,7 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        clip_values: ClipValues,
-        channels_first: bool,
-        apply_fit: bool,
-        apply_predict: bool,
+        self, clip_values: ClipValues, channels_first: bool, apply_fit: bool, apply_predict: bool
     ) -> None:
         super().__init__(is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
         self.clip_values = clip_values
@@ -132,8 +128,7 @@ class PixelDeflectionPreprocessor(_Defence):
     rng : int, numpy.random.Generator or None
         Each image of each call draws from a stream of its own.
     clip_values : (0, 255) or (0, 1)
-        The range of the images, the estimator's own, in numbers or in arrays. Images of another
-        range are refused.
+        The range of the images, the estimator's own, in numbers or in arrays.
     channels_first : bool
         Whether the images are (N, 3, H, W).
     apply_fit, apply_predict : bool

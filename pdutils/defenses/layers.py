@@ -375,11 +375,7 @@ class RobustGradCAM(_MapLayer):
         self._maps_in_graph = tf.function(self._maps, reduce_retracing=True, autograph=False)
 
     def call(
-        self,
-        images: Tensor,
-        maps: bool = False,
-        logits: bool = False,
-        training: bool | None = None,
+        self, images: Tensor, maps: bool = False, logits: bool = False, training: Any = None
     ) -> Tensor:
         if maps:
             return self._maps_in_graph(images, training)
@@ -398,7 +394,7 @@ class RobustGradCAM(_MapLayer):
         network = keras.saving.deserialize_keras_object(config["network"])
         return cls(**config | {"network": network})
 
-    def _maps(self, images: Tensor, training: bool | None) -> Tensor:
+    def _maps(self, images: Tensor, training: Any) -> Tensor:
         features, gradients = self._gradients(images, training)
         weights, reach = (
             ops.stack([ops.mean(gradient, axis=(1, 2)) for gradient in part], axis=1)
@@ -407,7 +403,7 @@ class RobustGradCAM(_MapLayer):
         sums, sizes = _weighted(features, weights, reach)
         return self._combined(ops.relu(sums), sizes)
 
-    def _gradients(self, images: Tensor, training: bool | None) -> tuple[Tensor, list[Tensor]]:
+    def _gradients(self, images: Tensor, training: Any) -> tuple[Tensor, list[Tensor]]:
         """Give the feature map, and the gradients of the k largest logits by it."""
         found = self.network(images, training=training)
         features, logits = found["features"], _full_precision(found["logits"])

@@ -96,16 +96,9 @@ class Defense:
 
     @classmethod
     def parse(cls, text: str) -> "Defense":
-        """Read a defence, such as ``pd+rcam+wd:deflections=600,sigma=0.02``.
+        """Read a defence: one of `NAMES` and the knobs in which it differs from its defaults.
 
-        Parameters
-        ----------
-        text : str
-            One of `NAMES` and, after a colon, the knobs in which it differs from its defaults.
-
-        Returns
-        -------
-        Defense
+        For example ``pd+rcam+wd:deflections=600,sigma=0.02``.
         """
         name, knobs = read("defense", text)
         check_name("defense", name, list(NAMES))
@@ -150,20 +143,7 @@ class Defense:
         return self.activation, k, self.combine, self.upscale, self.bias
 
     def activation_map(self, classifier: Classifier, images: Array) -> Array | None:
-        """Make the map that this defence uses.
-
-        Parameters
-        ----------
-        classifier : Classifier
-            The network whose map it is.
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255], as they are to be defended.
-
-        Returns
-        -------
-        ndarray of float32, shape (H, W) or (N, H, W), or None without a map
-            With the bias.
-        """
+        """Make the map (H, W) or (N, H, W) that this defence uses, with its bias, or None."""
         if self.map_key is None:
             return None
         if self.activation == "rcam":

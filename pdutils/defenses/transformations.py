@@ -30,12 +30,7 @@ def bit_depth(images: Array, *, bits: int = 5) -> Array:
     """Keep the most significant bits of each channel.
 
     Source: Xu, Evans, Qi 2018, arXiv 1704.01155: a value in [0, 1] becomes the nearest of 2^bits
-    values from 0 to 1, so that black and white stay. The paper's table has 2 and 5 bits.
-
-    Parameters
-    ----------
-    bits : int
-        From 1 to 8. The values become multiples of 255 / (2^bits - 1): not whole, unless that is.
+    values from 0 to 1, so that black and white stay; 1 to 8 bits, in the paper's table 2 and 5.
     """
     check_whole("bits", bits, 1, 8)
     batch, single = as_batch(images)
@@ -48,20 +43,12 @@ def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float
     """Average those pixels of a window whose patches look alike.
 
     Source: Buades, Coll, Morel 2005, DOI 10.1109/CVPR.2005.38, with the three numbers by which Xu,
-    Evans, Qi 2018, arXiv 1704.01155, name it: 11-3-2, 11-3-4, 13-3-4. A neighbour weighs
-    exp(-d / strength^2), where d is the mean square of the differences between the two patches,
-    over their pixels and channels, as in OpenCV, which they used. OpenCV's function for colour
-    pictures goes through the Lab colours and 8 bits; this one stays in RGB.
-
-    Parameters
-    ----------
-    search : int
-        The side of the window of neighbours, an odd number of pixels. It reaches no further than
-        the image is long; at its border the image is mirrored.
-    patch : int
-        The side of a patch, an odd number of pixels, which reaches no further either.
-    strength : float
-        In grey levels, above 0: how unlike a patch may be.
+    Evans, Qi 2018, arXiv 1704.01155, name it: 11-3-2, 11-3-4, 13-3-4. The sides of the window and
+    of a patch are odd numbers of pixels and reach no further than the image is long; at its border
+    it is mirrored. A neighbour weighs exp(-d / strength^2), the strength in grey levels, where d
+    is the mean square of the differences between the two patches, over their pixels and channels,
+    as in OpenCV, which they used. OpenCV's function for colour pictures goes through the Lab
+    colours and 8 bits; this one stays in RGB.
     """
     check_odd("search", search)
     check_odd("patch", patch)
@@ -101,16 +88,9 @@ def random_resize(
 
     Source: Xie et al. 2018, arXiv 1711.01991, who enlarge 299 pixels to 299 up to 330, for a
     network that takes any size. A network of a fixed size cannot be shown more pixels; what is kept
-    is that things are seen at a random scale.
-
-    Parameters
-    ----------
-    smallest : float
-        In (0, 1]: the least height as a share of the image's. Each whole height from there up to
-        one pixel less than the image's is equally likely; the width keeps the proportions.
-    fill : float
-        The grey level of the ground, 0 to 255. Xie et al. pad with 0 after scaling to [-1, 1],
-        which is 127.5.
+    is that things are seen at a random scale. Each whole height from `smallest`, in (0, 1], as a
+    share of the image's up to one pixel less than the image's is equally likely; the width keeps
+    the proportions. The ground is of the grey level `fill`.
     """
     return _laid_on_ground(images, smallest, fill, rng, sizes=True, places=False)
 
@@ -122,14 +102,7 @@ def random_pad(
 
     Source: Xie et al. 2018, arXiv 1711.01991, who put 299 pixels at a random place of 331. For a
     network of a fixed size the whole is scaled to that: the share of the ground is the same, 299 of
-    331 being nine tenths.
-
-    Parameters
-    ----------
-    smallest : float
-        In (0, 1]: the height as a share of the image's; 1 leaves the images as they are.
-    fill
-        As in `random_resize`.
+    331 being nine tenths. The height is `smallest`, in (0, 1], as a share of the image's.
     """
     return _laid_on_ground(images, smallest, fill, rng, sizes=False, places=True)
 
@@ -150,12 +123,7 @@ def crop_rescale(images: Array, *, side: float = 0.4, rng: Rng = None) -> Array:
     """Cut a part out of each image at a random place and scale it back to the image's size.
 
     Source: Guo et al. 2018, arXiv 1711.00117, who cut 90 x 90 of 224 x 224 pixels and average the
-    predictions of 30 crops; this gives one.
-
-    Parameters
-    ----------
-    side : float
-        In (0, 1]: the sides of the part as a share of the image's; 1 leaves the images as they are.
+    predictions of 30 crops; this gives one, its sides in (0, 1] as a share of the image's.
     """
     _check_share("side", side)
     batch, single = as_batch(images)

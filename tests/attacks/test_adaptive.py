@@ -89,12 +89,12 @@ def test_a_function_of_ones_own_hands_the_gradient_straight_through(toy):
     step=st.sampled_from([0.1, 0.5, 3, 255]),
     iterations=st.integers(1, 3),
     draws=st.integers(1, 2),
-    backward=st.sampled_from(BACKWARD),
+    backward=st.sampled_from(["identity", "exact"]),
     targeted=st.booleans(),
     amount=st.sampled_from([0.0, 0.97, 5.0]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 def test_the_result_is_in_the_box_and_on_the_grid(
     toy, eps, step, iterations, draws, backward, targeted, amount, seed
 ):
@@ -129,7 +129,7 @@ def test_images_off_the_grid_are_rounded_first(toy):
 
 @pytest.mark.parametrize("backward", BACKWARD)
 def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy, backward):
-    for images in (photo(), photos(1), photos(2)):
+    for images in (photo(), photos(2)):
         before = images.copy()
         images.flags.writeable = False
         options = {"defense": WITH_MAP, "gradient": backward, "rng": 0}
@@ -433,7 +433,7 @@ def mean_loss(classifier, defense, images, labels):
 @pytest.mark.parametrize("backward", BACKWARD)
 @pytest.mark.parametrize("defense", [WITH_MAP, WITHOUT_MAP], ids=["map", "paper"])
 def test_it_moves_the_loss_behind_the_defence(toy, defense, backward):
-    batch = photos(6)
+    batch = photos(4)
     labels = toy.predict(batch).argmin(axis=1)
     options = {"defense": defense, "eps": 8, "step": 1, "gradient": backward, "rng": 0}
     options["batch_size"] = 2
@@ -453,8 +453,8 @@ def accuracy(classifier, defense, images, labels):
 @pytest.mark.slow
 def test_a_defence_that_turns_plain_adversaries_back_does_not_turn_these_back():
     demo = load_classifier("demo")
-    drawings = load_collection(demo, 8, seed=0)
-    options = {"eps": 12, "step": 1, "iterations": 20}
+    drawings = load_collection(demo, 4, seed=0)
+    options = {"eps": 12, "step": 1, "iterations": 16}
     plain = igsm(demo, drawings.images, drawings.labels, **options)
     fooled = demo.predict(plain).argmax(axis=1) != drawings.labels
     assert fooled.mean() > 0.7
@@ -486,26 +486,28 @@ def test_no_photo_is_seen_right_behind_the_defence(real, monkeypatch):
 # --- wrong input ---
 
 
-@pytest.mark.parametrize("eps", [0, 0.99, 256, np.nan, "8", None, True])
-def test_wrong_eps(toy, eps):
-    with pytest.raises(ValueError, match=r"eps: expected 1 to 255 grey levels .* got"):
-        bpda(toy, photo(), 0, defense=None, eps=eps)
+WHOLE = [0, -1, 2.0, "1", None, True]
+WRONG = {
+    "eps": ([0, 0.99, 256, np.nan, "8", None, True], r"eps: expected 1 to 255 grey levels .* got"),
+    "step": ([0, -1, 256, np.nan, "1", None], r"step: expected a number of grey levels in .* got"),
+    "iterations": (WHOLE, r"iterations: expected a whole number of at least 1, got"),
+    "draws": (WHOLE, r"draws: expected a whole number of at least 1, got"),
+    "batch_size": (WHOLE, r"batch_size: expected a whole number of at least 1, got"),
+    "labels": ([6, -1, [0, 1], 1.0, "cat", None], r"labels: expected"),
+    "images": ([photo() / 255, photo(32, 31), photo().astype(np.float64)], r"images: "),
+    "rng": ([-1], r"rng: expected"),
+}
 
 
-@pytest.mark.parametrize("step", [0, -1, 256, np.nan, "1", None])
-def test_wrong_steps(toy, step):
-    with pytest.raises(ValueError, match=r"step: expected a number of grey levels in .* got"):
-        bpda(toy, photo(), 0, defense=None, step=step)
-
-
-@pytest.mark.parametrize("name", ["iterations", "draws", "batch_size"])
-@pytest.mark.parametrize("count", [0, -1, 2.0, "1", None, True])
-def test_wrong_counts(toy, name, count):
-    with pytest.raises(ValueError, match=rf"{name}: expected a whole number of at least 1, got"):
-        bpda(toy, photo(), 0, defense=None, **{name: count})
-    if name != "iterations":
-        with pytest.raises(ValueError, match=rf"{name}: expected a whole number"):
-            expected_gradient(toy, photo(), 0, defense=None, **{name: count})
+@pytest.mark.parametrize("attack", [bpda, expected_gradient])
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_told(toy, attack, name):
+    values, message = WRONG[name]
+    if name in ("eps", "step", "iterations") and attack is expected_gradient:
+        pytest.skip("a gradient has no such knob")
+    for value in values:
+        with pytest.raises(ValueError, match=message):
+            attack(toy, **{"images": photo(), "labels": 0, "defense": ALONE} | {name: value})
 
 
 @pytest.mark.parametrize("attack", [bpda, expected_gradient])
@@ -524,23 +526,3 @@ def test_a_gradient_that_the_defence_does_not_have(toy, attack):
         refuses(r"no other options than sigma, mode, sigma_scale, got .*db2", coarse, gradient)
         refuses(r"needs a Defense to differentiate, got namespace", stranger, gradient)
         refuses(r"needs a Defense to differentiate, got None", None, gradient)
-
-
-@pytest.mark.parametrize("labels", [6, -1, [0, 1], 1.0, "cat", None])
-def test_wrong_labels(toy, labels):
-    for attack in (bpda, expected_gradient):
-        with pytest.raises(ValueError, match=r"labels: expected"):
-            attack(toy, photo(), labels, defense=None)
-
-
-@pytest.mark.parametrize("images", [photo() / 255, photo(32, 31), photo().astype(np.float64)])
-def test_wrong_images(toy, images):
-    for attack in (bpda, expected_gradient):
-        with pytest.raises(ValueError, match=r"images: "):
-            attack(toy, images, 0, defense=None)
-
-
-def test_wrong_seeds(toy):
-    for attack in (bpda, expected_gradient):
-        with pytest.raises(ValueError, match=r"rng: expected"):
-            attack(toy, photo(), 0, defense=ALONE, rng=-1)

@@ -65,12 +65,14 @@ def length(images, adversaries):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_it_fools_the_network_with_what_an_8_bit_file_holds(toy, attack):
-    images = photos(6)
+def test_it_fools_the_network_with_what_an_8_bit_file_holds_and_says_nothing(toy, attack, capfd):
+    images = photos(4)
     labels = predicted(toy, images)
     before = images.copy()
     images.flags.writeable = False
+    capfd.readouterr()
     adversaries = attack(toy, images, labels, **QUICK[attack])
+    assert capfd.readouterr() == ("", "")
     assert adversaries.dtype == np.float32
     assert adversaries.shape == images.shape
     np.testing.assert_array_equal(adversaries, np.rint(adversaries))
@@ -100,43 +102,20 @@ def test_an_image_that_is_misclassified_comes_back_as_it_is(toy, attack):
     adversaries = attack(toy, images, labels, **QUICK[attack])
     np.testing.assert_array_equal(adversaries[1], images[1])
     assert linf(images, adversaries)[[0, 2]].min() > 0
-
-
-@pytest.mark.parametrize("attack", TARGETED)
-def test_an_image_that_is_seen_as_the_target_comes_back_as_it_is(toy, attack):
-    image = photo()
-    label = int(predicted(toy, image))
-    np.testing.assert_array_equal(attack(toy, image, label, targeted=True), image)
+    if attack in TARGETED:
+        # Or seen as the target.
+        target = int(predicted(toy, images[0]))
+        np.testing.assert_array_equal(attack(toy, images[0], target, targeted=True), images[0])
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_one_image_is_a_batch_of_one(toy, attack):
+def test_one_image_is_a_batch_of_one_and_rounded_first(toy, attack):
     image = photo(seed=3)
     label = int(predicted(toy, image))
-    alone = attack(toy, image, label, **QUICK[attack])
+    alone = attack(toy, image + np.float32(0.2), label, **QUICK[attack])
     assert alone.shape == image.shape
     batch = attack(toy, image[None], [label], **QUICK[attack])
     np.testing.assert_array_equal(batch[0], alone)
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_the_result_does_not_depend_on_the_batch(toy, attack):
-    images = photos(5)
-    labels = predicted(toy, images)
-    together = attack(toy, images, labels, **QUICK[attack])
-    by_two = attack(toy, images, labels, batch_size=2, **QUICK[attack])
-    backwards = attack(toy, images[::-1], labels[::-1], **QUICK[attack])[::-1]
-    for other in (by_two, backwards):
-        # Sums in another order round otherwise, and a value half-way between two follows them.
-        assert np.mean(together != other) < 2e-3
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_images_off_the_grid_are_rounded_first(toy, attack):
-    image = photo(seed=3)
-    label = int(predicted(toy, image))
-    off = attack(toy, image + np.float32(0.2), label, **QUICK[attack])
-    np.testing.assert_array_equal(off, attack(toy, image, label, **QUICK[attack]))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -145,12 +124,6 @@ def test_black_images_are_no_error(toy, attack):
     label = int(predicted(toy, black)[0])
     adversaries = attack(toy, black, label, **QUICK[attack])
     np.testing.assert_array_equal(adversaries, np.rint(adversaries))
-
-
-def test_no_bars_and_no_words(toy, capfd):
-    for attack in ATTACKS:
-        attack(toy, photos(2), predicted(toy, photos(2)), **QUICK[attack])
-    assert capfd.readouterr() == ("", "")
 
 
 # --- how short a perturbation is, where the shortest is known ---
@@ -430,11 +403,11 @@ def test_the_smallest_step_is_foolboxs(toy, foolbox, foolbox_model):
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", [deepfool, carlini_wagner, lbfgs])
 def test_perturbations_are_about_as_short_as_foolboxs(toy, foolbox, foolbox_model, attack):
-    images = photos(12)
+    images = photos(6)
     labels = predicted(toy, images)
     other = {
         deepfool: foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=6, overshoot=0.02),
-    }.get(attack, foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=6, steps=200))
+    }.get(attack, foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=5, steps=60))
     theirs, success = foolbox_adversaries(foolbox_model, other, images, labels)
     ours = attack(toy, images, labels)
     assert success.mean() >= 0.95

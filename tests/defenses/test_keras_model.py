@@ -1,5 +1,5 @@
-import subprocess
-import sys
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,8 +29,10 @@ def called(model, images):
     return keras.ops.convert_to_numpy(model(images, training=False))
 
 
-def predicted(model, images, batch_size=32):
-    return model.predict(images, batch_size=batch_size, verbose=0)
+def saved(model, tmp_path):
+    """Save a model and load it again."""
+    model.save(tmp_path / "model.keras")
+    return keras.saving.load_model(tmp_path / "model.keras")
 
 
 def layer(kind, *args, seed=0, **options):
@@ -155,17 +157,20 @@ GRADIENTS = {
 }
 
 
+@cache
+def classifiers(kind):
+    return CLASSIFIERS[kind]()
+
+
+@cache
+def gradients(kind):
+    return GRADIENTS[kind]()
+
+
 def maps_of(model):
     """Cut a defended model where its map reaches the deflection."""
     (deflection,) = (part for part in model.layers if isinstance(part, PixelDeflection))
     return keras.Model(model.input, deflection.input[1])
-
-
-@pytest.fixture(scope="module")
-def mobilenet():
-    return normalised(
-        load_classifier("mobilenet_v2", "random", alpha=0.35, input_shape=(64, 64, 3), classes=12)
-    )
 
 
 def normalised(made):
@@ -174,7 +179,8 @@ def normalised(made):
         if isinstance(part, keras.layers.BatchNormalization):
             part.momentum = 0.0
     # One look at some photos normalises what random weights let fade.
-    made.model(made.preprocess(keras.ops.convert_to_tensor(photos(16, 64, 64))), training=True)
+    seen = keras.ops.convert_to_tensor(photos(16, *made.input_size))
+    made.model(made.preprocess(seen), training=True)
     return made
 
 
@@ -194,25 +200,21 @@ def check_maps(classifier, images, **options):
 @pytest.mark.parametrize("kind", GRADIENTS)
 @pytest.mark.parametrize("activation", ["cam", "rcam"])
 def test_the_map_is_that_of_the_defence_for_any_head(kind, activation):
-    classifier = GRADIENTS[kind]()
+    classifier = gradients(kind)
     assert classifier.head_weights is None
     check_maps(classifier, photos(4, *SIZE), activation=activation, k=3)
 
 
-@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
-@pytest.mark.parametrize("k", [1, 2, 6])
+@pytest.mark.parametrize(("k", "combine"), [(1, "paper"), (2, "geometric"), (6, "repo")])
 def test_the_map_is_that_of_the_defence_for_any_k_and_combination(toy_flat, k, combine):
     check_maps(toy_flat, photos(4), activation="rcam", k=k, combine=combine)
 
 
 @pytest.mark.parametrize("activation", ["cam", "rcam"])
-def test_the_map_is_scaled_up_as_that_of_the_defence(toy, toy_flat, activation):
+def test_the_map_is_scaled_up_and_biased_as_that_of_the_defence(toy, toy_flat, activation):
     for classifier in (toy, toy_flat):
-        check_maps(classifier, photos(4), activation=activation, upscale="tf1")
-
-
-def test_the_map_by_head_weights_is_that_of_the_defence_too(toy):
-    check_maps(toy, photos(4), activation="rcam", k=3, combine="repo", bias=-0.2)
+        options = {"upscale": "tf1", "bias": -0.2, "k": 3, "combine": "repo"}
+        check_maps(classifier, photos(4), activation=activation, **options)
 
 
 def test_head_weights_are_used_where_there_are_some(toy, toy_flat):
@@ -223,7 +225,7 @@ def test_head_weights_are_used_where_there_are_some(toy, toy_flat):
 
 @pytest.mark.parametrize("kind", ["softmax", "two branches"])
 def test_a_map_does_not_depend_on_its_batch(kind):
-    model = maps_of(defended_model(GRADIENTS[kind](), Defense(activation="rcam")))
+    model = maps_of(defended_model(gradients(kind), Defense(activation="rcam")))
     images = photos(4, *SIZE)
     together = called(model, images)
     for i in range(4):
@@ -239,9 +241,8 @@ def test_the_map_is_the_same_wherever_the_model_runs(toy_flat):
     by_dataset = tf.data.Dataset.from_tensor_slices(images).batch(2).map(model)
     results = {
         "eager": model(images),
-        "in a function": tf.function(model)(images),
         "under XLA": tf.function(model, jit_compile=True)(images),
-        "by predict": predicted(model, images, batch_size=2),
+        "by predict": model.predict(images, batch_size=2, verbose=0),
         "in a dataset": np.concatenate(list(by_dataset)),
     }
     for where, maps in results.items():
@@ -252,21 +253,16 @@ def test_the_map_is_the_same_wherever_the_model_runs(toy_flat):
 
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_without_a_defence_it_is_the_classifier(kind):
-    classifier, images = CLASSIFIERS[kind](), photos(4, *SIZE)
-    expected = classifier.predict(images)
+def test_without_chance_it_is_the_classifier_or_the_defence(kind):
+    classifier, images = classifiers(kind), photos(4, *SIZE)
+    plain = classifier.predict(images)
     result = called(defended_model(classifier, NOTHING), images)
-    np.testing.assert_allclose(result, expected, atol=1e-5)
-    assert np.ptp(expected, axis=0).max() > 0.01
-
-
-@pytest.mark.parametrize("kind", CLASSIFIERS)
-def test_with_denoising_alone_it_is_the_defence(kind):
-    classifier, images = CLASSIFIERS[kind](), photos(4, *SIZE)
+    np.testing.assert_allclose(result, plain, atol=1e-5)
+    assert np.ptp(plain, axis=0).max() > 0.01
     expected = ONLY_DENOISED.predict(classifier, images)
     result = called(defended_model(classifier, ONLY_DENOISED), images)
     np.testing.assert_allclose(result, expected, atol=1e-3)
-    assert np.abs(expected - classifier.predict(images)).max() > 3e-3
+    assert np.abs(expected - plain).max() > 3e-3
 
 
 @pytest.mark.parametrize("kind", ["toy", "toy_flat"])
@@ -283,7 +279,7 @@ def test_runs_without_chance_are_those_of_the_defence(request, kind, runs, aggre
 @pytest.mark.parametrize("kind", ["toy_flat", "nested whole"])
 @pytest.mark.parametrize("activation", ["cam", "rcam"])
 def test_a_map_that_nothing_would_use_is_not_asked_for(request, kind, activation):
-    classifier = CLASSIFIERS[kind]() if kind in CLASSIFIERS else request.getfixturevalue(kind)
+    classifier = classifiers(kind) if kind in CLASSIFIERS else request.getfixturevalue(kind)
     images = photos(2, *classifier.input_size)
     result = called(
         defended_model(classifier, Defense(deflections=0, activation=activation)), images
@@ -332,8 +328,8 @@ def test_averaged_over_many_runs_it_is_the_defence(activation, reading):
     deflections = {"blog": 15, "repo": 45, "paper": 15}[reading]
     options = {"activation": activation, "reading": reading, "deflections": deflections}
     options |= {"window": 3, "k": 3, "combine": "geometric", "denoiser": None}
-    images, repeats = chequered(3), 300
-    classifier = CLASSIFIERS["softmax"]()
+    images, repeats = chequered(3), 200
+    classifier = classifiers("softmax")
     expected, error = mean_and_error(classifier, Defense(**options), repeats, images)
     result = called(defended_model(classifier, Defense(**options, runs=repeats), seed=0), images)
     assert (np.abs(result - expected) < 4 * np.sqrt(2) * error).all()
@@ -348,7 +344,7 @@ def test_averaged_over_many_runs_it_is_the_defence(activation, reading):
 @pytest.mark.parametrize("aggregate", ["mean", "majority"])
 def test_averaged_over_many_runs_it_is_the_defence_for_any_head(aggregate):
     options = {"activation": "rcam", "deflections": 60, "window": 3, "k": 3, "denoiser": None}
-    classifier, images, runs = GRADIENTS["softmax"](), chequered(3), 400
+    classifier, images, runs = gradients("softmax"), chequered(3), 400
     expected = Defense(**options, runs=runs, aggregate=aggregate).predict(classifier, images, rng=1)
 
     def distance(**other):
@@ -384,7 +380,7 @@ def test_equal_images_of_a_batch_draw_differently(toy):
 
 @pytest.mark.parametrize(
     ("kind", "activation", "runs"),
-    [("toy", "none", 1), ("toy", "none", 3), ("toy", "rcam", 3), ("toy_flat", "rcam", 3)],
+    [("toy", "none", 1), ("toy", "rcam", 3), ("toy_flat", "rcam", 3)],
 )
 def test_a_result_depends_on_its_place_in_the_batch_but_not_on_its_neighbours(
     request, kind, runs, activation
@@ -445,126 +441,67 @@ def test_a_saved_model_predicts_the_same(toy, tmp_path, activation, runs, aggreg
         denoiser_options={"sigma": 0.08},
     )
     model = defended_model(toy, defense, seed=5)
-    model.save(tmp_path / "model.keras")
-    expected = predicted(model, photos(3))
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(predicted(loaded, photos(3)), expected)
+    loaded = saved(model, tmp_path)
+    np.testing.assert_array_equal(called(loaded, photos(3)), called(model, photos(3)))
+
+
+def test_a_model_that_was_saved_before_gives_what_it_gave_then():
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    loaded = keras.saving.load_model(Path(__file__).parents[1] / "data" / "defended_before.keras")
+    expected = [[0.19478066, 0.74295443, 0.06226493], [0.19296053, 0.7459309, 0.06110856]]
+    np.testing.assert_allclose(called(loaded, images), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "logits", "nested backbone", "two branches"])
 def test_the_map_of_any_head_survives_saving(tmp_path, kind):
-    classifier, images = GRADIENTS[kind](), photos(3, *SIZE)
+    classifier, images = gradients(kind), photos(3, *SIZE)
     defense = Defense(activation="rcam", k=3, combine="geometric", reading="repo", denoiser=None)
     model = defended_model(classifier, defense, seed=5)
-    model.save(tmp_path / "model.keras")
     expected, maps = called(model, images), defense.activation_map(classifier, images)
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded = saved(model, tmp_path)
     np.testing.assert_array_equal(called(loaded, images), expected)
     assert_maps_alike(called(maps_of(loaded), images), maps, "geometric", atol=1e-3)
     # What has been loaded can be saved again.
-    loaded.save(tmp_path / "again.keras")
-    again = keras.saving.load_model(tmp_path / "again.keras")
-    np.testing.assert_array_equal(called(again, images), expected)
-
-
-IN_ANOTHER_PROCESS = """
-import sys
-
-import keras
-import numpy as np
-
-import pdutils.defenses.layers
-
-images = np.load(sys.argv[2])
-loaded = keras.saving.load_model(sys.argv[1])
-np.save(sys.argv[3], loaded(images, training=False))
-(deflection,) = (p for p in loaded.layers if isinstance(p, pdutils.defenses.layers.PixelDeflection))
-maps = keras.Model(loaded.input, deflection.input[1])
-np.save(sys.argv[4], maps(images, training=False))
-"""
-
-
-@pytest.mark.slow
-def test_another_process_gets_the_same_maps_and_predictions(tmp_path):
-    classifier, images = GRADIENTS["softmax"](), photos(3, *SIZE)
-    defense = Defense(activation="rcam", denoiser=None)
-    model = defended_model(classifier, defense, seed=5)
-    files = [tmp_path / name for name in ("m.keras", "images.npy", "rows.npy", "maps.npy")]
-    model.save(files[0])
-    np.save(files[1], images)
-    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(files[2]), called(model, images), atol=1e-5)
-    maps = defense.activation_map(classifier, images)
-    np.testing.assert_allclose(np.load(files[3]), maps, atol=1e-3)
+    np.testing.assert_array_equal(called(saved(loaded, tmp_path), images), expected)
 
 
 @pytest.mark.parametrize("kind", ["logits", "nested backbone", "Caffe's channel order"])
 def test_any_model_survives_saving(tmp_path, kind):
-    model = defended_model(CLASSIFIERS[kind](), Defense(), seed=5)
-    model.save(tmp_path / "model.keras")
-    expected = predicted(model, photos(3, *SIZE))
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(predicted(loaded, photos(3, *SIZE)), expected)
+    model = defended_model(classifiers(kind), Defense(), seed=5)
+    expected = called(model, photos(3, *SIZE))
+    np.testing.assert_array_equal(called(saved(model, tmp_path), photos(3, *SIZE)), expected)
 
 
 @pytest.mark.slow
-def test_mobilenet_and_its_preprocessing_survive_saving(mobilenet, tmp_path):
-    images = photos(3, 64, 64)
-    model = defended_model(mobilenet, Defense(deflections=0))
-    expected = Defense(deflections=0).predict(mobilenet, images)
-    np.testing.assert_allclose(predicted(model, images), expected, atol=1e-3)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(predicted(loaded, images), expected, atol=1e-3)
+def test_mobilenet_with_a_map_and_its_preprocessing_survive_saving(tmp_path):
+    options = {"alpha": 0.35, "input_shape": (64, 64, 3), "classes": 12}
+    mobilenet = normalised(load_classifier("mobilenet_v2", "random", **options))
+    images, repeats = photos(2, 64, 64), 30
+    options = {"activation": "rcam", "deflections": 100}
+    expected, error = mean_and_error(mobilenet, Defense(**options), repeats, images)
+    model = saved(defended_model(mobilenet, Defense(**options, runs=repeats), seed=0), tmp_path)
+    assert (np.abs(called(model, images) - expected) < 6 * np.sqrt(2) * error + 1e-4).all()
     raw = np.asarray(mobilenet.model(images))
     assert np.abs(raw - expected).max() > 0.01
 
 
 @pytest.mark.slow
-def test_mobilenet_with_a_map(mobilenet):
-    images, repeats = photos(2, 64, 64), 40
-    options = {"activation": "rcam", "deflections": 100}
-    expected, error = mean_and_error(mobilenet, Defense(**options), repeats, images)
-    model = defended_model(mobilenet, Defense(**options, runs=repeats), seed=0)
-    assert (np.abs(called(model, images) - expected) < 6 * np.sqrt(2) * error + 1e-4).all()
-
-
-@pytest.mark.slow
-def test_mobilenet_v3_with_a_map_by_gradients(tmp_path):
-    options = {"input_shape": (64, 64, 3), "classes": 12}
-    classifier = normalised(load_classifier("mobilenet_v3_small", "random", **options))
-    images, defense = photos(3, 64, 64), Defense(activation="rcam")
-    check_maps(classifier, images, activation="cam")
-    model = defended_model(classifier, defense, seed=0)
-    maps = defense.activation_map(classifier, images)
-    np.testing.assert_allclose(called(maps_of(model), images), maps, atol=1e-3)
-    model.save(tmp_path / "model.keras")
-    expected = predicted(model, images)
-    assert np.ptp(expected, axis=0).max() > 0.01
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(predicted(loaded, images), expected, atol=1e-5)
-    np.testing.assert_allclose(called(maps_of(loaded), images), maps, atol=1e-3)
-
-
-@pytest.mark.slow
-def test_vgg16_with_a_map_by_gradients():
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "vgg16"])
+def test_a_network_of_keras_with_a_map_by_gradients(name):
     options = {"input_shape": (48, 48, 3), "classes": 12}
-    classifier = load_classifier("vgg16", "random", **options)
+    classifier = load_classifier(name, "random", **options)
+    if name != "vgg16":
+        normalised(classifier)
     check_maps(classifier, photos(3, 48, 48), activation="rcam")
 
 
-@pytest.mark.parametrize("activation", ["none", "rcam"])
-def test_the_demo(activation):
+def test_the_demo():
     demo = load_classifier("demo")
     images = photos(2, *demo.input_size)
-    without = Defense(deflections=0)
-    result = called(defended_model(demo, without), images)
-    np.testing.assert_allclose(result, without.predict(demo, images), atol=1e-3)
+    expected = Defense(deflections=0).predict(demo, images)
     # So few deflections leave the prediction about where it is.
-    few = called(defended_model(demo, Defense(deflections=20, activation=activation)), images)
-    np.testing.assert_allclose(few, result, atol=0.1)
+    few = called(defended_model(demo, Defense(deflections=20, activation="rcam")), images)
+    np.testing.assert_allclose(few, expected, atol=0.1)
 
 
 # --- how much work it is ---
@@ -704,11 +641,7 @@ def test_other_denoisers(toy, denoiser, options):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"deflections": -1}, "deflections: expected"),
-        ({"window": 0}, "window: expected"),
-        ({"reading": "book"}, "reading: expected"),
         ({"activation": "rcam", "k": 7}, "k: expected 1 to 6 classes, got 7"),
-        ({"activation": "rcam", "combine": "sum"}, "combine: expected"),
         ({"denoiser_options": {"sigma": -1}}, "sigma: expected"),
         ({"denoiser_options": {"mode": "medium"}}, "mode: expected"),
     ],

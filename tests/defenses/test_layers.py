@@ -25,17 +25,15 @@ from pdutils.defenses.layers import (  # noqa: E402
 )
 
 READINGS = ["blog", "repo", "paper"]
+COMBINES = ["paper", "geometric", "repo"]
 #: Each mode and each meaning of sigma once; every pair compiles anew for every shape.
 PAIRS = [("soft", "channel"), ("hard", "rgb")]
-SIZES = [(1, 1), (2, 3), (7, 5), (1, 9), (9, 1), (32, 32), (224, 224), (299, 299), (500, 333)]
+#: Each size is compiled anew, which takes seconds; the last has three levels of wavelets.
+SIZES = [(1, 1), (2, 3), (7, 5), (1, 9), (9, 1), (65, 130)]
 ALL = -1
 NUDGES = (1 - 1e-5, 1 + 1e-5)
 # Just below 1: the next float32.
 ALMOST_ONE = np.nextafter(np.float32(1), np.float32(0))
-
-
-def size_id(size):
-    return f"{size[0]}x{size[1]}"
 
 
 def uneven_maps(n, height, width):
@@ -44,6 +42,13 @@ def uneven_maps(n, height, width):
 
 def as_array(tensor):
     return keras.ops.convert_to_numpy(tensor)
+
+
+def gradient_of(function, images):
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        value = function(images)
+    return tape.gradient(value, images).numpy()
 
 
 # --- wavelet denoising: as the NumPy path ---
@@ -67,7 +72,7 @@ def assert_as_numpy(batch, *, mode, sigma=0.04, **options):
     return expected[0]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=size_id)
+@pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
 def test_denoising_agrees_with_numpy_at_any_size(mode, sigma_scale, size):
     batch = photos(2, *size)
@@ -77,99 +82,69 @@ def test_denoising_agrees_with_numpy_at_any_size(mode, sigma_scale, size):
             assert np.abs(expected - batch).max() > 0.1
 
 
-@pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
-@pytest.mark.parametrize("n", [1, 3, 64])
-def test_denoising_agrees_with_numpy_at_any_batch_size(n, mode, sigma_scale):
-    assert_as_numpy(photos(n, 21, 34), mode=mode, sigma_scale=sigma_scale)
-
-
+@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
 @pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_denoising_clips_where_the_numpy_path_does(mode):
+def test_denoising_agrees_with_numpy_at_any_sigma_and_clips_where_it_does(mode, sigma_scale):
+    options = {"mode": mode, "sigma_scale": sigma_scale}
+    for sigma in (1e-9, 0.004, 0.4, 10.0, 1e300):
+        assert_as_numpy(photos(2), sigma=sigma, **options)
+    np.testing.assert_allclose(denoised(photos(2), sigma=0, **options), photos(2), atol=1e-3)
     strong = np.clip(128 + 3 * (photos(2) - 128), 0, 255)
     strong[0, :8, :8] = -20, 290, 100
-    for sigma_scale in ("channel", "rgb"):
-        options = {"sigma": 0.1, "mode": mode, "sigma_scale": sigma_scale}
-        result = denoised(strong, **options)
-        np.testing.assert_allclose(result, denoise_wavelet(strong, **options), atol=1e-3)
-        inside = result.min() >= 0 and result.max() <= 255
-        assert inside == (sigma_scale == "channel")
+    result = denoised(strong, sigma=0.1, **options)
+    np.testing.assert_allclose(result, denoise_wavelet(strong, sigma=0.1, **options), atol=1e-3)
+    assert (result.min() >= 0 and result.max() <= 255) == (sigma_scale == "channel")
+    levels = np.array([0, 77], np.float32)[:, None, None, None]
+    constant = np.broadcast_to(levels, (2, 32, 32, 3)).copy()
+    constant[1, ..., 1] = 255
+    np.testing.assert_allclose(denoised(constant, sigma=0.1, **options), constant, atol=1e-3)
+
+
+def test_the_defaults_are_those_of_the_numpy_path():
+    np.testing.assert_allclose(denoised(photos(2)), denoise_wavelet(photos(2)), atol=1e-3)
+    config = PixelDeflection().get_config()
+    defaults = {"deflections": 200, "window": 10, "reading": "blog", "seed": None}
+    assert {key: config[key] for key in defaults} == defaults
 
 
 @pytest.mark.parametrize("mode", ["soft", "hard"])
 def test_a_channel_that_is_constant_but_for_rounding_stays(mode):
     grey = np.clip(photos(2)[..., :1], 1, 254) + np.float32(1 / 3)
     rounding = np.random.default_rng(0).uniform(-1e-5, 1e-5, (2, 32, 32, 3)).astype(np.float32)
-    images = tf.constant(grey + rounding)
-    layer = WaveletDenoising(mode=mode)
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        result = layer(images)
-    np.testing.assert_allclose(result, denoise_wavelet(images.numpy(), mode=mode), atol=1e-3)
+    result, pull_back = WaveletDenoising(mode=mode).with_derivative(grey + rounding)
+    np.testing.assert_allclose(result, denoise_wavelet(grey + rounding, mode=mode), atol=1e-3)
     # What only moves the colour, in a place that nothing else depends on, comes through whole.
-    weights = np.zeros(images.shape, np.float32)
+    weights = np.zeros(result.shape, np.float32)
     weights[:, 9, 9] = layers.FROM_YCBCR[1]
-    gradient = tape.gradient(result, images, output_gradients=tf.constant(weights)).numpy()
     np.testing.assert_allclose(
-        gradient @ layers.FROM_YCBCR[1], weights @ layers.FROM_YCBCR[1], atol=1e-3
+        pull_back(weights) @ layers.FROM_YCBCR[1], weights @ layers.FROM_YCBCR[1], atol=1e-3
     )
 
 
-def test_the_defaults_are_those_of_the_numpy_path():
-    np.testing.assert_allclose(denoised(photos(2)), denoise_wavelet(photos(2)), atol=1e-3)
-
-
-@pytest.mark.parametrize("sigma", [1e-9, 0.004, 0.4, 10.0, 1e300])
-@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_denoising_agrees_with_numpy_at_any_sigma(mode, sigma_scale, sigma):
-    assert_as_numpy(photos(2), sigma=sigma, mode=mode, sigma_scale=sigma_scale)
-
-
-@pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
-def test_a_sigma_of_0_gives_the_images_back(mode, sigma_scale):
-    options = {"sigma": 0, "mode": mode, "sigma_scale": sigma_scale}
-    np.testing.assert_allclose(denoised(photos(2), **options), photos(2), atol=1e-3)
-
-
-@pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (32, 32)], ids=size_id)
-def test_constant_images_stay(size, mode, sigma_scale):
-    levels = np.array([0, 1, 77, 255], np.float32)[:, None, None, None]
-    batch = np.broadcast_to(levels, (4, *size, 3)).copy()
-    batch[2, ..., 1] = 200
-    options = {"sigma": 0.1, "mode": mode, "sigma_scale": sigma_scale}
-    np.testing.assert_allclose(denoised(batch, **options), batch, atol=1e-3)
-
-
 def test_what_is_denoised_does_not_depend_on_its_batch():
-    batch = photos(5, 21, 34)
-    # Images of other ranges beside it.
-    batch[1:3] /= 10
+    batch = photos(3, 21, 34)
+    # An image of another range beside it.
+    batch[1] /= 10
     together = denoised(batch)
-    for i in range(5):
+    for i in range(3):
         np.testing.assert_allclose(denoised(batch[i : i + 1])[0], together[i], atol=1e-4)
 
 
 def test_denoising_works_in_double_precision_too():
+    batch = photos(2, 7, 5).astype(np.float64)
     for options in ({}, {"sigma_scale": "rgb", "mode": "hard"}):
-        precise = denoised(photos(2, 21, 34).astype(np.float64), dtype="float64", **options)
+        precise = denoised(batch, dtype="float64", **options)
         assert precise.dtype == np.float64
-        np.testing.assert_allclose(
-            precise, denoise_wavelet(photos(2, 21, 34), **options), atol=1e-3
-        )
+        expected = denoise_wavelet(batch.astype(np.float32), **options)
+        np.testing.assert_allclose(precise, expected, atol=1e-3)
         # Without shrinking, what is left is rounding.
-        batch = photos(2, 21, 34).astype(np.float64)
         np.testing.assert_allclose(denoised(batch, dtype="float64", sigma=0), batch, atol=1e-9)
 
 
 # --- wavelet denoising: its gradient ---
 
 
-def weighted_sum(layer, images, weights):
-    return tf.reduce_sum(tf.sin(layer(images) / 40) * weights)
-
-
-@pytest.mark.parametrize("size", [(7, 5), (32, 32), (33, 50)], ids=size_id)
+@pytest.mark.parametrize("size", [(7, 5), (33, 32)], ids=str)
 @pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
 def test_the_gradient_of_denoising_is_right(mode, sigma_scale, size):
     rng = np.random.default_rng(1)
@@ -179,29 +154,28 @@ def test_the_gradient_of_denoising_is_right(mode, sigma_scale, size):
     weights = rng.normal(size=images.shape)
     options = {"sigma": 0.06, "mode": mode, "sigma_scale": sigma_scale}
     layer = WaveletDenoising(dtype="float64", **options)
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        value = weighted_sum(layer, images, weights)
-    gradient = tape.gradient(value, images).numpy()
+
+    def value(images):
+        return tf.reduce_sum(tf.sin(layer(images) / 40) * weights)
+
+    gradient = gradient_of(value, images)
     for _ in range(5):
         direction, step = rng.normal(size=images.shape), 1e-6
-        there = weighted_sum(layer, images + step * direction, weights)
-        back = weighted_sum(layer, images - step * direction, weights)
-        slope = float(there - back) / (2 * step)
-        assert (gradient * direction).sum() == pytest.approx(slope, rel=1e-5, abs=1e-5)
+        slope = float(value(images + step * direction) - value(images - step * direction))
+        expected = pytest.approx(slope / (2 * step), rel=1e-5, abs=1e-5)
+        assert (gradient * direction).sum() == expected
 
 
 def test_the_gradient_in_single_precision_is_that_in_double():
-    gradients = {}
-    for dtype in ("float32", "float64"):
-        images = tf.constant(photos(2).astype(dtype))
-        layer = WaveletDenoising(dtype=dtype)
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            value = tf.reduce_sum(tf.sin(layer(images) / 40))
-        gradients[dtype] = tape.gradient(value, images).numpy()
-    assert np.abs(gradients["float64"]).max() > 0.01
-    np.testing.assert_allclose(gradients["float32"], gradients["float64"], atol=1e-5)
+    single, double = (
+        gradient_of(
+            lambda images, d=dtype: tf.reduce_sum(tf.sin(WaveletDenoising(dtype=d)(images) / 40)),
+            tf.constant(photos(2).astype(dtype)),
+        )
+        for dtype in ("float32", "float64")
+    )
+    assert np.abs(double).max() > 0.01
+    np.testing.assert_allclose(single, double, atol=1e-5)
 
 
 def test_the_gradient_comes_through_pixels_at_the_ends_of_the_range():
@@ -209,11 +183,8 @@ def test_the_gradient_comes_through_pixels_at_the_ends_of_the_range():
     images = np.full((1, 32, 32, 3), 255, np.float32)
     images[:, :16] = photo()[:16]
     images[:, 28:] = 0
-    images = tf.constant(images)
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        value = tf.reduce_sum(WaveletDenoising()(images)[:, 18:])
-    gradient = tape.gradient(value, images).numpy()
+    layer = WaveletDenoising()
+    gradient = gradient_of(lambda i: tf.reduce_sum(layer(i)[:, 18:]), tf.constant(images))
     assert gradient[:, 20:].min() > 0.1
 
 
@@ -221,11 +192,7 @@ def test_the_gradient_comes_through_pixels_at_the_ends_of_the_range():
 def test_the_gradient_at_constant_images_is_finite(mode, sigma_scale):
     layer = WaveletDenoising(mode=mode, sigma_scale=sigma_scale)
     for level in (0.0, 100.0, 255.0):
-        images = tf.fill([1, 17, 16, 3], level)
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            value = tf.reduce_sum(layer(images))
-        gradient = tape.gradient(value, images).numpy()
+        gradient = gradient_of(lambda i: tf.reduce_sum(layer(i)), tf.fill([1, 17, 16, 3], level))
         assert np.isfinite(gradient).all()
         # The mean of the image goes through unshrunk.
         assert gradient.sum() == pytest.approx(gradient.size, rel=1e-3)
@@ -267,12 +234,11 @@ def changes(before, after, whole_pixels=False):
     return found
 
 
-@pytest.mark.parametrize("size", SIZES, ids=size_id)
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 9), (9, 1), (224, 224)], ids=str)
 @pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("window", [3, 2**40])
-def test_values_come_from_the_image_and_from_within_the_window(reading, size, window):
+def test_values_come_from_the_image_and_from_within_the_window(reading, size):
     images = numbered(*size, n=2)
-    for maps in (None, uneven_maps(2, *size)):
+    for maps, window in ((None, 3), (uneven_maps(2, *size), 3), (None, 2**40)):
         after = deflected(images, 60, window, reading, maps=maps)
         assert after.shape == images.shape
         assert after.dtype == np.float32
@@ -296,25 +262,15 @@ def test_every_place_of_the_window_is_read(reading, window):
     assert set(offsets) == wanted - {(0, 0)}
 
 
-def test_row_and_column_0_are_read_in_the_paper_only():
+@pytest.mark.parametrize("reading", READINGS)
+def test_row_and_column_0_are_read_in_the_paper_only_which_replaces_whole_pixels(reading):
     images = numbered(6, 5, n=50)
-    for reading in READINGS:
-        found = flat(changes(images, deflected(images, 20, 10, reading)))
-        least = 0 if reading == "paper" else 1
-        assert min(change[3] for change in found) == least
-        assert min(change[4] for change in found) == least
-        assert min(change[0] for change in found) == 0
-        assert min(change[1] for change in found) == 0
-
-
-def test_paper_replaces_whole_pixels_and_the_others_single_channels():
-    images = numbered(9, 9, n=20)
-    changed = {
-        reading: (deflected(images, 10, 2, reading) != images).sum(axis=-1) for reading in READINGS
-    }
-    assert set(changed["paper"].flat) == {0, 3}
-    for reading in ("blog", "repo"):
-        assert (changed[reading] == 1).sum() > 20
+    after = deflected(images, 20, 10, reading)
+    found = np.array(flat(changes(images, after)))
+    least = 0 if reading == "paper" else 1
+    np.testing.assert_array_equal(found.min(axis=0), [0, 0, 0, least, least])
+    per_pixel = (after != images).sum(axis=-1)
+    assert set(per_pixel.flat) == {0, 3} if reading == "paper" else (per_pixel == 1).sum() > 20
 
 
 # --- deflection: how many writes there are ---
@@ -333,13 +289,11 @@ def changed_per_channel(reading, n, maps, ours, repeats=1000):
 @pytest.mark.parametrize(
     ("reading", "n", "expected"),
     [
-        ("blog", 1, (1, 1, 1)),
         ("blog", 7, (7, 7, 7)),
         ("repo", 1, (1, 1, 1)),
         ("repo", 6, (2, 2, 2)),
         ("repo", 7, (3, 3, 3)),
         ("repo", 8, (3, 3, 3)),
-        ("paper", 1, (1, 1, 1)),
         ("paper", 7, (7, 7, 7)),
     ],
 )
@@ -419,17 +373,17 @@ MAPS = ["no map", "map"]
 
 
 @pytest.mark.parametrize("kind", MAPS)
-@pytest.mark.parametrize(("reading", "n"), [("blog", 1), ("repo", 1), ("paper", 1)])
+@pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "XLA"])
-def test_few_deflections_change_the_pixels_that_the_loop_changes(reading, n, kind, compiled):
+def test_few_deflections_change_the_pixels_that_the_loop_changes(reading, kind, compiled):
     # A single draw of each channel: no draw could see an earlier write.
-    repeats, chances = 4000, some_map(kind)
+    repeats, chances = 3000, some_map(kind)
     images = numbered(6, 5, n=repeats)
     maps = None if chances is None else np.repeat(chances[None], repeats, axis=0)
-    layer = PixelDeflection(n, 2, reading, seed=2018)
+    layer = PixelDeflection(1, 2, reading, seed=2018)
     run = tf.function(layer, jit_compile=True) if compiled else layer
     after = as_array(run(images if maps is None else [images, maps]))
-    loop = loop_over(images, n, 2, activation_map=maps, reading=reading, rng=2018)
+    loop = loop_over(images, 1, 2, activation_map=maps, reading=reading, rng=2018)
     whole = reading == "paper"
     check_likeness(changes(images, after, whole), changes(images, loop, whole))
 
@@ -437,7 +391,7 @@ def test_few_deflections_change_the_pixels_that_the_loop_changes(reading, n, kin
 @pytest.mark.parametrize("kind", MAPS)
 @pytest.mark.parametrize("reading", READINGS)
 def test_many_deflections_are_those_of_the_loop_read_from_the_image_as_it_came(reading, kind):
-    repeats, chances = 2500, some_map(kind)
+    repeats, chances = 1500, some_map(kind)
     images, rng = numbered(6, 5, n=repeats), np.random.default_rng(2018)
     maps = None if chances is None else np.repeat(chances[None], repeats, axis=0)
     after = deflected(images, 8, 2, reading, maps=maps)
@@ -465,45 +419,38 @@ def test_in_a_larger_image_the_loop_changes_the_same_pixels(reading, kind):
     assert likeness(blocks[0].tolist(), blocks[1].tolist()) > 1e-3
 
 
-def test_no_write_sees_another_one():
+@pytest.mark.parametrize("reading", READINGS)
+def test_no_write_sees_another_one(reading):
     # From its own row or the one below: a value can rise by one row, by two in the loop.
     images = numbered(30, 3, n=30)
-    for reading in READINGS:
-        farthest = max(
-            abs(c[3] - c[0]) for c in flat(changes(images, deflected(images, 600, 1, reading)))
-        )
-        assert farthest == 1
-        loop = loop_over(images, 600, 1, reading=reading, rng=0)
-        assert max(abs(c[3] - c[0]) for c in flat(changes(images, loop))) > 1
+    loop = loop_over(images, 600, 1, reading=reading, rng=0)
+    layer = deflected(images, 600, 1, reading)
+    ours, theirs = (max(abs(c[3] - c[0]) for c in flat(changes(images, a))) for a in (layer, loop))
+    assert ours == 1 < theirs
 
 
 # --- deflection: maps ---
 
 
-@pytest.mark.parametrize(
-    ("reading", "compiled"),
-    [("blog", False), ("repo", False), ("paper", False), ("repo", True)],
-    ids=["blog", "repo", "paper", "repo under XLA"],
-)
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "XLA"])
 def test_an_image_whose_map_is_1_everywhere_stays_and_its_neighbours_do_not(reading, compiled):
     images, maps = photos(3), uneven_maps(3, 32, 32)
     maps[1] = 1
     layer = PixelDeflection(100, reading=reading, seed=0)
     run = tf.function(layer, jit_compile=True) if compiled else layer
-    after = as_array(run([images, maps]))
-    changed = (after != images).sum(axis=(1, 2, 3))
+    changed = (as_array(run([images, maps])) != images).sum(axis=(1, 2, 3))
     assert changed[1] == 0
-    assert changed[0] > 20
-    assert changed[2] > 20
+    assert changed[[0, 2]].min() > 20
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_places_with_a_map_of_1_stay(reading):
-    images, maps = numbered(20, 30, n=20), np.ones((20, 20, 30), np.float32)
-    for i in range(20):
-        maps[i, i, 3::7] = 0.3
-    changed = (deflected(images, 300, 3, reading, maps=maps) != images).any(axis=-1)
-    assert changed[maps < 1].mean() > 0.5
+def test_each_image_obeys_its_own_map(reading):
+    images, maps = numbered(20, 20, n=4), np.zeros((4, 20, 20), np.float32)
+    for i, part in enumerate((np.s_[:10], np.s_[10:], np.s_[:, :10], np.s_[:, 10:])):
+        maps[i][part] = 1
+    changed = (deflected(images, 100, 2, reading, maps=maps) != images).any(axis=-1)
+    assert (changed.sum(axis=(1, 2)) > 40).all()
     assert not changed[maps == 1].any()
 
 
@@ -518,41 +465,28 @@ def test_one_hardly_open_place_gets_all_the_writes(reading, place):
     assert (after != images).sum() == 3
 
 
-def test_each_image_obeys_its_own_map():
-    images, maps = numbered(20, 20, n=4), np.zeros((4, 20, 20), np.float32)
-    for i, part in enumerate((np.s_[:10], np.s_[10:], np.s_[:, :10], np.s_[:, 10:])):
-        maps[i][part] = 1
-    for reading in READINGS:
-        changed = (deflected(images, 100, 2, reading, maps=maps) != images).any(axis=-1)
-        assert (changed.sum(axis=(1, 2)) > 40).all()
-        assert not changed[maps == 1].any()
-
-
 # --- deflection: seeds and batches ---
 
 
-@pytest.mark.parametrize("n", [1, 3, 64])
 @pytest.mark.parametrize("reading", READINGS)
-def test_images_of_a_batch_draw_differently(reading, n):
-    for maps in (None, np.full((n, 12, 9), 0.5, np.float32)):
-        after = deflected(numbered(12, 9, n=n), 30, 3, reading, maps=maps)
-        assert after.shape == (n, 12, 9, 3)
-        assert len({image.tobytes() for image in after}) == n
+def test_images_of_a_batch_draw_differently(reading):
+    for maps in (None, np.full((64, 12, 9), 0.5, np.float32)):
+        after = deflected(numbered(12, 9, n=64), 30, 3, reading, maps=maps)
+        assert after.shape == (64, 12, 9, 3)
+        assert len({image.tobytes() for image in after}) == 64
 
 
-@pytest.mark.parametrize("n", [1, 3, 64])
 @pytest.mark.parametrize("reading", READINGS)
-def test_a_result_does_not_depend_on_the_other_images_of_the_batch(reading, n):
-    images, others = photos(n, 12, 9), 255 - photos(n, 12, 9)
-    heat, other_heat = uneven_maps(n, 12, 9), uneven_maps(n + 1, 12, 9)[1:]
-    own = n // 2
-    others[own], other_heat[own] = images[own], heat[own]
-    other_heat[own + 1 :] = 1
+def test_a_result_does_not_depend_on_the_other_images_of_the_batch(reading):
+    images, others = photos(3, 12, 9), 255 - photos(3, 12, 9)
+    heat, other_heat = uneven_maps(3, 12, 9), uneven_maps(4, 12, 9)[1:]
+    others[1], other_heat[1] = images[1], heat[1]
+    other_heat[2] = 1
     for maps, other_maps in ((None, None), (heat, other_heat)):
         first = deflected(images, 30, 3, reading, maps=maps)
         second = deflected(others, 30, 3, reading, maps=other_maps)
-        np.testing.assert_array_equal(first[own], second[own])
-        assert (first[own] != images[own]).any()
+        np.testing.assert_array_equal(first[1], second[1])
+        assert (first[1] != images[1]).any()
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -571,23 +505,14 @@ def test_a_seed_gives_the_same_first_call_and_the_next_call_draws_anew(reading, 
         assert (changed & before).sum() < before.sum() / 4
 
 
-def test_without_a_seed_two_layers_draw_differently():
-    assert not np.array_equal(deflected(photos(1), seed=None), deflected(photos(1), seed=None))
-
-
-@pytest.mark.parametrize("reading", READINGS)
-def test_no_deflections_give_the_images(reading):
+def test_without_a_seed_two_layers_draw_differently_and_no_deflections_give_the_images():
+    images = photos(2)
+    assert not np.array_equal(deflected(images, seed=None), deflected(images, seed=None))
     for maps in (None, uneven_maps(2, 32, 32)):
-        after = deflected(photos(2), 0, reading=reading, maps=maps)
-        np.testing.assert_array_equal(after, photos(2))
+        np.testing.assert_array_equal(deflected(images, 0, maps=maps), images)
 
 
 # --- where the layers run ---
-
-
-def inputs_of(layer):
-    images = photos(4, 21, 34)
-    return [images, uneven_maps(4, 21, 34)] if layer == "deflection with maps" else images
 
 
 LAYERS = {
@@ -597,38 +522,26 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_in_a_graph_with_a_batch_of_any_size_a_layer_does_the_same(name):
-    inputs = inputs_of(name)
-    expected = as_array(LAYERS[name]()(inputs))
+@pytest.fixture(params=LAYERS)
+def layer_and_inputs(request):
+    images = photos(4, 7, 5)
+    with_maps = request.param == "deflection with maps"
+    return LAYERS[request.param], [images, uneven_maps(4, 7, 5)] if with_maps else images
+
+
+def test_in_a_graph_and_in_a_dataset_a_layer_does_the_same(layer_and_inputs):
+    make, inputs = layer_and_inputs
+    tensors = tf.nest.map_structure(tf.Variable, inputs)
+    expected = as_array(make()(tensors))
+    # Nothing is written in place.
+    tf.nest.map_structure(np.testing.assert_array_equal, tensors, inputs)
     spec = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), inputs)
-    run = tf.function(LAYERS[name](), input_signature=[spec])
+    run = tf.function(make(), input_signature=[spec])
     np.testing.assert_allclose(run(inputs), expected, atol=1e-3)
     images = inputs[0] if isinstance(inputs, list) else inputs
     assert np.abs(expected - images).max() > 1
 
-
-@pytest.mark.parametrize("name", ["deflection with maps", "denoising"])
-def test_under_xla_a_layer_does_the_same(name):
-    inputs = inputs_of(name)
-    expected = as_array(LAYERS[name]()(inputs))
-    layer = LAYERS[name]()
-    run = tf.function(layer, jit_compile=True)
-    result = run(inputs)
-    if name == "denoising":
-        # XLA rounds otherwise, so that a coefficient next to its threshold may stay or go.
-        assert np.mean(np.abs(result - expected) > 1e-3) < 0.02
-        return
-    # XLA may draw other numbers; that it draws the right ones is tested where many are drawn.
-    images = inputs[0] if isinstance(inputs, list) else inputs
-    assert 30 <= (result.numpy() != images).sum() <= 4 * 92
-    assert not np.array_equal(run(inputs), result)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_in_a_dataset_a_layer_does_the_same(name):
-    inputs = inputs_of(name)
-    layer, same = LAYERS[name](), LAYERS[name]()
+    layer, same = make(), make()
     source = tuple(inputs) if isinstance(inputs, list) else inputs
     dataset = tf.data.Dataset.from_tensor_slices(source).batch(2)
     mapped = dataset.map(lambda *parts: layer(list(parts) if len(parts) > 1 else parts[0]))
@@ -637,29 +550,23 @@ def test_in_a_dataset_a_layer_does_the_same(name):
         np.testing.assert_allclose(result, same(part), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_in_a_saved_model_a_layer_does_the_same(name, tmp_path):
-    inputs = inputs_of(name)
+def test_in_a_saved_model_a_layer_does_the_same(layer_and_inputs, tmp_path):
+    make, inputs = layer_and_inputs
     symbolic = tf.nest.map_structure(lambda x: keras.Input(x.shape[1:]), inputs)
-    model = keras.Model(symbolic, LAYERS[name]()(symbolic))
+    model = keras.Model(symbolic, make()(symbolic))
     model.save(tmp_path / "model.keras")
     predicted = model.predict(inputs, verbose=0)
-    np.testing.assert_allclose(predicted, LAYERS[name]()(inputs), atol=1e-3)
+    np.testing.assert_allclose(predicted, make()(inputs), atol=1e-3)
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), predicted)
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_nothing_is_written_in_place(name):
-    inputs = inputs_of(name)
-    tensors = tf.nest.map_structure(tf.constant, inputs)
-    LAYERS[name]()(tensors)
-    tf.nest.map_structure(np.testing.assert_array_equal, tensors, inputs)
-    variables = tf.nest.map_structure(tf.Variable, inputs)
-    LAYERS[name]()(variables)
-    tf.nest.map_structure(np.testing.assert_array_equal, variables, inputs)
-    LAYERS[name]()(inputs)
-    tf.nest.map_structure(np.testing.assert_array_equal, tensors, inputs)
+def test_under_xla_denoising_does_the_same():
+    layer, images = LAYERS["denoising"](), photos(4, 7, 5)
+    result = tf.function(layer, jit_compile=True)(images)
+    # XLA rounds otherwise, so that a coefficient next to its threshold may stay or go. That
+    # deflection draws the right numbers there is tested where many are drawn.
+    assert np.mean(np.abs(result - as_array(layer(images))) > 1e-3) < 0.02
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -678,80 +585,106 @@ def test_deflection_copies_values_of_another_dtype(reading, dtype):
 # --- configurations ---
 
 
-def test_deflection_keeps_its_knobs():
-    layer = PixelDeflection(np.int32(7), np.uint8(3), "paper", np.int64(5), name="mine")
+@pytest.mark.parametrize(
+    ("layer", "wanted"),
+    [
+        (
+            PixelDeflection(np.int32(7), np.uint8(3), "paper", np.int64(5), name="mine"),
+            {"deflections": 7, "window": 3, "reading": "paper", "seed": 5, "name": "mine"},
+        ),
+        (
+            WaveletDenoising(0.3, "hard", "rgb", name="mine"),
+            {"sigma": 0.3, "mode": "hard", "sigma_scale": "rgb", "name": "mine"},
+        ),
+    ],
+)
+def test_layers_keep_their_knobs(layer, wanted):
     config = layer.get_config()
-    wanted = {"deflections": 7, "window": 3, "reading": "paper", "seed": 5, "name": "mine"}
     assert {key: config[key] for key in wanted} == wanted
-    again = PixelDeflection.from_config(config)
+    again = type(layer).from_config(config)
     assert again.get_config() == config
     np.testing.assert_array_equal(as_array(again(photos(2))), as_array(layer(photos(2))))
 
 
-def test_denoising_keeps_its_knobs():
-    layer = WaveletDenoising(0.3, "hard", "rgb", name="mine")
-    config = layer.get_config()
-    wanted = {"sigma": 0.3, "mode": "hard", "sigma_scale": "rgb", "name": "mine"}
-    assert {key: config[key] for key in wanted} == wanted
-    again = WaveletDenoising.from_config(config)
-    assert again.get_config() == config
-    np.testing.assert_array_equal(as_array(again(photos(2))), as_array(layer(photos(2))))
+def test_the_layers_are_found_by_keras():
+    for kind in (PixelDeflection, WaveletDenoising, RobustCAM, RobustGradCAM, Logits):
+        assert keras.saving.get_registered_object(f"pdutils>{kind.__name__}") is kind
+        # So the import of this module is all that a saved model needs.
+        assert kind.__module__ == layers.__name__
 
 
-def test_the_defaults_are_those_of_the_numpy_deflection():
-    config = PixelDeflection().get_config()
-    defaults = {"deflections": 200, "window": 10, "reading": "blog", "seed": None}
-    assert {key: config[key] for key in defaults} == defaults
+# --- the robust map, by head weights and by gradients ---
 
 
-# --- the robust map ---
-
-
-def by_layer(toy, images, k, combine, **options):
+def by_weights(toy, images, k, combine, **options):
     features = toy.features(images)
     layer = RobustCAM(toy.input_size, toy.head_weights, k, combine, **options)
     return as_array(layer([features.maps, features.probabilities]))
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 6])
-@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
-@pytest.mark.parametrize("n", [1, 3])
-def test_the_robust_map_agrees_with_numpy(toy, combine, k, n):
-    images = photos(n)
-    maps = by_layer(toy, images, k, combine)
-    assert maps.shape == (n, 32, 32)
-    expected = robust_cam(toy, images, k=k, combine=combine)
+def in_parts(model):
+    """A network up to its feature map and its logits; that of toy_flat takes [-1, 1]."""
+    last = model.layers[-1]
+    outputs = {"features": model.layers[-2].input, "logits": Logits(last)(last.input)}
+    return keras.Model(model.inputs[0], outputs, name="parts")
+
+
+def by_gradients(toy_flat, images, k, combine, size=(32, 32), **options):
+    layer = RobustGradCAM(in_parts(toy_flat.model), size, k, combine, **options)
+    return as_array(layer(images / 127.5 - 1, maps=True))
+
+
+@pytest.fixture(params=[by_weights, by_gradients])
+def way(request):
+    toy = request.getfixturevalue("toy" if request.param is by_weights else "toy_flat")
+    return toy, request.param
+
+
+@pytest.mark.parametrize("k", [1, 2, 6])
+@pytest.mark.parametrize("combine", COMBINES)
+def test_the_robust_map_agrees_with_numpy(way, combine, k):
+    classifier, make = way
+    images = photos(3)
+    maps = make(classifier, images, k, combine)
+    expected = robust_cam(classifier, images, k=k, combine=combine)
+    assert maps.shape == (3, 32, 32)
     assert_maps_alike(maps, expected, combine, atol=1e-3)
     assert expected.std() > 0.05
+    if k == 1:
+        best = classifier.predict(images).argmax(axis=1)
+        np.testing.assert_allclose(maps, cam(classifier, images, best), atol=1e-3)
+    else:
+        alone = make(classifier, images[1:2], k, combine)
+        assert_maps_alike(alone[0], maps[1], combine, atol=1e-3)
+        other = make(classifier, images, k, COMBINES[COMBINES.index(combine) - 1])
+        assert np.abs(maps - other).max() > 0.01
 
 
 @pytest.mark.parametrize("combine", ["paper", "repo"])
-def test_the_robust_maps_scale_up_as_tensorflow_1_did_too(toy, toy_flat, combine):
+def test_the_robust_maps_scale_up_as_tensorflow_1_did_too(way, combine):
+    classifier, make = way
     images = photos(2)
-    for classifier, maps in (
-        (toy, by_layer(toy, images, 5, combine, upscale="tf1")),
-        (toy_flat, by_gradients(toy_flat, images, 5, combine, upscale="tf1")),
-    ):
-        expected = robust_cam(classifier, images, combine=combine, upscale="tf1")
-        np.testing.assert_allclose(maps, expected, atol=1e-3)
-        assert np.abs(expected - robust_cam(classifier, images, combine=combine)).max() > 0.1
+    maps = make(classifier, images, 5, combine, upscale="tf1")
+    expected = robust_cam(classifier, images, combine=combine, upscale="tf1")
+    np.testing.assert_allclose(maps, expected, atol=1e-3)
+    assert np.abs(expected - robust_cam(classifier, images, combine=combine)).max() > 0.1
 
 
-@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
+@pytest.mark.parametrize("combine", COMBINES)
 def test_what_rounding_leaves_of_terms_that_cancel_gives_zeros(combine):
     low, high = np.float32(7.3), np.nextafter(np.float32(7.3), np.float32(8))
-    features = np.full((2, 3, 3, 2), low)
+    features = np.full((3, 3, 3, 2), low)
     features[0, 1, 1, 0] = features[0, 2, 0, 1] = high
-    # Of the second image the same is left, but it is all there is.
+    # Of the second image the same is left, but it is all there is; the third is constant.
     features[1] = features[0] - low
     weights = np.array([[1, 1], [-1, 1]], np.float32)
     layer = RobustCAM((8, 8), weights, 2, combine)
-    maps = as_array(layer([features, np.array([[0.6, 0.4]] * 2, np.float32)]))
-    np.testing.assert_array_equal(maps[0], np.zeros((8, 8)))
+    maps = as_array(layer([features, np.array([[0.6, 0.4]] * 3, np.float32)]))
+    np.testing.assert_array_equal(maps[[0, 2]], np.zeros((2, 8, 8)))
     assert combine == "geometric" or maps[1].max() == 1
 
 
-@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
+@pytest.mark.parametrize("combine", COMBINES)
 def test_features_that_are_constant_but_for_rounding_have_no_map_by_gradients(combine):
     # Through a layer of its own the network gives what it is given as features.
     inputs = keras.Input((4, 4, 3))
@@ -765,28 +698,11 @@ def test_features_that_are_constant_but_for_rounding_have_no_map_by_gradients(co
     np.testing.assert_array_equal(maps, np.zeros((3, 8, 8)))
 
 
-def test_the_three_combinations_differ(toy):
-    maps = [by_layer(toy, photos(2), 5, combine) for combine in ("paper", "geometric", "repo")]
-    assert all(np.abs(maps[i] - maps[i - 1]).max() > 0.01 for i in range(3))
-
-
 def test_logits_rank_as_probabilities_do(toy):
     features = toy.features(photos(3))
     layer = RobustCAM((32, 32), toy.head_weights, 3)
     by_logits = layer([features.maps, 7 + np.log(features.probabilities)])
-    np.testing.assert_allclose(by_logits, by_layer(toy, photos(3), 3, "paper"), atol=1e-6)
-
-
-@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
-def test_constant_features_give_zeros(combine):
-    features, rng = photos(3, 5, 4)[..., :1] * np.ones(7, np.float32), np.random.default_rng(0)
-    features[1] = 3
-    weights = rng.normal(size=(7, 6)).astype(np.float32)
-    layer = RobustCAM((20, 16), weights, 4, combine)
-    maps = as_array(layer([features, rng.uniform(size=(3, 6)).astype(np.float32)]))
-    assert np.isfinite(maps).all()
-    assert (maps[1] == 0).all()
-    assert maps[0].max() == maps[2].max() == 1
+    np.testing.assert_allclose(by_logits, by_weights(toy, photos(3), 3, "paper"), atol=1e-6)
 
 
 def test_the_geometric_mean_of_many_maps_does_not_die():
@@ -807,60 +723,22 @@ def test_the_geometric_mean_of_many_maps_does_not_die():
 def test_the_robust_map_keeps_its_knobs_and_through_a_file_its_weights(toy, tmp_path):
     layer = RobustCAM((32, 32), toy.head_weights, 4, "repo", "tf1", name="mine")
     config = layer.get_config()
-    for _ in range(2):
-        again = RobustCAM.from_config(config)
-        assert again.get_config() == config
-        assert (again.size, again.k, again.combine, again.name) == ((32, 32), 4, "repo", "mine")
-        assert again.upscale == "tf1"
+    again = RobustCAM.from_config(config)
+    assert again.get_config() == config
+    assert (again.size, again.k, again.combine, again.name) == ((32, 32), 4, "repo", "mine")
+    assert again.upscale == "tf1"
     features = toy.features(photos(3))
     inputs = [features.maps, features.probabilities]
     symbolic = [keras.Input(x.shape[1:]) for x in inputs]
     model = keras.Model(symbolic, layer(symbolic))
     predicted = model.predict(inputs, verbose=0)
-    np.testing.assert_allclose(
-        predicted, robust_cam(toy, photos(3), k=4, combine="repo", upscale="tf1"), atol=1e-3
-    )
+    expected = robust_cam(toy, photos(3), k=4, combine="repo", upscale="tf1")
+    np.testing.assert_allclose(predicted, expected, atol=1e-3)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), predicted)
     np.testing.assert_array_equal(as_array(loaded.layers[-1].head_weights), toy.head_weights)
     assert not loaded.trainable_variables
-
-
-def test_a_robust_map_does_not_depend_on_its_batch(toy):
-    together = by_layer(toy, photos(4), 5, "paper")
-    for i in range(4):
-        alone = by_layer(toy, photos(4)[i : i + 1], 5, "paper")
-        np.testing.assert_allclose(alone[0], together[i], atol=1e-4)
-
-
-# --- the robust map by gradients ---
-
-
-def in_parts(toy_flat):
-    """The network of toy_flat up to its feature map and its logits; it takes [-1, 1]."""
-    model = toy_flat.model
-    last = model.layers[-1]
-    outputs = {"features": model.layers[-2].input, "logits": Logits(last)(last.input)}
-    return keras.Model(model.inputs[0], outputs, name="parts")
-
-
-def by_gradients(toy_flat, images, k, combine, size=(32, 32), **options):
-    layer = RobustGradCAM(in_parts(toy_flat), size, k, combine, **options)
-    return as_array(layer(images / 127.5 - 1, maps=True))
-
-
-@pytest.mark.parametrize("k", [1, 2, 6])
-@pytest.mark.parametrize("combine", ["paper", "geometric", "repo"])
-def test_the_robust_map_by_gradients_agrees_with_numpy(toy_flat, combine, k):
-    images = photos(3)
-    maps = by_gradients(toy_flat, images, k, combine)
-    expected = robust_cam(toy_flat, images, k=k, combine=combine)
-    assert_maps_alike(maps, expected, combine, atol=1e-3)
-    assert expected.std() > 0.05
-    if k == 1:
-        best = toy_flat.predict(images).argmax(axis=1)
-        np.testing.assert_allclose(maps, cam(toy_flat, images, best), atol=1e-3)
 
 
 def test_the_robust_map_by_gradients_is_what_its_definition_says(toy_flat):
@@ -878,23 +756,13 @@ def test_the_robust_map_by_gradients_is_what_its_definition_says(toy_flat):
         np.testing.assert_allclose(found, combine_maps(np.stack(stretched)), atol=1e-4)
 
 
-def test_the_network_in_a_robust_map_classifies_as_it_does_outside(toy_flat):
-    layer = RobustGradCAM(in_parts(toy_flat), (32, 32))
-    images = photos(3)
-    rows = as_array(layer(images / 127.5 - 1))
-    np.testing.assert_allclose(rows, toy_flat.predict(images), atol=1e-6)
-
-
 def test_a_robust_map_by_gradients_keeps_its_knobs_and_through_a_file_its_network(
     toy_flat, tmp_path
 ):
     # Moved from where the initialisers, which have seeds, would put them again.
     network = keras.models.clone_model(toy_flat.model)
     network.set_weights([1.5 * w + 0.1 for w in toy_flat.model.get_weights()])
-    last = network.layers[-1]
-    outputs = {"features": network.layers[-2].input, "logits": Logits(last)(last.input)}
-    parts = keras.Model(network.inputs[0], outputs)
-    layer = RobustGradCAM(parts, (20, 24), np.int64(4), "repo", "tf1", name="mine")
+    layer = RobustGradCAM(in_parts(network), (20, 24), np.int64(4), "repo", "tf1", name="mine")
     again = RobustGradCAM.from_config(layer.get_config())
     assert (again.size, again.k, again.combine, again.name) == ((20, 24), 4, "repo", "mine")
     assert again.upscale == "tf1"
@@ -904,6 +772,7 @@ def test_a_robust_map_by_gradients_keeps_its_knobs_and_through_a_file_its_networ
     assert len(model.weights) == len(network.weights)
     images = photos(3) / 127.5 - 1
     maps, rows = (as_array(result) for result in model(images))
+    # It classifies as the network does.
     np.testing.assert_allclose(rows, network(images), atol=1e-6)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -924,7 +793,6 @@ def test_a_map_by_gradients_in_training_drops_what_training_drops():
         np.testing.assert_array_equal(*still)
         drawn = [as_array(layer(images, maps=maps, training=True)) for _ in range(2)]
         assert not np.array_equal(*drawn)
-        np.testing.assert_array_equal(as_array(layer(images, maps=maps)), still[0])
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -934,9 +802,8 @@ def test_logits_are_those_of_the_dense_layer_without_its_activation(bias):
     rows = as_array(dense(inputs))
     layer = Logits(dense)
     np.testing.assert_allclose(keras.ops.softmax(layer(inputs)), rows, atol=1e-6)
-    values = as_array(layer(inputs))
     written_out = inputs @ as_array(dense.kernel) + (as_array(dense.bias) if bias else 0)
-    np.testing.assert_allclose(values, written_out, atol=1e-5)
+    np.testing.assert_allclose(as_array(layer(inputs)), written_out, atol=1e-5)
     assert {id(w) for w in layer.weights} == {id(w) for w in dense.weights}
     again = Logits.from_config(layer.get_config())
     assert again(inputs).shape == (3, 5)
@@ -946,21 +813,36 @@ def test_logits_are_those_of_the_dense_layer_without_its_activation(bias):
 # --- wrong input ---
 
 
+def robust(**knobs):
+    return RobustCAM((8, 8), np.zeros((4, 6), np.float32), **knobs)
+
+
 @pytest.mark.parametrize(
-    ("knobs", "message"),
+    ("make", "knobs", "message"),
     [
-        ({"k": 0}, r"k: expected 1 to 6 classes, got 0"),
-        ({"k": 7}, r"k: expected 1 to 6 classes, got 7"),
-        ({"combine": "sum"}, r"combine: expected one of .*got 'sum'"),
-        ({"upscale": "up"}, r"upscale: expected one of .*got 'up'"),
+        (robust, {"k": 0}, r"k: expected 1 to 6 classes, got 0"),
+        (robust, {"k": 7}, r"k: expected 1 to 6 classes, got 7"),
+        (robust, {"k": 2.0}, r"k: expected 1 to 6 classes, got 2.0"),
+        (robust, {"combine": "sum"}, r"combine: expected one of .*got 'sum'"),
+        (robust, {"upscale": "up"}, r"upscale: expected one of .*got 'up'"),
+        (PixelDeflection, {"deflections": -1}, r"deflections: expected .* of at least 0, got -1"),
+        (PixelDeflection, {"deflections": 2.0}, r"deflections: expected a whole .*got 2.0"),
+        (PixelDeflection, {"window": 0}, r"window: expected a whole .* of at least 1, got 0"),
+        (PixelDeflection, {"reading": "book"}, r"reading: .*'blog', 'repo', 'paper'.*got 'book'"),
+        (WaveletDenoising, {"sigma": -0.1}, r"sigma: expected at least 0, got -0.1"),
+        (WaveletDenoising, {"sigma": np.nan}, r"sigma: expected at least 0, got nan"),
+        (WaveletDenoising, {"mode": "medium"}, r"mode: expected one of .*got 'medium'"),
+        (WaveletDenoising, {"sigma_scale": "hsv"}, r"sigma_scale: expected one of .*got 'hsv'"),
     ],
 )
-def test_wrong_knobs_of_the_robust_map_by_gradients(toy_flat, knobs, message):
+def test_wrong_knobs(make, knobs, message):
     with pytest.raises(ValueError, match=message):
-        RobustGradCAM(in_parts(toy_flat), (32, 32), **knobs)
+        make(**knobs)
 
 
-def test_a_map_by_gradients_needs_features_and_logits(toy_flat):
+def test_a_map_by_gradients_needs_features_and_logits_of_so_many_classes(toy_flat):
+    with pytest.raises(ValueError, match=r"k: expected 1 to 6 classes, got 7"):
+        RobustGradCAM(in_parts(toy_flat.model), (32, 32), 7)
     with pytest.raises(ValueError, match=r"expected outputs 'features'.*'output': \(None, 6\)"):
         RobustGradCAM(toy_flat.model, (32, 32))
     outputs = {"features": toy_flat.model.output, "logits": toy_flat.model.output}
@@ -980,49 +862,6 @@ def test_logits_without_a_gradient_have_no_map():
         layer(photos(2, 8, 8), maps=True)
 
 
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"deflections": -1}, r"deflections: expected a whole number of at least 0, got -1"),
-        ({"deflections": 2.0}, r"deflections: expected a whole number .*got 2.0"),
-        ({"window": 0}, r"window: expected a whole number of at least 1, got 0"),
-        ({"window": 2.5}, r"window: expected a whole number .*got 2.5"),
-        ({"reading": "book"}, r"reading: .*'blog', 'repo', 'paper'.*got 'book'"),
-    ],
-)
-def test_wrong_knobs_of_deflection(knobs, message):
-    with pytest.raises(ValueError, match=message):
-        PixelDeflection(**knobs)
-
-
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"sigma": -0.1}, r"sigma: expected at least 0, got -0.1"),
-        ({"sigma": np.nan}, r"sigma: expected at least 0, got nan"),
-        ({"mode": "medium"}, r"mode: expected one of .*got 'medium'"),
-        ({"sigma_scale": "hsv"}, r"sigma_scale: expected one of .*got 'hsv'"),
-    ],
-)
-def test_wrong_knobs_of_denoising(knobs, message):
-    with pytest.raises(ValueError, match=message):
-        WaveletDenoising(**knobs)
-
-
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        ({"k": 0}, r"k: expected 1 to 6 classes, got 0"),
-        ({"k": 7}, r"k: expected 1 to 6 classes, got 7"),
-        ({"k": 2.0}, r"k: expected 1 to 6 classes, got 2.0"),
-        ({"combine": "sum"}, r"combine: expected one of .*got 'sum'"),
-    ],
-)
-def test_wrong_knobs_of_the_robust_map(knobs, message):
-    with pytest.raises(ValueError, match=message):
-        RobustCAM((8, 8), np.zeros((4, 6), np.float32), **knobs)
-
-
 @pytest.mark.parametrize("shape", [(32, 32, 3), (2, 32, 32, 1), (2, 32, 32)])
 @pytest.mark.parametrize("kind", [PixelDeflection, WaveletDenoising])
 def test_wrong_images(kind, shape):
@@ -1031,17 +870,6 @@ def test_wrong_images(kind, shape):
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 31), (2, 32, 32, 1), (32, 32), (1, 32, 32)])
-@pytest.mark.parametrize("reading", READINGS)
-def test_wrong_maps(reading, shape):
+def test_wrong_maps(shape):
     with pytest.raises(ValueError, match=r"maps: expected shape \(2, 32, 32\) .*got \("):
-        PixelDeflection(reading=reading)([photos(2), np.zeros(shape, np.float32)])
-
-
-def test_the_layers_are_found_by_keras():
-    for kind in (PixelDeflection, WaveletDenoising, RobustCAM, RobustGradCAM, Logits):
-        assert keras.saving.get_registered_object(f"pdutils>{kind.__name__}") is kind
-        assert getattr(layers, kind.__name__) is kind
-
-
-def test_one_photo_is_denoised_as_in_a_batch():
-    np.testing.assert_allclose(denoised(photo()[None])[0], denoise_wavelet(photo()), atol=1e-3)
+        PixelDeflection()([photos(2), np.zeros(shape, np.float32)])

@@ -102,20 +102,6 @@ def test_the_windows_of_nl_means_reach_no_further_than_the_image_is_long(size):
             np.testing.assert_array_equal(nl_means(image, **{knob: value}), expected)
 
 
-def test_nl_means_of_a_low_and_wide_image_is_cut_in_each_direction():
-    # Two rows: one above or below. Five columns.
-    image = faint(2, 5)
-    mirrored = np.pad(image.astype(np.float64), ((1, 1), (4, 4), (0, 0)), mode="reflect")
-    expected = np.empty_like(image)
-    for row in range(2):
-        for column in range(5):
-            window = mirrored[row : row + 3, column : column + 9]
-            unlike = np.mean((window - image[row, column]) ** 2, axis=-1)
-            weights = np.exp(-unlike / 4**2)
-            expected[row, column] = np.einsum("rc,rck->k", weights, window) / weights.sum()
-    np.testing.assert_allclose(nl_means(image, search=75, patch=1), expected, atol=1e-3)
-
-
 #: Every knob that is a number.
 NUMBERS = [
     (name, knob)
@@ -125,32 +111,18 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("value", [2**63, 2**70, -(2**70), 10**400])
 @pytest.mark.parametrize(("name", "knob"), NUMBERS)
-def test_numbers_that_no_library_can_take(name, knob, value):
-    with pytest.raises(ValueError, match=rf"{knob}: expected .* got -?\d+"):
-        PEERS[name](photo(), **{knob: value})
+def test_numbers_that_no_library_can_take(name, knob):
+    for value in (2**63, -(2**70), 10**400):
+        with pytest.raises(ValueError, match=rf"{knob}: expected .* got -?\d+"):
+            PEERS[name](photo(), **{knob: value})
 
 
-def test_a_search_of_one_pixel_finds_the_pixel():
-    image = photo()
-    np.testing.assert_array_equal(nl_means(image, search=1), image)
-
-
-def test_a_boundless_strength_averages_the_window():
+def test_a_search_of_one_pixel_finds_the_pixel_and_a_boundless_strength_averages_the_window():
     image = photo(9, 9)
+    np.testing.assert_array_equal(nl_means(image, search=1), image)
     by_hand = image[2:7, 2:7].mean(axis=(0, 1))
-    result = nl_means(image, search=5, strength=1e6)
-    np.testing.assert_allclose(result[4, 4], by_hand, atol=1e-3)
-
-
-def test_nl_means_of_xus_strengths_smooths_more_with_more():
-    image = faint(24, 24)
-    change = {
-        (search, strength): np.abs(nl_means(image, search=search, strength=strength) - image).mean()
-        for search, strength in ((11, 2), (11, 4), (13, 4))
-    }
-    assert 0 < change[11, 2] < change[11, 4] < change[13, 4]
+    np.testing.assert_allclose(nl_means(image, search=5, strength=1e6)[4, 4], by_hand, atol=1e-3)
 
 
 def test_squeeze_is_three_squeezers_one_after_the_other():
@@ -267,11 +239,6 @@ def test_a_grey_image_vanishes_in_the_ground(peer):
     np.testing.assert_allclose(peer(grey, rng=0), grey, atol=1e-4)
 
 
-def test_padding_that_takes_no_room_gives_the_image():
-    image = photo()
-    np.testing.assert_array_equal(random_pad(image, smallest=1, rng=0), image)
-
-
 # --- crops ---
 
 
@@ -310,9 +277,10 @@ def test_guos_crop_of_224_pixels_is_90():
     assert result[-1, 0, 0] - result[0, 0, 0] == pytest.approx(89, abs=1e-3)
 
 
-def test_a_crop_of_everything_is_the_image():
+def test_a_crop_of_everything_and_padding_without_room_are_the_image():
     image = photo()
     np.testing.assert_array_equal(crop_rescale(image, side=1, rng=0), image)
+    np.testing.assert_array_equal(random_pad(image, smallest=1, rng=0), image)
 
 
 # --- what holds for all of them ---
@@ -353,12 +321,12 @@ def test_nothing_is_changed_in_place_and_the_rank_is_kept(peer):
         np.testing.assert_array_equal(images, before)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 2), (33, 31)], ids=str)
 @pytest.mark.parametrize("peer", OWN)
-def test_any_size_is_taken(peer, size):
-    result = peer(photo(*size), **seeded(peer))
-    assert result.shape == (*size, 3)
-    assert np.isfinite(result).all()
+def test_any_size_is_taken(peer):
+    for size in ((1, 1), (1, 9), (2, 2), (33, 31)):
+        result = peer(photo(*size), **seeded(peer))
+        assert result.shape == (*size, 3)
+        assert np.isfinite(result).all()
 
 
 def test_the_peers_by_name_are_the_functions_of_that_name():
@@ -373,32 +341,23 @@ def test_the_peers_by_name_are_the_functions_of_that_name():
 
 
 @pytest.mark.parametrize(
-    ("peer", "knob", "value"),
+    ("peer", "knob", "values"),
     [
-        (bit_depth, "bits", 0),
-        (bit_depth, "bits", 9),
-        (bit_depth, "bits", 5.0),
-        (bit_depth, "bits", True),
-        (nl_means, "search", 10),
-        (nl_means, "search", 0),
-        (nl_means, "patch", 2),
-        (nl_means, "patch", "3"),
-        (nl_means, "strength", 0),
-        (nl_means, "strength", np.inf),
-        (nl_means, "strength", np.nan),
-        (random_resize, "smallest", 0),
-        (random_pad, "smallest", 1.1),
-        (random_resize_pad, "smallest", None),
-        (random_resize_pad, "smallest", np.nan),
-        (random_pad, "fill", -1),
-        (random_pad, "fill", 256),
-        (crop_rescale, "side", 0),
-        (crop_rescale, "side", 90),
+        (bit_depth, "bits", [0, 9, 5.0, True]),
+        (nl_means, "search", [10, 0]),
+        (nl_means, "patch", [2, "3"]),
+        (nl_means, "strength", [0, np.inf, np.nan]),
+        (random_resize, "smallest", [0]),
+        (random_pad, "smallest", [1.1]),
+        (random_resize_pad, "smallest", [None, np.nan]),
+        (random_pad, "fill", [-1, 256]),
+        (crop_rescale, "side", [0, 90]),
     ],
 )
-def test_knobs_out_of_their_range(peer, knob, value):
-    with pytest.raises(ValueError, match=rf"{knob}: expected .* got"):
-        peer(photo(), **{knob: value})
+def test_knobs_out_of_their_range(peer, knob, values):
+    for value in values:
+        with pytest.raises(ValueError, match=rf"{knob}: expected .* got"):
+            peer(photo(), **{knob: value})
 
 
 @pytest.mark.parametrize("peer", OWN)
