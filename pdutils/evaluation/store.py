@@ -15,14 +15,16 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from pdutils._utils import extra
 from pdutils.images import naming
+
+with extra("evaluation"):
+    import pandas as pd
 
 #: The columns of a table of records, with their types.
 COLUMNS: dict[str, str] = {
@@ -117,26 +119,7 @@ class StoreError(ValueError):
 
 
 class StoredRecords:
-    """The records of a file, for reading; a context manager.
-
-    Parameters
-    ----------
-    path : str or path
-        A file that a `Store` wrote, or writes at this moment.
-
-    Attributes
-    ----------
-    path : str
-        The file's name, for messages.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    StoreError
-        If the file is not one of ours, is damaged, is of another format, or was left by a killed
-        run and copied without its companion `FILE-wal`.
-    """
+    """The records of a file that a `Store` wrote, or writes now, for reading; a context manager."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
@@ -155,12 +138,7 @@ class StoredRecords:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -173,48 +151,23 @@ class StoredRecords:
         return int(self._rows("SELECT count(*) FROM images")[0][0])
 
     def settings(self) -> dict[str, str]:
-        """Give the settings that the records were made with, by name.
-
-        Returns
-        -------
-        dict of str to str
-        """
+        """Give the settings that the records were made with, by name."""
         return self._meta("setting")
 
     def versions(self) -> dict[str, str]:
-        """Give the versions of the packages that the records were made with.
-
-        Returns
-        -------
-        dict of str to str
-        """
+        """Give the versions of the packages that the records were made with."""
         return self._meta("version")
 
     def attacks(self) -> list[str]:
-        """List the attacks that have been asked for, in the order of asking.
-
-        Returns
-        -------
-        list of str
-        """
+        """List the attacks that have been asked for, in the order of asking."""
         return list(self._texts("attacks"))
 
     def defenses(self) -> list[str]:
-        """List the defences that have been asked for, in the order of asking.
-
-        Returns
-        -------
-        list of str
-        """
+        """List the defences that have been asked for, in the order of asking."""
         return list(self._texts("defenses"))
 
     def skipped(self) -> list[tuple[str, str]]:
-        """List the images that could not be read, each with the reason, in the source's order.
-
-        Returns
-        -------
-        list of (str, str)
-        """
+        """List the images that could not be read, each with the reason, in the source's order."""
         return self._rows(
             "SELECT name, reason FROM skipped JOIN images ON images.id = image ORDER BY image"
         )
@@ -239,26 +192,11 @@ class StoredRecords:
         *,
         places: range | None = None,
     ) -> pd.DataFrame:
-        """Give the records of all finished units.
+        """Give the records of all finished units, or of some attacks, defences and images.
 
-        Parameters
-        ----------
-        attacks, defenses : sequence of str, optional
-            Canonical texts; by default all. Those that were never asked for have no records.
-        places : range, optional
-            Which images of the source; by default all.
-
-        Returns
-        -------
-        pandas.DataFrame
-            Columns as `COLUMNS`; rows by image as in the source, then by attack and defence as
-            given here (by default as they were first asked for), then by run, whatever the order
-            in which they were written. Its `attrs["skipped"]` is `skipped()`.
-
-        Raises
-        ------
-        StoreError
-            If the file is damaged.
+        Rows are sorted by image as in the source, then by attack and defence as given here (by
+        default as they were first asked for), then by run, whatever the order in which they were
+        written. The table's `attrs["skipped"]` is `skipped()`.
         """
         chosen_attacks = self._places("attacks", attacks)
         chosen_defenses = self._places("defenses", defenses)
@@ -350,26 +288,7 @@ class Store(StoredRecords):
 
     A new file is made, or one that an earlier run of the same evaluation left is gone on with.
     Other attacks and defences than that run's are welcome; other images, settings or versions are
-    refused.
-
-    Parameters
-    ----------
-    path : str or path, optional
-        The file; by default the records are kept in memory.
-    names : sequence of str
-        The images of the source, in order, all different.
-    labels : sequence of int
-        Their true classes.
-    settings : mapping of str to str or int
-        What must be the same in every run that adds to the file.
-
-    Raises
-    ------
-    StoreError
-        If the file is another's, or made with other settings or versions (all differences are
-        named), or if another run writes to it at this moment.
-    OSError
-        If it cannot be opened or made.
+    refused. Without a path the records are kept in memory.
     """
 
     def __init__(
@@ -401,26 +320,6 @@ class Store(StoredRecords):
             self.close()
             raise
 
-    @staticmethod
-    def open(path: str | os.PathLike[str]) -> StoredRecords:
-        """Open a file of records for reading.
-
-        Parameters
-        ----------
-        path : str or path
-            A file that a `Store` wrote, or writes at this moment.
-
-        Returns
-        -------
-        StoredRecords
-
-        Raises
-        ------
-        FileNotFoundError, StoreError
-            As `StoredRecords`.
-        """
-        return StoredRecords(path)
-
     def close(self) -> None:
         """Close the file and let others write to it."""
         # Outside of a run the file needs no companions: it can be copied, and read where nothing
@@ -433,18 +332,7 @@ class Store(StoredRecords):
             self._lock.close()
 
     def ask(self, attacks: Iterable[str], defenses: Iterable[str]) -> None:
-        """Note which attacks and defences a run asks for, before it adds any.
-
-        Parameters
-        ----------
-        attacks, defenses : iterable of str
-            Canonical texts.
-
-        Raises
-        ------
-        StoreError
-            If the file cannot be written.
-        """
+        """Note which attacks and defences a run asks for, before it adds any."""
         with self._transaction() as connection:
             for table, texts in (("attacks", attacks), ("defenses", defenses)):
                 known = self._texts(table)
@@ -453,18 +341,7 @@ class Store(StoredRecords):
                 connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
 
     def done(self, chunk: int) -> set[tuple[str, str]]:
-        """Tell what is finished of a chunk of images.
-
-        Parameters
-        ----------
-        chunk : int
-            Its number.
-
-        Returns
-        -------
-        set of (str, str)
-            Attack and defence.
-        """
+        """Tell what is finished of a chunk of images."""
         return set(
             self._rows(
                 "SELECT attacks.text, defenses.text FROM units "
@@ -482,24 +359,10 @@ class Store(StoredRecords):
         records: pd.DataFrame,
         skipped: Iterable[tuple[str, str]] = (),
     ) -> None:
-        """Write the records of a finished unit, all of them or none.
+        """Write the records of a finished unit, all of them or none; `ask` knows its texts.
 
-        Parameters
-        ----------
-        chunk : int
-            The number of the chunk of images.
-        attack, defense : str
-            Canonical texts, which `ask` knows.
-        records : pandas.DataFrame
-            Columns as `COLUMNS`, with a run 0 of each image.
-        skipped : iterable of (str, str)
-            Images of the chunk that could not be read, with the reason.
-
-        Raises
-        ------
-        StoreError
-            If the unit is there already, an attack, a defence or an image is unknown, or the file
-            cannot be written, such as on a full disk.
+        They have a run 0 of each image. `skipped` are images of the chunk that could not be read,
+        with the reason.
         """
         unit = (self._place("attacks", attack), self._place("defenses", defense))
         first = records[records["run"] == 0]

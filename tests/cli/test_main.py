@@ -29,7 +29,7 @@ from pdutils.denoising import denoise
 from pdutils.evaluation import estimate, registry, scores, study
 from pdutils.evaluation.datasets import DrawingSource, chosen, folder_source
 from pdutils.evaluation.evaluate import Bench
-from pdutils.evaluation.store import Store, StoreError
+from pdutils.evaluation.store import StoredRecords, StoreError
 from pdutils.evaluation.study import Study
 from pdutils.images import load_image, min_max, on_grid, save_image, save_map
 
@@ -633,7 +633,7 @@ def without_times(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def stored(path: Path) -> pd.DataFrame:
-    with Store.open(path) as store:
+    with StoredRecords(path) as store:
         return store.records()
 
 

@@ -31,7 +31,7 @@ from pdutils.evaluation.registry import (
     parse_attack,
     parse_defense,
 )
-from pdutils.evaluation.store import COLUMNS, Store, StoreError
+from pdutils.evaluation.store import COLUMNS, StoredRecords, StoreError
 from pdutils.images import Array
 
 ATTACKS = ["igsm:eps=4,iterations=2", "pgd:eps=4,iterations=2,targeted=true"]
@@ -371,7 +371,7 @@ def test_an_interrupted_evaluation_goes_on_as_if_it_had_not_been(toy, undisturbe
     path = tmp_path / "a.sqlite"
     with pytest.raises(error, match="stopped"):
         judged(toy, Failing(error), store=path)
-    with Store.open(path) as stored:
+    with StoredRecords(path) as stored:
         assert len(stored.records()) == 2 * 3 * 6
     same(judged(toy, store=path), undisturbed)
 
@@ -413,7 +413,7 @@ def test_a_network_that_gives_nan_stops_and_what_was_finished_stays(toy, tmp_pat
     path = tmp_path / "a.sqlite"
     with pytest.raises(ValueError, match="broken gave NaN or infinity"):
         judged(broken, BrightAtTheEnd(), [], [], store=path)
-    with Store.open(path) as stored:
+    with StoredRecords(path) as stored:
         assert list(stored.records()["image"]) == ["photo_00", "photo_01"]
 
 
@@ -487,7 +487,7 @@ def test_a_killed_process_leaves_what_it_had_finished(toy, toy_file, tmp_path):
 
 
 def _finished(path: Path) -> int:
-    with contextlib.suppress(OSError, ValueError), Store.open(path) as stored:
+    with contextlib.suppress(OSError, ValueError), StoredRecords(path) as stored:
         return len(stored.records())
     return 0
 

@@ -72,7 +72,7 @@ def _add(store: Store, units) -> None:
 
 
 def read(path) -> pd.DataFrame:
-    with Store.open(path) as stored:
+    with StoredRecords(path) as stored:
         return stored.records()
 
 
@@ -114,7 +114,7 @@ def test_records_are_read_in_blocks_and_none_is_lost_at_their_edges(path, monkey
 @pytest.mark.parametrize("images", [1, 3, 100])
 def test_the_records_of_some_images_at_a_time_are_all_the_records(path, images):
     filled(path, *ALL)
-    with Store.open(path) as stored:
+    with StoredRecords(path) as stored:
         blocks = list(stored.blocks(images=images))
         assert all(block["image"].nunique() <= images for block in blocks)
     pd.testing.assert_frame_equal(pd.concat(blocks, ignore_index=True), read(path))
@@ -122,7 +122,7 @@ def test_the_records_of_some_images_at_a_time_are_all_the_records(path, images):
 
 def test_some_attacks_and_defenses_come_in_the_order_that_is_asked_for(path):
     filled(path, *ALL)
-    with Store.open(path) as stored:
+    with StoredRecords(path) as stored:
         records = stored.records(["igsm", "none"], ["pd", "unheard of"])
         assert (stored.attacks(), stored.defenses()) == (["none", "igsm"], ["none", "pd"])
     assert list(dict.fromkeys(records["attack"])) == ["igsm", "none"]
@@ -153,7 +153,7 @@ def test_settings_versions_and_skipped_images_can_be_read(path):
         reasons = [(NAMES[3], "cut off"), (NAMES[2], "no picture")]
         store.add(0, "none", "none", kept, reasons)
         store.add(0, "none", "pd", kept.assign(defense="pd"), reasons)
-    with Store.open(path) as stored:
+    with StoredRecords(path) as stored:
         assert stored.settings() == {"runs": "3", "seed": "0", "source": "ab" * 32}
         assert stored.versions()["numpy"] == np.__version__
         assert stored.skipped() == [(NAMES[2], "no picture"), (NAMES[3], "cut off")]
@@ -273,7 +273,7 @@ def test_other_versions_are_refused_and_named(path, monkeypatch):
 def test_another_format_is_refused(path, monkeypatch):
     filled(path)
     monkeypatch.setattr(store_module, "_FORMAT", "2")
-    for open_it in (opened, Store.open):
+    for open_it in (opened, StoredRecords):
         with pytest.raises(StoreError, match="expected a file of format 2, got 1"):
             open_it(path)
 
@@ -292,7 +292,7 @@ def _database(path):
     ("make", "said"),
     [(_text, "a file of another kind"), (_database, "another program's database")],
 )
-@pytest.mark.parametrize("open_it", [opened, Store.open])
+@pytest.mark.parametrize("open_it", [opened, StoredRecords])
 def test_a_file_of_something_else_is_refused_untouched(path, make, said, open_it):
     make(path)
     before = path.read_bytes()
@@ -310,14 +310,14 @@ def test_a_folder_is_refused(tmp_path):
 
 def test_a_file_that_is_not_there_cannot_be_read(path):
     with pytest.raises(FileNotFoundError, match=f"{path}: no such file of records"):
-        Store.open(path)
+        StoredRecords(path)
     assert not path.exists()
 
 
 def test_an_empty_file_is_begun_but_not_read(path):
     path.touch()
     with pytest.raises(StoreError, match="expected a file of records, got an empty file"):
-        Store.open(path)
+        StoredRecords(path)
     filled(path, *ALL)
     assert len(read(path)) == 96
 
@@ -327,7 +327,7 @@ def test_a_damaged_file_is_told(path):
     content = bytearray(path.read_bytes())
     content[4096:] = b"\xff" * (len(content) - 4096)
     path.write_bytes(content)
-    for open_it in (opened, Store.open):
+    for open_it in (opened, StoredRecords):
         with pytest.raises(StoreError, match=f"{path}: the file of records cannot be read"):
             open_it(path)
 
@@ -367,7 +367,7 @@ def test_others_read_what_is_finished_while_one_writes(path):
     with opened(path) as store:
         store.ask(["none"], ["none"])
         store.add(0, "none", "none", unit(0, "none", "none"))
-        with Store.open(path) as stored:
+        with StoredRecords(path) as stored:
             # Within a transaction, as in the middle of a long reading.
             stored._connection.execute("BEGIN")
             assert len(stored.records()) == 12
@@ -403,7 +403,7 @@ def test_a_killed_run_s_file_without_its_companion_is_refused(copied):
     alone, both = copied
     assert len(read(both)) == 12
     before = alone.read_bytes()
-    for open_it in (Store.open, opened):
+    for open_it in (StoredRecords, opened):
         # The second time too: SQLite itself makes an empty companion.
         for _ in range(2):
             with pytest.raises(StoreError, match=rf"{alone}: its companion .*-wal is missing"):
@@ -416,7 +416,7 @@ def test_a_killed_run_s_file_without_its_companion_is_refused(copied):
 
 def test_a_reader_cannot_write(path):
     filled(path)
-    with Store.open(path) as stored, pytest.raises(sqlite3.OperationalError, match="readonly"):
+    with StoredRecords(path) as stored, pytest.raises(sqlite3.OperationalError, match="readonly"):
         stored._connection.execute("DELETE FROM meta")
 
 
