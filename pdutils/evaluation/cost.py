@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, TypeVar
@@ -10,14 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pdutils._network import Network, Step
-from pdutils._utils import check_whole
-from pdutils.classifiers import Classifier
-from pdutils.evaluation.datasets import read
-from pdutils.evaluation.evaluate import Attacked, Bench, Job
-from pdutils.evaluation.registry import AnyDefense, Attack, check_network
-from pdutils.evaluation.store import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD
+from pdutils.evaluation.evaluate import Bench
 
 Result = TypeVar("Result")
+
+#: What a record takes in the file where a defence draws ten times, and where it is there once.
+BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD = 85, 120
 
 _UNITS = (("days", 86400.0), ("h", 3600.0), ("min", 60.0))
 
@@ -101,23 +99,35 @@ class Estimate:
         )
 
 
-def estimated(classifier: Classifier, job: Job, sample: int) -> Estimate:
+def estimated(bench: Bench, sample: int) -> Estimate:
     """Put the first images that can be read through every attack and, once, every defence."""
-    check_whole("sample", sample, 1)
-    for defense in job.defenses.values():
-        check_network(defense, classifier)
-    spent = _Spent(classifier, job, sample)
+    job = bench.job
+    job.check_network(bench.classifier)
+    # Now, not within the time measured: what attacks of another library load.
+    if "pdutils.attacks.minimum_norm" in sys.modules:
+        import pdutils.attacks._art  # noqa: F401
+    meter = _Meter(bench)
+    places = bench.readable(sample)
+    clean, reading = meter.measured(lambda: meter.bench.read(places))
+    attacks = {text: Cost() for text in job.attacks}
+    defenses = {text: Cost() for text in job.defenses}
     for attack in job.attacks.values():
-        spent.add(attack)
-    n, few = len(job.source.names), len(spent.clean.names)
+        attacked, maps = None, dict[Any, Any]()
+        for text, defense in job.defenses.items():
+            if attacked is None or attack.adaptive:
+                attacked, cost = meter.attacked(clean, attack, defense)
+                attacks[attack.text] += cost
+                maps = {}
+            defenses[text] += meter.defended(clean, attack, attacked, defense, maps)
+    n, scale = len(job.source.names), len(job.source.names) / len(places)
     cases = n * len(job.attacks)
     per_case = [job.runs if defense.random else 1 for defense in job.defenses.values()]
     return Estimate(
         images=n,
-        sample=few,
-        reading=spent.reading * (n / few),
-        attacks={text: cost * (n / few) for text, cost in spent.attacks.items()},
-        defenses={text: cost * (n / few) for text, cost in spent.defenses.items()},
+        sample=len(places),
+        reading=reading * scale,
+        attacks={text: cost * scale for text, cost in attacks.items()},
+        defenses={text: cost * scale for text, cost in defenses.items()},
         records=cases * sum(per_case),
         bytes=cases * sum(times * _bytes(times) for times in per_case),
     )
@@ -155,66 +165,32 @@ class _CountedNetwork(Network):
         self.warming += perf_counter() - start
 
 
-class _Spent:
-    """Adds up what attacks and defences cost on a few images."""
+class _Meter:
+    """Measures what the steps of an evaluation cost, each run of a defence counted as one."""
 
-    def __init__(self, classifier: Classifier, job: Job, sample: int) -> None:
-        self._network = _CountedNetwork(classifier.network)
-        counted = copy.copy(classifier)
+    def __init__(self, bench: Bench) -> None:
+        self._network = _CountedNetwork(bench.classifier.network)
+        counted = copy.copy(bench.classifier)
         counted.network = self._network
-        self._bench = Bench(counted, replace(job, runs=1))
-        self._runs = job.runs
-        places = self._readable(sample)
-        self.clean, self.reading = self._measured(lambda: self._bench.read(places))
-        # Now, not within the time measured: what attacks of another library load.
-        if "pdutils.attacks.minimum_norm" in sys.modules:
-            import pdutils.defenses.art  # noqa: F401
-        self.attacks = {text: Cost() for text in job.attacks}
-        self.defenses = {text: Cost() for text in job.defenses}
+        self._runs = bench.job.runs
+        self.bench = Bench(counted, replace(bench.job, runs=1))
 
-    def _readable(self, sample: int) -> list[int]:
-        source, size = self._bench.job.source, self._bench.classifier.input_size
-        found: list[int] = []
-        for i in range(len(source.names)):
-            if len(found) == sample:
-                break
-            found += read(source, [i], size).places
-        if not found:
-            raise ValueError("expected images that can be read, got none")
-        return found
-
-    def add(self, attack: Attack) -> None:
-        """Make adversaries, and defend them once with every defence."""
-        attacked = None
-        for text, defense in self._bench.job.defenses.items():
-            if attacked is None or attack.adaptive:
-                attacked, cost = self._adversaries(attack, defense)
-                self.attacks[attack.text] += cost
-                maps: dict[Hashable, Any] = {}
-            self.defenses[text] += self._defended(attack, attacked, defense, maps)
-
-    def _adversaries(self, attack: Attack, defense: AnyDefense) -> tuple[Attacked, Cost]:
-        return self._measured(lambda: self._bench.attacked(self.clean, attack, defense))
-
-    def _defended(
-        self,
-        attack: Attack,
-        attacked: Attacked,
-        defense: AnyDefense,
-        maps: dict[Hashable, Any],
-    ) -> Cost:
-        bench = self._bench
-        made, cost = self._measured(lambda: bench.map_of(attacked, defense, maps))
-        _, once = self._measured(lambda: bench.records(self.clean, attack, attacked, defense, made))
-        return cost + once * (self._runs if defense.random else 1)
-
-    def _measured(self, function: Callable[[], Result]) -> tuple[Result, Cost]:
+    def measured(self, function: Callable[[], Result]) -> tuple[Result, Cost]:
         network = self._network
         before = network.forward, network.backward, network.warming, perf_counter()
         result = function()
         after = network.forward, network.backward, network.warming, perf_counter()
         forward, backward, warming, seconds = np.subtract(after, before).tolist()
         return result, Cost(forward, backward, seconds - warming)
+
+    def attacked(self, clean: Any, attack: Any, defense: Any) -> tuple[Any, Cost]:
+        return self.measured(lambda: self.bench.attacked(clean, attack, defense))
+
+    def defended(self, clean: Any, attack: Any, attacked: Any, defense: Any, maps: Any) -> Cost:
+        bench = self.bench
+        made, cost = self.measured(lambda: bench.map_of(attacked, defense, maps))
+        _, once = self.measured(lambda: bench.records(clean, attack, attacked, defense, made))
+        return cost + once * (self._runs if defense.random else 1)
 
 
 def _bytes(runs: int) -> int:

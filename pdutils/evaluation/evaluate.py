@@ -71,6 +71,11 @@ class Job:
             "batch_size": int(self.batch_size),
         }
 
+    def check_network(self, classifier: Classifier) -> None:
+        """Check that a network has the maps which the defences use, before hours of work."""
+        for defense in self.defenses.values():
+            check_network(defense, classifier)
+
     @property
     def chunks(self) -> range:
         """The numbers of the chunks of consecutive images."""
@@ -103,8 +108,7 @@ def evaluated(
         )
     network = classifier if isinstance(classifier, Classifier) else classifier.load()
     _check_source(network, job.source)
-    for defense in job.defenses.values():
-        check_network(defense, network)
+    job.check_network(network)
     digest = fingerprint(network)
     with Store(
         store,
@@ -312,6 +316,18 @@ class Bench:
             seconds=seconds,
             skipped=chunk.skipped,
         )
+
+    def readable(self, n: int) -> list[int]:
+        """Find the first n images that can be read, or fewer."""
+        check_whole("sample", n, 1)
+        found: list[int] = []
+        for i in range(len(self.job.source.names)):
+            if len(found) == n:
+                break
+            found += read(self.job.source, [i], self.classifier.input_size).places
+        if not found:
+            raise ValueError("expected images that can be read, got none")
+        return found
 
     def judged(
         self, clean: Clean, attack_text: str, defenses: Sequence[str]

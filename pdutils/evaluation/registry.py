@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from pdutils._notation import Value, check_known, check_name, knobs_of, read, spell, spell_value
 from pdutils._utils import Rng, streams
 from pdutils.activation import number_of_ranks
-from pdutils.attacks.gradient import LabelsLike
 from pdutils.classifiers import Classifier, Labels
 from pdutils.defenses.pipeline import NAMES, Defense, OwnDefense, knobs_of_name
 from pdutils.defenses.transformations import PEERS
@@ -82,7 +81,7 @@ class NamedAttack(_Named):
         self,
         classifier: Classifier,
         images: Array,
-        labels: LabelsLike,
+        labels: int | Sequence[int] | Labels,
         rng: Rng,
         *,
         defense: Any = None,
@@ -211,7 +210,7 @@ AnyDefense = NamedDefense | OwnDefense
 
 
 def check_network(defense: AnyDefense, classifier: Classifier) -> None:
-    """Check that a network has the map which a defence uses, before hours of work."""
+    """Check that a network has the map which a defence uses."""
     pipeline = getattr(defense, "defense", None)
     if pipeline is None or pipeline.map_key is None:
         return

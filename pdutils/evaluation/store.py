@@ -50,10 +50,6 @@ COLUMNS: dict[str, str] = {
     "seed": "int64",
 }
 
-#: What a record takes in the file where a defence draws ten times, and where it is there once.
-BYTES_PER_RECORD = 85
-BYTES_PER_SINGLE_RECORD = 120
-
 #: Packages that a result depends on, by the names under which they are installed.
 PACKAGES = (
     "pdutils",

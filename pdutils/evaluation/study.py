@@ -18,7 +18,7 @@ from pdutils.defenses.pipeline import OwnDefense
 from pdutils.demo.examples import Collection, load_collection
 from pdutils.evaluation.cost import Estimate, estimated
 from pdutils.evaluation.datasets import CollectionSource, Source, folder_source
-from pdutils.evaluation.evaluate import Job, evaluated
+from pdutils.evaluation.evaluate import Bench, Job, evaluated
 from pdutils.evaluation.registry import (
     OwnAttack,
     parse_attack,
@@ -145,7 +145,8 @@ def estimate(
         runs,
         seed,
     )
-    return estimated(network if isinstance(network, Classifier) else network.load(), job, sample)
+    loaded = network if isinstance(network, Classifier) else network.load()
+    return estimated(Bench(loaded, job), sample)
 
 
 class Study:

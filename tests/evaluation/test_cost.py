@@ -8,9 +8,8 @@ from conftest import photos
 from pdutils.demo.examples import Collection
 from pdutils.evaluation import cost as module
 from pdutils.evaluation import estimate, run
-from pdutils.evaluation.cost import Cost, Estimate
+from pdutils.evaluation.cost import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD, Cost, Estimate
 from pdutils.evaluation.datasets import CollectionSource
-from pdutils.evaluation.store import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD
 
 
 def source(n: int, broken: tuple[int, ...] = ()) -> CollectionSource:

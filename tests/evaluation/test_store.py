@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 
 from pdutils.evaluation import store as store_module
+from pdutils.evaluation.cost import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD
 from pdutils.evaluation.store import (
-    BYTES_PER_RECORD,
-    BYTES_PER_SINGLE_RECORD,
     COLUMNS,
     Store,
     StoredRecords,
