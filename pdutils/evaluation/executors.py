@@ -39,8 +39,8 @@ _PACKAGES = ("numpy", "tensorflow", "keras", "distributed", "pdutils")
 #: there is none; between two looks at whether there still is one.
 _CONNECT, _PATIENCE, _LOOK = 20.0, 120.0, 1.0
 
-#: How many processes may die over one task.
-_DEATHS = 3
+#: How many tasks are under way for each worker, and how many processes may die over one of them.
+_AHEAD, _DEATHS = 2, 3
 
 _LOST = (
     "the connection to the scheduler was lost; what was finished before is kept, and the same "
@@ -53,31 +53,14 @@ class ClusterError(OSError):
 
 
 def finished(
-    work: Callable[[Task], Result], tasks: Iterable[Task], *, scheduler: str, ahead: int = 2
+    work: Callable[[Task], Result], tasks: Iterable[Task], *, scheduler: str
 ) -> Iterator[Result]:
     """Give `work(task)` for each task, in the order in which they are finished.
 
-    `work` travels once to each worker and stays there, so it may keep what it loads. What a worker
-    that dies had not finished is done again by another. All that was started is ended when the
-    iterator is exhausted or closed, by an error or by Ctrl-C: take it in `contextlib.closing`.
-
-    Parameters
-    ----------
-    work : callable
-        It must be picklable, as its tasks and results must.
-    tasks : iterable
-        They are drawn as there is room for them.
-    scheduler : str
-        `local:N` for N processes on this machine, or the address of a Dask scheduler, such as
-        `tcp://host:8786`.
-    ahead : int
-        How many tasks may be under way for each worker, at least 1.
-
-    Raises
-    ------
-    ClusterError
-        If the scheduler does not answer or goes away, it has no worker, a worker has other versions
-        of packages or other code than this process, or a task has outlived too many workers.
+    `scheduler` is `local:N` for N processes on this machine, or the address of a Dask scheduler.
+    `work` travels once to each worker and stays there; tasks are drawn as there is room for them.
+    What a worker that dies had not finished is done again by another. All that was started is ended
+    when the iterator is exhausted or closed, by an error or by Ctrl-C: take it in `closing`.
     """
     local = _LOCAL.fullmatch(scheduler)
     if not local and not _ADDRESS.fullmatch(scheduler):
@@ -86,17 +69,17 @@ def finished(
             f"on this machine, got {scheduler!r}"
         )
     if local:
-        return _on_processes(int(local[1]), work, iter(tasks), ahead)
-    return _on_cluster(scheduler, work, iter(tasks), ahead)
+        return _on_processes(int(local[1]), work, iter(tasks))
+    return _on_cluster(scheduler, work, iter(tasks))
 
 
-def _on_processes(n: int, work: Any, tasks: Iterator[Any], ahead: int) -> Iterator[Any]:
+def _on_processes(n: int, work: Any, tasks: Iterator[Any]) -> Iterator[Any]:
     deaths: Counter[Any] = Counter()
     with closing(_Processes(n, work)) as processes:
         while True:
             # A pool breaks as a whole: nobody knows over which of these tasks a process has died.
             broken: list[Any] = []
-            yield from _answers(processes.submit, lambda: n, tasks, ahead, broken)
+            yield from _answers(processes.submit, lambda: n, tasks, broken)
             if not broken:
                 return
             deaths.update(broken)
@@ -118,18 +101,14 @@ def _answers(
     submit: Callable[[Any], "Future[Any]"],
     workers: Callable[[], int],
     tasks: Iterator[Any],
-    ahead: int,
     broken: list[Any],
 ) -> Iterator[Any]:
     """Keep the workers busy until the tasks are done, or list those that died with their pool."""
     running: dict[Future[Any], Any] = {}
-    while not broken:
-        for task in islice(tasks, max(0, ahead * max(1, workers()) - len(running))):
-            try:
-                running[submit(task)] = task
-            except BrokenProcessPool:
-                broken.append(task)
-                break
+    while True:
+        room = 0 if broken else _AHEAD * max(1, workers()) - len(running)
+        for task in islice(tasks, max(0, room)):
+            running[submit(task)] = task
         if not running:
             return
         done, _ = wait(running, timeout=_LOOK, return_when=FIRST_COMPLETED)
@@ -141,14 +120,6 @@ def _answers(
                 broken.append(task)
             else:
                 yield answer
-    # The rest broke with it, but for what was finished a moment before.
-    for future, task in running.items():
-        try:
-            answer = future.result()
-        except BrokenProcessPool:
-            broken.append(task)
-        else:
-            yield answer
 
 
 class _Processes:
@@ -171,8 +142,13 @@ class _Processes:
         )
 
     def submit(self, task: Any) -> "Future[Any]":
-        with _deaf_to_interrupts():
-            return self._pool.submit(_do_here, task)
+        try:
+            with _deaf_to_interrupts():
+                return self._pool.submit(_do_here, task)
+        except BrokenProcessPool as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
 
     def restart(self) -> None:
         self.close()
@@ -227,7 +203,7 @@ def _do(work: Any, versions: dict[str, str], task: Any) -> Any:
     return work(task)
 
 
-def _on_cluster(address: str, work: Any, tasks: Iterator[Any], ahead: int) -> Iterator[Any]:
+def _on_cluster(address: str, work: Any, tasks: Iterator[Any]) -> Iterator[Any]:
     with extra("cluster"):
         from distributed import KilledWorker
 
@@ -246,7 +222,7 @@ def _on_cluster(address: str, work: Any, tasks: Iterator[Any], ahead: int) -> It
         executor = client.get_executor(pure=False)
         try:
             yield from _answers(
-                lambda task: executor.submit(_do, kept, versions, task), watch, tasks, ahead, []
+                lambda task: executor.submit(_do, kept, versions, task), watch, tasks, []
             )
         except KilledWorker as error:
             raise ClusterError(

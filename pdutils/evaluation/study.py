@@ -100,27 +100,17 @@ def run(
         If the store is another's, was made with other settings or versions, or another run writes
         to it; or if other images of a chunk can be read than when it was begun.
     """
-    named_attacks = _named(attacks, parse_attack, OwnAttack, "clean")
-    named_defenses = _named(defenses, parse_defense, OwnDefense, "no defence")
+    met, held = _named(attacks, defenses)
     if scheduler is not None:
-        for own in [*named_attacks.values(), *named_defenses.values()]:
-            _check_travels(own)
-    job = Job(
-        _source(network, examples),
-        _by_text(named_attacks),
-        _by_text(named_defenses),
-        runs,
-        seed,
-        batch_size,
-    )
-    names = (
-        {name: found.text for name, found in named_attacks.items()},
-        {name: found.text for name, found in named_defenses.items()},
-    )
+        for item in (*met.values(), *held.values()):
+            _check_travels(item)
+    source = _source(network, examples)
+    job = Job(source, _by_text(met), _by_text(held), runs, seed, batch_size)
+    attack_texts = {name: item.text for name, item in met.items()}
+    defense_texts = {name: item.text for name, item in held.items()}
     with evaluated(network, job, store=store, scheduler=scheduler, progress=progress) as records:
-        if store is None:
-            return Study(*names, records.records(list(job.attacks), list(job.defenses)))
-    return Study(*names, store)
+        found = records.records(list(job.attacks), list(job.defenses)) if store is None else store
+    return Study(attack_texts, defense_texts, found)
 
 
 def estimate(
@@ -138,13 +128,8 @@ def estimate(
     The first `sample` images that can be read go through every attack and, once, through every
     defence; the rest is as in `run`.
     """
-    job = Job(
-        _source(network, examples),
-        _by_text(_named(attacks, parse_attack, OwnAttack, "clean")),
-        _by_text(_named(defenses, parse_defense, OwnDefense, "no defence")),
-        runs,
-        seed,
-    )
+    met, held = _named(attacks, defenses)
+    job = Job(_source(network, examples), _by_text(met), _by_text(held), runs, seed)
     loaded = network if isinstance(network, Classifier) else network.load()
     return estimated(Bench(loaded, job), sample)
 
@@ -157,12 +142,7 @@ class Study:
     mean probability; "worst", right only if every run is. Images count by a `protocol`: "paper",
     those that the undefended network gets right when clean; "plain", all.
 
-    Parameters
-    ----------
-    attacks, defenses : dict of name to str
-        The texts of what was evaluated.
-    records : pandas.DataFrame, str or path
-        The records, or the file that holds them.
+    `attacks` and `defenses` are the texts of what was evaluated, by name.
     """
 
     def __init__(
@@ -180,12 +160,8 @@ class Study:
     def open(cls, path: str | PathLike[str]) -> "Study":
         """Open a file of records, finished or not; the names are the texts."""
         with StoredRecords(path) as store:
-            attacks, defenses = store.attacks(), store.defenses()
-        return cls(
-            dict(zip(attacks, attacks, strict=True)),
-            dict(zip(defenses, defenses, strict=True)),
-            path,
-        )
+            attacks, defenses = ({t: t for t in x} for x in (store.attacks(), store.defenses()))
+        return cls(attacks, defenses, path)
 
     @property
     def records(self) -> "pd.DataFrame":
@@ -325,7 +301,7 @@ class Study:
     ) -> Report:
         """Give all tables, and the sentences that must go with them; printed, a page.
 
-        The defences are compared with the `baseline`, by default the one that does nothing.
+        Defences are compared with the `baseline`, by default with none.
         """
         return Report.of(self._outcomes(aggregate), protocol, aggregate, baseline, self.skipped)
 
@@ -371,18 +347,24 @@ def _source(network: Classifier | ClassifierSource, examples: Any) -> Source:
     return source
 
 
-def _named(given: Given, parse: Any, own: Any, nothing: str) -> dict[Hashable, Any]:
-    """Read attacks or defences; "none" is among them, the first if it was not given."""
-    if isinstance(given, str):
-        raise ValueError(f"expected a list of attacks and one of defences, got {given!r}")
-    pairs = given if isinstance(given, Mapping) else {text: text for text in given}
-    named = {
-        name: own(str(name), item) if callable(item) else parse(item)
-        for name, item in pairs.items()
-    }
-    if all(found.text != "none" for found in named.values()):
+def _named(attacks: Given, defenses: Given) -> tuple[dict[Hashable, Any], dict[Hashable, Any]]:
+    """Read attacks and defences; "none" is among each, the first if it was not given."""
+
+    def read(given: Given, parse: Any, own: Any, nothing: str) -> dict[Hashable, Any]:
+        if isinstance(given, str):
+            raise ValueError(f"expected a list of attacks and one of defences, got {given!r}")
+        pairs = given if isinstance(given, Mapping) else {text: text for text in given}
+        named = {
+            n: own(str(n), item) if callable(item) else parse(item) for n, item in pairs.items()
+        }
+        if any(found.text == "none" for found in named.values()):
+            return named
         return {nothing: parse("none"), **named}
-    return named
+
+    return (
+        read(attacks, parse_attack, OwnAttack, "clean"),
+        read(defenses, parse_defense, OwnDefense, "no defence"),
+    )
 
 
 def _by_text(named: Mapping[Hashable, Any]) -> dict[str, Any]:

@@ -138,11 +138,11 @@ def test_every_task_is_done_once_quietly_and_by_several(scheduler, capfd, worker
 
 def test_tasks_are_drawn_when_there_is_room(running):
     tasks = Counted(30)
-    results = finished(square, tasks, scheduler=running.scheduler_address, ahead=3)
+    results = finished(square, tasks, scheduler=running.scheduler_address)
     assert tasks.drawn == 0
     for done, _ in enumerate(results, 1):
         # Those under way when this one was finished, and those that were finished with it.
-        assert tasks.drawn - (done - 1) <= 2 * 3 * 2
+        assert tasks.drawn - (done - 1) <= 2 * 2 * 2
     assert tasks.drawn == 30
 
 
