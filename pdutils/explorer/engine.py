@@ -11,18 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import _efficientnet, downloads
 from pdutils._utils import check_one_of, check_whole, is_number, streams
-from pdutils.activation import Combine
 from pdutils.attacks.gradient import fgsm, igsm
 from pdutils.classifiers import Classifier, load_classifier
-from pdutils.defenses.pipeline import Defense, MapKind
-from pdutils.deflection import Reading
+from pdutils.defenses.pipeline import Defense
 from pdutils.demo import shipped
 from pdutils.demo.examples import ITERATIONS, PHOTOS, load_case, load_clean, photo_path
 from pdutils.denoising import DENOISERS, Mode, SigmaScale, denoise
@@ -57,11 +55,14 @@ RANGES = {
     "seed": (0, 2**53 - 1),
 }
 
+#: Settings that are knobs of the defence, by the same names.
+_KNOBS = ("deflections", "window", "reading", "activation", "k", "combine", "runs")
+
+_KINDS = get_type_hints(Defense)
+
 WORDS: dict[str, tuple[str, ...]] = {
     "attack": get_args(Attack),
-    "reading": get_args(Reading),
-    "activation": get_args(MapKind),
-    "combine": get_args(Combine),
+    **{name: get_args(_KINDS[name]) for name in ("reading", "activation", "combine")},
     "denoiser": ("none", *DENOISERS),
     "mode": get_args(Mode),
     "sigma_scale": get_args(SigmaScale),
@@ -119,9 +120,9 @@ class Settings:
     stop: bool = True
     deflections: int = 200
     window: int = 10
-    reading: Reading = "blog"
-    activation: MapKind = "none"
-    combine: Combine = "paper"
+    reading: str = "blog"
+    activation: str = "none"
+    combine: str = "paper"
     k: int = 5
     denoiser: str = "none"
     sigma: float = 0.04
@@ -157,17 +158,9 @@ class Settings:
         options: dict[str, Any] = {"sigma": self.sigma} if self.denoiser in WITH_SIGMA else {}
         if self.denoiser == "wavelet":
             options |= {"mode": self.mode, "sigma_scale": self.sigma_scale}
-        return Defense(
-            deflections=self.deflections,
-            window=self.window,
-            reading=self.reading,
-            activation=self.activation,
-            k=self.k,
-            combine=self.combine,
-            denoiser=None if self.denoiser == "none" else self.denoiser,
-            denoiser_options=options,
-            runs=self.runs,
-        )
+        knobs: dict[str, Any] = {name: getattr(self, name) for name in _KNOBS}
+        denoiser = None if self.denoiser == "none" else self.denoiser
+        return Defense(**knobs, denoiser=denoiser, denoiser_options=options)
 
 
 class Step(NamedTuple):

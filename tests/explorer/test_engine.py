@@ -42,25 +42,15 @@ def settings(**changes) -> Settings:
 
 
 EVERYTHING = {
-    "deflections": 300,
-    "window": 6,
-    "reading": "paper",
-    "activation": "rcam",
-    "k": 3,
-    "combine": "repo",
-    "denoiser": "wavelet",
-    "sigma": 0.03,
-    "mode": "hard",
-    "sigma_scale": "rgb",
-    "runs": 3,
-    "seed": 5,
+    **{"deflections": 300, "window": 6, "reading": "paper"},
+    **{"activation": "rcam", "k": 3, "combine": "repo", "runs": 3, "seed": 5},
+    **{"denoiser": "wavelet", "sigma": 0.03, "mode": "hard", "sigma_scale": "rgb"},
 }
 
 
 def test_a_result_is_what_the_package_gives_by_hand(explorer, demo):
     result = explorer.result(settings(**EVERYTHING))
     case = load_case(demo, "badger_000")
-    options = {"sigma": 0.03, "mode": "hard", "sigma_scale": "rgb"}
     defense = Defense(
         deflections=300,
         window=6,
@@ -68,18 +58,18 @@ def test_a_result_is_what_the_package_gives_by_hand(explorer, demo):
         activation="rcam",
         k=3,
         combine="repo",
-        denoiser="wavelet",
-        denoiser_options=options,
+        denoiser_options={"sigma": 0.03, "mode": "hard", "sigma_scale": "rgb"},
         runs=3,
     )
-    np.testing.assert_array_equal(result.clean, case.clean)
-    np.testing.assert_array_equal(result.adversary, case.adversary)
-    np.testing.assert_array_equal(
-        result.activation_map, robust_cam(demo, case.adversary, k=3, combine="repo")
-    )
-    np.testing.assert_array_equal(result.defended, defense.transform(demo, case.adversary, rng=5))
-    np.testing.assert_array_equal(result.runs, defense.predict_runs(demo, case.adversary, rng=5))
-    np.testing.assert_array_equal(result.steps[1].probabilities, demo.predict(case.adversary))
+    for found, wanted in (
+        (result.clean, case.clean),
+        (result.adversary, case.adversary),
+        (result.activation_map, robust_cam(demo, case.adversary, k=3, combine="repo")),
+        (result.defended, defense.transform(demo, case.adversary, rng=5)),
+        (result.runs, defense.predict_runs(demo, case.adversary, rng=5)),
+        (result.steps[1].probabilities, demo.predict(case.adversary)),
+    ):
+        np.testing.assert_array_equal(found, wanted)
     assert (result.label, result.attacked_label) == (case.label, case.attacked_label)
 
 
@@ -99,6 +89,25 @@ def code_gives(code: str) -> dict:
     names: dict = {}
     exec(code, names)
     return names
+
+
+@pytest.mark.parametrize(
+    ("changes", "spelled"),
+    [
+        ({}, "Defense.parse('pd')"),
+        (
+            EVERYTHING,
+            "replace(Defense.parse('pd+rcam+wd:combine=repo,deflections=300,k=3,mode=hard,"
+            "reading=paper,sigma=0.03,sigma_scale=rgb,window=6'), runs=3)",
+        ),
+        (
+            {"denoiser": "nl_means", "sigma": 0.1},
+            "replace(Defense.parse('pd'), denoiser='nl_means', denoiser_options={'sigma': 0.1})",
+        ),
+    ],
+)
+def test_the_code_spells_the_defence_by_its_text(changes, spelled):
+    assert f"\ndefense = {spelled}\n" in as_code(settings(**changes))
 
 
 @pytest.mark.parametrize(
@@ -151,28 +160,29 @@ def test_a_file_is_labelled_by_its_name_or_by_word(explorer, demo, tmp_path):
 STAGES = ("clean", "adversary", "map", "deflected", "halfway", "denoised", "probabilities")
 
 
+DRAWN_ANEW = ("deflected", "halfway", "denoised", "probabilities")
+
+
 @pytest.mark.parametrize(
     ("change", "again"),
     [
-        ({"seed": 9}, ("deflected", "halfway", "denoised", "probabilities")),
-        ({"deflections": 77}, ("deflected", "halfway", "denoised", "probabilities")),
-        ({"window": 3}, ("deflected", "halfway", "denoised", "probabilities")),
-        ({"reading": "repo"}, ("deflected", "halfway", "denoised", "probabilities")),
-        ({"sigma": 0.1}, ("denoised", "probabilities")),
-        ({"mode": "hard"}, ("denoised", "probabilities")),
-        ({"sigma_scale": "rgb"}, ("denoised", "probabilities")),
-        ({"denoiser": "jpeg"}, ("denoised", "probabilities")),
+        ({"seed": 9}, DRAWN_ANEW),
+        ({"deflections": 77}, DRAWN_ANEW),
+        ({"window": 3}, DRAWN_ANEW),
+        ({"reading": "repo"}, DRAWN_ANEW),
+        ({"runs": 2}, DRAWN_ANEW),
+        ({"sigma": 0.1}, DRAWN_ANEW[2:]),
+        ({"mode": "hard"}, DRAWN_ANEW[2:]),
+        ({"sigma_scale": "rgb"}, DRAWN_ANEW[2:]),
+        ({"denoiser": "jpeg"}, DRAWN_ANEW[2:]),
         ({"denoiser": "none"}, ()),
-        ({"runs": 2}, ("deflected", "halfway", "denoised", "probabilities")),
         ({"k": 2}, STAGES[2:]),
         ({"combine": "repo"}, STAGES[2:]),
         ({"activation": "cam"}, STAGES[2:]),
         ({"attack": "none"}, STAGES[1:]),
         ({"image": "fox_000"}, STAGES),
         # What the others leave out of account does not count.
-        ({"eps": 3}, ()),
-        ({"steps": 3}, ()),
-        ({"stop": False}, ()),
+        ({"eps": 3, "steps": 3, "stop": False}, ()),
     ],
     ids=lambda value: "".join(map(str, value)) if isinstance(value, dict) else "",
 )
@@ -249,20 +259,11 @@ def test_who_ends_a_computation_keeps_what_was_done(explorer):
 
 def test_adversaries_are_one_where_only_the_defence_differs():
     assert adversary_key(settings()) == adversary_key(settings(**EVERYTHING))
-    different = [
-        settings(),
-        settings(attack="none"),
-        settings(attack="igsm"),
-        settings(attack="igsm", stop=False),
-        settings(attack="igsm", steps=3),
-        settings(attack="igsm", eps=3),
-        settings(attack="fgsm"),
-        settings(image="fox_000"),
-        settings(label="fox"),
-        settings(classifier="vgg19"),
-        settings(weights="file"),
-    ]
-    assert len({adversary_key(s) for s in different}) == len(different)
+    igsm = {"attack": "igsm"}
+    different = [{}, igsm, igsm | {"stop": False}, igsm | {"steps": 3}, igsm | {"eps": 3}]
+    different += [{"attack": "none"}, {"attack": "fgsm"}, {"image": "fox_000"}, {"label": "fox"}]
+    different += [{"classifier": "vgg19"}, {"weights": "file"}]
+    assert len({adversary_key(settings(**one)) for one in different}) == len(different)
 
 
 def test_the_sentence_holds_the_numbers(explorer):
@@ -414,6 +415,8 @@ def test_it_explores_an_imagenet_network(real, monkeypatch):
     result = Explorer().result(wanted)
     assert result.network.class_names[result.label] == "badger"
     assert result.attacked_label is not None
+    # The network that the code loads would be compiled anew.
+    monkeypatch.setattr("pdutils.classifiers.load_classifier", lambda *names: result.network)
     found = code_gives(as_code(result.settings))
     np.testing.assert_array_equal(found["found"], result.probabilities)
 
