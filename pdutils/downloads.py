@@ -64,7 +64,7 @@ class DataError(ValueError):
     """A file that is shipped or installed is missing, or is not the expected one."""
 
 
-class DownloadError(RuntimeError):
+class DownloadError(OSError):
     """A file is neither in the cache nor to be had from the network."""
 
 

@@ -247,9 +247,7 @@ def _is_users(error: Exception) -> bool:
     if isinstance(error, ModuleNotFoundError):
         # What an extra of the package brings; any other is a fault of the program.
         return "pdutils[" in str(error)
-    from pdutils.downloads import DownloadError
-
-    return isinstance(error, (ValueError, OSError, DownloadError))
+    return isinstance(error, (ValueError, OSError))
 
 
 def _sentence(error: Exception) -> str:

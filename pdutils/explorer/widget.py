@@ -24,7 +24,6 @@ from PIL import Image
 from pdutils import plots
 from pdutils._utils import extra
 from pdutils.classifiers import Classifier
-from pdutils.downloads import DownloadError
 from pdutils.explorer.engine import (
     CLASSIFIERS,
     RANGES,
@@ -496,7 +495,7 @@ def _spaced(text: str) -> str:
 def _words(error: Exception) -> str:
     """Turn an error into a sentence for a visitor."""
     text = str(error).strip()
-    if isinstance(error, (ValueError, OSError, DownloadError)) and text:
+    if isinstance(error, (ValueError, OSError)) and text:
         return text
     first = text.splitlines()[0] if text else "no more is known"
     return f"This could not be computed ({type(error).__name__}: {first})."

@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import json
 
 import numpy as np
@@ -7,7 +6,6 @@ import pytest
 
 from pdutils import _efficientnet, downloads
 from pdutils.activation import robust_cam
-from pdutils.attacks.gradient import fgsm, igsm
 from pdutils.classifiers import load_classifier
 from pdutils.defenses.pipeline import Defense
 from pdutils.demo import shipped
@@ -17,6 +15,7 @@ from pdutils.explorer.engine import (
     Choice,
     Explorer,
     Settings,
+    Step,
     adversary_key,
     as_code,
     choices,
@@ -219,18 +218,6 @@ def test_what_is_kept_is_not_changed_by_time(explorer):
     assert first.seconds == again.seconds > 0
 
 
-def test_the_attack_is_that_of_its_function(explorer, demo):
-    case = load_case(demo, "mink_000")
-    for stop, stop_at in ((True, "success"), (False, None)):
-        result = explorer.result(
-            settings(image="mink_000", attack="igsm", eps=5, steps=4, stop=stop)
-        )
-        expected = igsm(demo, case.clean, case.label, eps=5, iterations=4, stop_at=stop_at)
-        np.testing.assert_array_equal(result.adversary, expected)
-    result = explorer.result(settings(image="mink_000", attack="fgsm", eps=5))
-    np.testing.assert_array_equal(result.adversary, fgsm(demo, case.clean, case.label, eps=5))
-
-
 def test_an_attack_says_how_far_it_is(explorer):
     told = []
     explorer.result(
@@ -276,37 +263,31 @@ def test_the_sentence_holds_the_numbers(explorer):
     )
 
 
-def verdict(explorer, *, clean, adversary, deflected, final, **changes) -> str:
-    """The words for a result whose networks' answers are these classes."""
-    steps = {"clean": clean, "adversary": adversary, "deflected": deflected}
-    rows = {name: np.eye(10, dtype=np.float32)[number] for name, number in steps.items()}
-    result = explorer.result(settings(**changes))
-    step = type(result.steps[0])
-    return dataclasses.replace(
-        result,
-        label=0,
-        steps=tuple(step(name, row) for name, row in rows.items()),
-        runs=np.eye(10, dtype=np.float32)[[final]],
-    ).verdict
+BOTH = {"denoiser": "jpeg", "deflections": 1}
 
 
-def test_the_verdict_names_what_did_it(explorer):
-    def words(*numbers, **changes):
-        named = dict(zip(("clean", "adversary", "deflected", "final"), numbers, strict=True))
-        return verdict(explorer, **named, **changes)
-
-    both = {"denoiser": "jpeg", "deflections": 1}
-    assert words(0, 1, 0, 0, deflections=1) == "badger is back: deflection alone did it."
-    assert words(0, 1, 1, 0, denoiser="jpeg", deflections=0).endswith("denoising alone did it.")
-    assert "had done it before" in words(0, 1, 0, 0, **both)
-    assert "deflection alone still gave skunk" in words(0, 1, 1, 0, **both)
-    assert words(0, 1, 1, 1, **both) == "The network still sees skunk."
-    assert "now sees raccoon" in words(0, 1, 1, 3, **both)
-    assert words(0, 0, 0, 0, **both) == "The attack did not fool the network."
-    assert "itself turns it into mink" in words(0, 0, 0, 4, **both)
-    assert words(2, 1, 1, 0, **both).startswith("Wrong from the start")
-    assert words(0, 0, 0, 0, attack="none") == "No attack: the defence leaves badger alone."
-    assert "badger becomes otter" in words(0, 0, 0, 5, attack="none")
+@pytest.mark.parametrize(
+    ("seen", "changes", "words"),
+    [
+        ((0, 1, 0, 0), {"deflections": 1}, "badger is back: deflection alone did it."),
+        ((0, 1, 1, 0), BOTH | {"deflections": 0}, "badger is back: denoising alone did it."),
+        ((0, 1, 0, 0), BOTH, "deflection alone had done it before the denoiser came."),
+        ((0, 1, 1, 0), BOTH, "deflection alone still gave skunk; it took the denoiser too."),
+        ((0, 1, 1, 1), BOTH, "The network still sees skunk."),
+        ((0, 1, 1, 3), BOTH, "Neither one nor the other: the network now sees raccoon."),
+        ((0, 0, 0, 0), BOTH, "The attack did not fool the network."),
+        ((0, 0, 0, 4), BOTH, "The defence itself turns it into mink."),
+        ((2, 1, 1, 0), BOTH, "Wrong from the start: the network takes badger for "),
+        ((0, 0, 0, 0), {"attack": "none"}, "No attack: the defence leaves badger alone."),
+        ((0, 0, 0, 5), {"attack": "none"}, "the defence does harm: badger becomes otter."),
+    ],
+)
+def test_the_verdict_names_what_did_it(explorer, seen, changes, words):
+    """`seen` is what the network answers to the clean image, the adversary, and so on."""
+    result, rows = explorer.result(settings(**changes)), np.eye(10, dtype=np.float32)[list(seen)]
+    names = ("clean", "adversary", "deflected")
+    steps = tuple(Step(name, row) for name, row in zip(names, rows, strict=False))
+    assert words in dataclasses.replace(result, label=0, steps=steps, runs=rows[3:]).verdict
 
 
 @pytest.mark.parametrize(
@@ -419,15 +400,3 @@ def test_it_explores_an_imagenet_network(real, monkeypatch):
     monkeypatch.setattr("pdutils.classifiers.load_classifier", lambda *names: result.network)
     found = code_gives(as_code(result.settings))
     np.testing.assert_array_equal(found["found"], result.probabilities)
-
-
-def test_all_knobs_together_stay_on_the_path_of_the_defence(explorer, demo):
-    adversary = load_case(demo, "badger_000").adversary
-    for reading, activation, denoiser in itertools.product(
-        ("blog", "repo"), ("none", "cam"), ("none", "wiener")
-    ):
-        wanted = settings(
-            reading=reading, activation=activation, denoiser=denoiser, runs=2, deflections=20
-        )
-        expected = wanted.defense().predict(demo, adversary, rng=0)
-        np.testing.assert_array_equal(explorer.result(wanted).probabilities, expected)

@@ -98,6 +98,7 @@ def test_the_pictures_are_those_of_the_result(widget):
         np.testing.assert_array_equal(
             decoded(getattr(widget, f"picture_{name}")), on_grid(getattr(result, name))
         )
+    assert {f"picture_{name}" for name in PICTURES} <= set(widget.trait_names())
     black = (decoded(widget.picture_deflected) == 0).all(axis=-1)
     np.testing.assert_array_equal(black, result.changed)
     attack = np.clip(np.rint(127.5 + 8 * (result.adversary - result.clean)), 0, 255)
@@ -110,31 +111,18 @@ def test_the_numbers_are_those_of_the_result(widget, demo):
     moved(widget, denoiser="wavelet", runs=3)
     shown, result = widget.shown, widget.result
     case = load_case(demo, "badger_000")
-    for name, row in zip(
-        ("clean", "adversary", "defended"),
-        (demo.predict(case.clean), demo.predict(case.adversary), result.probabilities),
-        strict=True,
-    ):
+    answers = demo.predict(case.clean), demo.predict(case.adversary), result.probabilities
+    for name, row in zip(("clean", "adversary", "defended"), answers, strict=True):
         best = np.argsort(-row)[:5]
-        assert [entry["name"] for entry in shown["top"][name]] == [
-            demo.class_names[i] for i in best
-        ]
-        np.testing.assert_allclose([e["p"] for e in shown["top"][name]], row[best])
+        assert [one["name"] for one in shown["top"][name]] == [demo.class_names[i] for i in best]
+        np.testing.assert_allclose([one["p"] for one in shown["top"][name]], row[best])
     assert shown["top"]["clean"][0]["role"] == "true"
     assert shown["top"]["adversary"][0]["role"] == "attack"
     assert shown["top"]["adversary"][4]["role"] == "other"
-    assert [step["name"] for step in shown["steps"]] == [
-        "clean", "adversary", "deflected", "denoised",
-    ]  # fmt: skip
+    steps = ["clean", "adversary", "deflected", "denoised"]
+    assert [step["name"] for step in shown["steps"]] == steps
     assert shown["steps"][3]["true"] == pytest.approx(result.probabilities[case.label])
     assert json.loads(json.dumps(shown)) == shown
-
-
-def test_its_code_gives_what_it_shows(widget):
-    moved(widget, denoiser="jpeg", attack="igsm", stop=False, steps=2)
-    names: dict = {}
-    exec(widget.shown["code"], names)
-    np.testing.assert_array_equal(names["found"], widget.result.probabilities)
 
 
 class Wire:
@@ -474,10 +462,6 @@ def test_what_can_be_chosen_is_what_the_settings_take(widget):
 def test_the_face_asks_nothing_of_the_network():
     for path in (Path(widget_module.__file__).parent / "static").iterdir():
         assert not re.search(r"https?://|@import|url\(", path.read_text())
-
-
-def test_pictures_have_a_trait_each():
-    assert {f"picture_{name}" for name in PICTURES} <= set(ExplorerWidget.class_trait_names())
 
 
 @pytest.mark.parametrize(
