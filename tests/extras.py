@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = ("", "notebooks", "evaluation", "cluster", "art", "app")
 
-#: What a command says in a base install; the picture is one of the demo's.
+#: Commands that say whether they can do their work; the picture is one of the demo's.
 COMMANDS = {
     "defend": ["defend", str(ROOT / "data/adversaries/badger_000.png"), "--classifier", "demo"],
     "run": ["run", "01"],
@@ -131,14 +131,14 @@ def command(words: list[str]) -> str:
 
 
 def report(extra: str, owners: dict[str, list[str]], answer: Connection) -> None:
-    """Answer what becomes of every module, of the defence and, in a base install, of commands."""
+    """Answer what becomes of the defence, of every module, and of commands."""
     sys.meta_path[:] = [Only(brought(extra), owners)]
     # A program that takes the place of this one would know nothing of what is hidden.
     del os.execve
     seen = {"defence": outcome(defence)}
     seen |= {name: outcome(lambda name=name: import_module(name)) for name in modules()}
-    if not extra:
-        seen |= {name: command(words) for name, words in COMMANDS.items()}
+    names = {"": list(COMMANDS), "evaluation": ["evaluate"]}.get(extra, [])
+    seen |= {name: command(COMMANDS[name]) for name in names}
     answer.send(seen)
 
 

@@ -75,6 +75,10 @@ def test_a_base_install_defends_a_picture_from_the_command_line(seen):
     assert seen[""]["defend"] == "0 "
 
 
-def test_all_is_every_extra(seen):
+def test_the_extra_for_evaluations_evaluates(seen):
+    assert seen["evaluation"]["evaluate"] == "0 "
+
+
+def test_all_is_every_extra():
     every = set().union(*(extras.brought(extra) for extra in extras.EXTRAS))
     assert extras.brought("all") == every

@@ -449,7 +449,15 @@ class Store(StoredRecords):
 
 
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        # An extra brings it, and only some attacks need it.
+        return "none"
 
 
 def _short(value: str | None) -> str:
