@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils._utils import load_tensorflow
-from pdutils.images import Array
 
 load_tensorflow()
 import keras  # noqa: E402
@@ -125,7 +124,7 @@ class Network:
         """What the logits follow from in `graph`, which is to be had."""
         return Tail("logits", self.graph.output) if self.gives_logits else self.graph.tail
 
-    def head_weights(self) -> Array | None:
+    def head_weights(self) -> NDArray[np.float32] | None:
         """Give the weights (C, K) of a head of average pooling and one dense layer, else None."""
         if self._head is None:
             return None

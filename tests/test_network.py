@@ -397,11 +397,10 @@ def a_dense_layer_used_twice_at_the_end():
     return keras.Model(inputs, head(head(pooled(inputs))))
 
 
-def called_again():
+def called_again(*before):
     first = ending(dense(activation="softmax"))
     x = again = keras.Input((*SIZE, 3))
-    x = L.Rescaling(-1.0)(x)
-    for part in first.layers[1:]:
+    for part in (*before, *first.layers[1:]):
         x = part(x)
     return keras.Model(again, x)
 
@@ -514,6 +513,7 @@ MODELS = {
     "one layer twice": a_layer_used_twice,
     "its last layer twice": a_dense_layer_used_twice_at_the_end,
     "called again": called_again,
+    "called again, with more before it": lambda: called_again(L.Rescaling(-1.0)),
     "Sequential, built late": sequential_built_late,
     "Sequential, fitted": sequential_fitted,
     "a list of one input and one output": lambda: (

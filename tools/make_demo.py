@@ -64,39 +64,16 @@ def train(
     learning_rate: float = 2e-3,
     held_out: int = 500,
 ) -> Rate:
-    """Train the demo's network on drawings and write its weights.
+    """Train the demo's network on drawings and write its weights, whole or not at all.
 
     The same seed starts from the same weights and shows the same drawings in the same order; the
-    sums of several threads may still differ in their last bits.
-
-    Parameters
-    ----------
-    output : Path
-        A name that ends in .weights.h5. The file appears whole or not at all.
-    seed : int
-        Of the initial weights, the drawings and their order, at least 0.
-    images : int
-        Drawings to train on, at least `batch_size`. They take 150 kB of memory each.
-    epochs : int
-        How often each is shown, at least 1.
-    batch_size : int
-        Drawings a step, at least 1.
-    learning_rate : float
-        Adam's at the start; it falls to 0 along a cosine.
-    held_out : int
-        Drawings to test on, at least 1.
+    sums of several threads may still differ in their last bits. Adam's `learning_rate` falls to 0
+    along a cosine. A drawing to train on takes 150 kB of memory.
 
     Returns
     -------
     Rate
         How many held-out drawings the written weights get right.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of its range, or the name does not end in .weights.h5.
-    OSError
-        If the file cannot be written.
     """
     if not output.name.endswith(".weights.h5"):
         raise ValueError(f"expected a name that ends in .weights.h5, got {output.name}")
@@ -122,24 +99,9 @@ def make(root: Path, *, seed: int = 0, per_class: int = 2) -> None:
     taken for its partner in the pairs of `CLASS_NAMES` (a badger for a skunk). Nothing else
     is looked at, no defence in particular.
 
-    Parameters
-    ----------
-    root : Path
-        Where `data/demo.weights.h5` lies, and where `data/` and `maps/` are written. The map of an
-        image is the robust CAM of its adversary, which is what a defender sees.
-    seed : int
-        Of the drawings, at least 0. The same seed and weights give the same files.
-    per_class : int
-        Images of each class, at least 1.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of its range, or the weights are not those of the demo's network.
-    FileNotFoundError
-        If there are no weights.
-    RuntimeError
-        If hundreds of drawings of a class give no image to ship.
+    The weights, `data/demo.weights.h5`, and what is made of them lie in `root`. The map of an image
+    is the robust CAM of its adversary, which is what a defender sees. The same seed and weights
+    give the same files.
     """
     if per_class < 1:
         raise ValueError(f"per_class: expected at least 1, got {per_class}")

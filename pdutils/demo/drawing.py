@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from pdutils._utils import generator, streams
-from pdutils.images import Array
 
+Array = NDArray[np.float32]
 Colour = tuple[float, float, float]
 
 BLACK: Colour = (22.0, 20.0, 22.0)
