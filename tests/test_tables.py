@@ -1,4 +1,5 @@
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -7,6 +8,12 @@ from pdutils import tables
 from pdutils.stats import Mean, PairedDifference, Rate
 
 NAMES = ("badger", "skunk", "fox")
+
+
+@dataclass
+class Point:
+    x: float
+    ends: tuple[int, int]
 
 
 def steps():
@@ -37,7 +44,9 @@ def test_zone_table_counts_what_lies_inside_beside_an_even_spread():
     zone[:2, :2] = True
     changed = np.zeros((4, 5), dtype=bool)
     changed[0, 0] = changed[3, 3] = changed[3, 4] = changed[2, 0] = True
-    table = tables.zone_table({"PD": changed, "none": np.zeros_like(zone)}, zone)
+    half = np.eye(4, 5, dtype=bool)
+    table = tables.zone_table({"PD": changed, "half": half, "none": np.zeros_like(zone)}, zone)
+    assert list(table.loc["half"]) == ["2", "2", "50%"]
     assert list(table.loc["PD"]) == ["1", "3", "25%"]
     assert list(table.loc["none"]) == ["0", "0", "-"]
     assert list(table.loc["all pixels"]) == ["4", "16", "20%"]
@@ -86,6 +95,7 @@ def test_show_results_is_json_whatever_numbers_it_is_given(shown):
             "paired": PairedDifference(5, 3, 0, 2),
             "array": np.array([0.5, np.nan], dtype=np.float32),
             "number": np.int64(3),
+            "point": Point(0.1, (1, 2)),
             "deep": {"none": None, "flag": True},
         }
     )
@@ -99,6 +109,7 @@ def test_show_results_is_json_whatever_numbers_it_is_given(shown):
     assert (read["paired"]["value"], read["paired"]["n"], read["paired"]["p"]) == (0.3, 10, 0.25)
     assert read["array"] == [0.5, None]
     assert read["number"] == 3
+    assert read["point"] == {"x": 0.1, "ends": [1, 2]}
     assert read["deep"] == {"none": None, "flag": True}
 
 

@@ -205,7 +205,8 @@ def test_the_main_figure_is_the_tagged_one_else_the_first():
 
 
 def test_a_thumbnail_is_no_wider_than_the_index_needs():
-    figure = pages.card("01", notebook(shows({"image/png": png_of(np.zeros((1000, 1000, 3)))}))).figure
+    large = png_of(np.zeros((1000, 1000, 3)))
+    figure = pages.card("01", notebook(shows({"image/png": large}))).figure
     assert opened(figure.source).size == (900, 900)
 
 
