@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils._utils import check_fork, check_one_of
-from pdutils.attacks.gradient import LEAST, log_probabilities, loss_gradient
-from pdutils.classifiers import Classifier, Labels
+from pdutils.attacks.gradient import LEAST, Classifier, Labels, log_probabilities, loss_gradient
 from pdutils.defenses._art import ClipValues, checked_range, importing_art
 from pdutils.images import Array, check_some
 

@@ -20,8 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils._utils import check_whole, is_finite
-from pdutils.attacks.gradient import LabelsLike, as_clean_batch, loss_gradient
-from pdutils.classifiers import Classifier, Labels
+from pdutils.attacks.gradient import (
+    Classifier,
+    Labels,
+    LabelsLike,
+    as_clean_batch,
+    loss_gradient,
+)
 from pdutils.images import Array, on_grid
 
 #: The longer and longer perturbations that are tried until one survives its rounding.

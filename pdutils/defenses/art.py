@@ -10,9 +10,8 @@ import numpy as np
 
 from pdutils._utils import check_one_of, generator
 from pdutils.defenses._art import ClipValues, checked_range, importing_art
-from pdutils.defenses.layers import WaveletDenoising
+from pdutils.defenses.layers import Mode, SigmaScale, WaveletDenoising
 from pdutils.deflection import Reading, apply_writes, check_knobs, draw_writes
-from pdutils.denoising import Mode, SigmaScale
 from pdutils.images import OVERSHOOT, Array, check_some
 
 with importing_art():

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pdutils._utils import load_tensorflow
-from pdutils.classifiers import Classifier
-from pdutils.defenses.pipeline import Defense
+from pdutils.defenses.pipeline import Classifier, Defense
 
 # Before Keras is: it says what is amiss with Keras's settings.
 load_tensorflow()

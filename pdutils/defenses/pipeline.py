@@ -20,6 +20,7 @@ from pdutils._notation import (
 from pdutils._utils import Rng, check_one_of, check_whole, is_number, streams
 from pdutils.activation import (
     DEFAULT_RANKS,
+    Classifier,
     Combine,
     Upscale,
     cam,
@@ -27,7 +28,6 @@ from pdutils.activation import (
     check_upscale,
     robust_cam,
 )
-from pdutils.classifiers import Classifier
 from pdutils.deflection import Reading, check_knobs, deflect
 from pdutils.denoising import DENOISERS, denoise_batch
 from pdutils.images import Array, as_batch, as_map_batch, check_images

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from inspect import signature
 from types import SimpleNamespace
 
 import numpy as np
@@ -127,7 +128,7 @@ def test_images_off_the_grid_are_rounded_first(toy):
     np.testing.assert_array_equal(bpda(toy, off, 0, **options), bpda(toy, photo(), 0, **options))
 
 
-@pytest.mark.parametrize("backward", BACKWARD)
+@pytest.mark.parametrize("backward", ["identity", "exact"])
 def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy, backward):
     for images in (photo(), photos(2)):
         before = images.copy()
@@ -318,8 +319,7 @@ def by_scikit_image(image, sigma_scale):
     return 255 * np.clip(color.ycbcr2rgb(ycbcr), 0, 1)
 
 
-@pytest.mark.parametrize("backward", ["wavelet", "exact"])
-@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
+@pytest.mark.parametrize(("sigma_scale", "backward"), [("channel", "exact"), ("rgb", "wavelet")])
 def test_wavelets_have_the_derivative_that_finite_differences_give(sigma_scale, backward):
     rng = np.random.default_rng(0)
     # So strong a contrast that both clips act, and no two extremes tie.
@@ -341,12 +341,12 @@ def test_wavelets_have_the_derivative_that_finite_differences_give(sigma_scale, 
     brightness = image @ [0.299, 0.587, 0.114]
     # Where the brightness is greatest or least, a pixel moves the range that sigma is a share of.
     ends = [np.unravel_index(at, (32, 32)) for at in (brightness.argmin(), brightness.argmax())]
-    places = [(*end, 1) for end in ends] + [tuple(rng.integers(0, (32, 32, 3))) for _ in range(60)]
+    places = [(*end, 1) for end in ends] + [tuple(rng.integers(0, (32, 32, 3))) for _ in range(20)]
     # Where the result is clipped, and nearly so.
     given = denoise_wavelet(image, sigma_scale=sigma_scale)
     clipped = np.argwhere((given <= 0.5) | (given >= 254.5))
     assert sigma_scale == "rgb" or len(clipped) > 60
-    places += [tuple(place) for place in clipped[rng.permutation(len(clipped))[:60]]]
+    places += [tuple(place) for place in clipped[rng.permutation(len(clipped))[:20]]]
     for place in places:
         direction = np.zeros(image.shape)
         direction[place] = 1
@@ -453,8 +453,8 @@ def accuracy(classifier, defense, images, labels):
 @pytest.mark.slow
 def test_a_defence_that_turns_plain_adversaries_back_does_not_turn_these_back():
     demo = load_classifier("demo")
-    drawings = load_collection(demo, 4, seed=0)
-    options = {"eps": 12, "step": 1, "iterations": 16}
+    drawings = load_collection(demo, 8, seed=0)
+    options = {"eps": 12, "step": 1, "iterations": 20}
     plain = igsm(demo, drawings.images, drawings.labels, **options)
     fooled = demo.predict(plain).argmax(axis=1) != drawings.labels
     assert fooled.mean() > 0.7
@@ -475,10 +475,10 @@ def test_no_photo_is_seen_right_behind_the_defence(real, monkeypatch):
     images = np.stack([load_image(path, mobilenet.input_size) for path, _ in files])
     labels = np.array([mobilenet.index(label) for _, label in files])
     right = mobilenet.predict(images).argmax(axis=1) == labels
-    images, labels = images[right][:6], labels[right][:6]
-    assert len(labels) == 6
+    images, labels = images[right][:4], labels[right][:4]
+    assert len(labels) == 4
     defense = Defense(deflections=1500, activation="rcam")
-    adversaries = bpda(mobilenet, images, labels, defense=defense, eps=4, rng=0)
+    adversaries = bpda(mobilenet, images, labels, defense=defense, iterations=10, rng=0)
     assert linf(images, adversaries).max() <= 4
     assert accuracy(mobilenet, defense, adversaries, labels) == [0, 0, 0]
 
@@ -499,12 +499,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("attack", [bpda, expected_gradient])
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize(
+    ("attack", "name"),
+    [(a, n) for a in (bpda, expected_gradient) for n in WRONG if n in signature(a).parameters],
+)
 def test_what_is_wrong_is_told(toy, attack, name):
     values, message = WRONG[name]
-    if name in ("eps", "step", "iterations") and attack is expected_gradient:
-        pytest.skip("a gradient has no such knob")
     for value in values:
         with pytest.raises(ValueError, match=message):
             attack(toy, **{"images": photo(), "labels": 0, "defense": ALONE} | {name: value})

@@ -328,7 +328,7 @@ def test_averaged_over_many_runs_it_is_the_defence(activation, reading):
     deflections = {"blog": 15, "repo": 45, "paper": 15}[reading]
     options = {"activation": activation, "reading": reading, "deflections": deflections}
     options |= {"window": 3, "k": 3, "combine": "geometric", "denoiser": None}
-    images, repeats = chequered(3), 200
+    images, repeats = chequered(3), 300
     classifier = classifiers("softmax")
     expected, error = mean_and_error(classifier, Defense(**options), repeats, images)
     result = called(defended_model(classifier, Defense(**options, runs=repeats), seed=0), images)
