@@ -44,21 +44,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an evaluation will cost from its beginning, by what it is spent on.
+    """What an evaluation will cost from its beginning, by what it is spent on; printed, a table.
 
-    Attributes
-    ----------
-    images, sample : int
-        How many images it has, and on how many of them it was measured.
-    reading : Cost
-        To read the images and classify them.
-    attacks : dict of str to Cost
-        To make the adversaries and classify them. Those of an adaptive attack are made once for
-        each defence.
-    defenses : dict of str to Cost
-        Maps, runs and predictions under all attacks, and the comparison with the clean images.
-    records, bytes : int
-        How many records there will be, and about how large their file.
+    `reading` is to read the images and classify them; `attacks`, by their texts, to make the
+    adversaries (those of an adaptive attack for each defence) and classify them; `defenses` are
+    maps, runs and predictions under all attacks, and the comparison with the clean images.
     """
 
     images: int

@@ -52,22 +52,11 @@ class Source(Protocol):
 
 
 class FolderSource:
-    r"""Pictures in files, with the class of each found by its label.
+    r"""Pictures in files, each with the id, name or number of its class.
 
-    Parameters
-    ----------
-    files : sequence of (path, str or int)
-        Each picture with the id, name or number of its class.
-    classifier : Classifier
-        It knows the labels and the size of the images; it is not kept.
-    root : path, optional
-        Names are the paths from here, with forward slashes; by default from the folder that holds
-        all the files. Of a name that is not UTF-8, each byte that is none is written out, such as
-        `caf\xe9.png`.
-    empty_classes : sequence of str
-        Labels of folders without a picture, to be remembered.
-    passed_over : str
-        What else lies among the files, in words, to be remembered.
+    Names are the paths from `root`, by default from the folder that holds all the files, with
+    forward slashes; a byte that is no UTF-8 is written out, such as `caf\xe9.png`. What else lies
+    there is remembered: folders without a picture, and in words what was passed over.
     """
 
     def __init__(
@@ -202,23 +191,10 @@ def listed_source(
 ) -> FolderSource:
     """Take the pictures that a list names, such as ImageNet's validation set in one flat folder.
 
-    Parameters
-    ----------
-    folder : str or path
-        Where the pictures are.
-    labels : str or path
-        A text in UTF-8, or in UTF-16 with its mark. Lines `NAME LABEL`, as Caffe's val.txt: NAME is
-        the file's path from the folder, LABEL a class number (of ImageNet: 0 to 999 in the order of
-        the WordNet ids), id or name. Or Kaggle's LOC_val_solution.csv, whose predictions begin with
-        the WordNet id. The list that comes with ImageNet's development kit, of bare numbers, counts
-        the classes in another order and is refused.
-    classifier : Classifier
-        It knows the labels.
-
-    Returns
-    -------
-    FolderSource
-        In the order of the list.
+    The list has lines `NAME LABEL`, as Caffe's val.txt: NAME is the file's path from the folder,
+    LABEL a class number (of ImageNet: 0 to 999 in the order of the WordNet ids), id or name. Or it
+    is Kaggle's LOC_val_solution.csv, whose predictions begin with the WordNet id. The list of
+    ImageNet's development kit, of bare numbers, counts the classes in another order and is refused.
     """
     root, path = Path(folder), Path(labels)
     if not root.is_dir():
@@ -301,24 +277,9 @@ def classify(
 ) -> FolderResult:
     """Classify the images of a source in batches; memory does not grow with their number.
 
-    Parameters
-    ----------
-    classifier : Classifier
-        It knows the size of the images.
-    source : Source
-        The labelled images.
-    predict : callable
-        From a batch (N, H, W, 3) to probabilities (N, K): the classifier's own `predict`, or a
-        defence in front of it.
-    batch_size : int
-        How many images are read and classified at once, at least 1.
-    maps : sequence of Path
-        The file of each image's map, as `maps_by_name` gives them; `predict` gets a second batch
-        then, of maps (N, H, W).
-
-    Returns
-    -------
-    FolderResult
+    `predict` goes from a batch (N, H, W, 3) to probabilities (N, K): the classifier's own, or a
+    defence in front of it. With `maps`, the file of each image's map, it gets a second batch, of
+    maps (N, H, W).
     """
     check_whole("batch_size", batch_size, 1)
     size = classifier.input_size

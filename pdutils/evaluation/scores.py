@@ -50,17 +50,9 @@ class ComparisonError(ValueError):
 class Strength:
     """How strong an attack was on the undefended network.
 
-    Attributes
-    ----------
-    n : int
-        The images that count.
-    success : Rate or None
-        Those whose adversary succeeded, of the images right when clean; None if there is none.
-    l2, linf : Mean or None
-        The size of the perturbation over all images that count: ||x - x'|| / ||x||, and the
-        greatest difference in grey levels of 255. None if no image counts.
-    l2_of_successes, linf_of_successes : Mean or None
-        The same over the successful adversaries of images right when clean.
+    `success` is of the images right when clean; `l2` (||x - x'|| / ||x||) and `linf` (in grey
+    levels of 255) are over all n images that count, or over the successes among those right when
+    clean. None stands where there is no such image.
     """
 
     n: int

@@ -1,15 +1,19 @@
 import copy
+from operator import attrgetter
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import photos
+from records import cell
 
 from pdutils.demo.examples import Collection
 from pdutils.evaluation import cost as module
 from pdutils.evaluation import estimate, run
 from pdutils.evaluation.cost import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD, Cost, Estimate
 from pdutils.evaluation.datasets import CollectionSource
+from pdutils.evaluation.store import COLUMNS, Store
 
 
 def source(n: int, broken: tuple[int, ...] = ()) -> CollectionSource:
@@ -67,6 +71,8 @@ def test_measured_on_all_images_the_passes_are_those_of_the_evaluation(
 
     assert (found.total.forward, found.total.backward) == counted(toy, work)
     assert found.records == len(records[0])
+    # The classifier is left as it was.
+    assert type(toy.network).__name__ == "Network"
 
 
 def test_passes_are_told_by_what_they_are_spent_on(toy):
@@ -91,22 +97,10 @@ def test_passes_are_told_by_what_they_are_spent_on(toy):
 
 
 def test_few_images_are_scaled_to_all(toy):
-    few = estimate(toy, source(2), ["fgsm"], ["pd"], sample=2)
-    many = estimate(toy, source(20), ["fgsm"], ["pd"], sample=2)
+    few, many = (estimate(toy, source(n), ["fgsm"], ["pd"], sample=2) for n in (2, 20))
     assert (many.images, many.sample) == (20, 2)
-    assert (many.total.forward, many.total.backward) == (
-        10 * few.total.forward,
-        10 * few.total.backward,
-    )
-    assert many.records == 10 * few.records
-    assert many.bytes == 10 * few.bytes
-
-
-def test_an_adaptive_attack_is_made_for_each_defence(toy):
-    one = estimate(toy, source(2), ["bpda:iterations=3"], [])
-    two = estimate(toy, source(2), ["bpda:iterations=3"], ["wd"])
-    text = "bpda:iterations=3"
-    assert two.attacks[text].backward == 2 * one.attacks[text].backward > 0
+    for told in ("total.forward", "total.backward", "records", "bytes"):
+        assert attrgetter(told)(many) == 10 * attrgetter(told)(few)
 
 
 def test_records_and_bytes_count_runs_where_numbers_are_drawn(toy):
@@ -115,11 +109,26 @@ def test_records_and_bytes_count_runs_where_numbers_are_drawn(toy):
     assert found.bytes == 3 * 2 * (2 * BYTES_PER_SINGLE_RECORD + 10 * BYTES_PER_RECORD)
 
 
-def test_the_classifier_is_left_as_it_was(toy):
-    network = toy.network
-    estimate(toy, source(1), ["fgsm"], ["pd"])
-    assert toy.network is network
-    assert type(network).__name__ == "Network"
+@pytest.mark.parametrize(("runs", "figure"), [(10, BYTES_PER_RECORD), (1, BYTES_PER_SINGLE_RECORD)])
+def test_a_record_takes_about_the_bytes_that_are_told(tmp_path, runs, figure):
+    rng, n = np.random.default_rng(0), 1600
+    cells = [
+        row
+        for i in range(n)
+        for row in cell(f"image_{i:05d}.png", "igsm", "pd", [0] * runs, l2=rng.random(), linf=4.0)
+    ]
+    records = pd.DataFrame(cells)[list(COLUMNS)]
+    for name in ("p_label", "p_attack", "psnr", "ssim", "seconds"):
+        records[name] = rng.random(len(records))
+    records["seed"] = rng.integers(0, 2**63, len(records))
+    path = tmp_path / "a.sqlite"
+    names = list(dict.fromkeys(records["image"]))
+    with Store(path, names=names, labels=[0] * n, settings={}) as store:
+        store.ask(["igsm"], ["pd"])
+        for chunk, start in enumerate(range(0, n, 32)):
+            some = records.iloc[start * runs : (start + 32) * runs]
+            store.add(chunk, "igsm", "pd", some.astype(COLUMNS))
+    assert 0.8 * figure < path.stat().st_size / len(records) < 1.2 * figure
 
 
 def test_what_happens_once_is_not_scaled_up(toy, monkeypatch):
@@ -191,16 +200,8 @@ def test_a_table_shows_all_of_it():
     assert "attacks that stop early" in lines[-1]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0 s"), (119, "119.0 s"), (120, "2.0 min"), (7200, "2.0 h"), (10 * 86400, "10.0 days")],
-)
-def test_a_duration_is_told_in_a_unit_that_fits(seconds, text):
-    assert module._duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2.5e9, "2.5 GB")]
-)
-def test_a_size_is_told_in_a_unit_that_fits(count, text):
-    assert module._size(count) == text
+def test_durations_and_sizes_are_told_in_a_unit_that_fits():
+    durations = {0: "0.0 s", 119: "119.0 s", 120: "2.0 min", 7200: "2.0 h", 864000: "10.0 days"}
+    assert {seconds: module._duration(seconds) for seconds in durations} == durations
+    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 2.5e9: "2.5 GB"}
+    assert {count: module._size(count) for count in sizes} == sizes

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from pdutils.evaluation import store as store_module
-from pdutils.evaluation.cost import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD
 from pdutils.evaluation.store import (
     COLUMNS,
     Store,
@@ -23,18 +22,18 @@ LABELS = [i % 3 for i in range(8)]
 SETTINGS: dict[str, str | int] = {"runs": 3, "seed": 0, "source": "ab" * 32}
 
 
-def unit(chunk: int, attack: str, defense: str, runs: int = 3, size: int = 4) -> pd.DataFrame:
+def unit(chunk: int, attack: str, defense: str, runs: int = 3) -> pd.DataFrame:
     """Records of a chunk of four images, all different, image by image and run by run."""
-    places = np.repeat(np.arange(chunk * size, (chunk + 1) * size), runs)
+    places = np.repeat(np.arange(chunk * 4, (chunk + 1) * 4), runs)
     rng = np.random.default_rng([chunk, len(attack), len(defense)])
     n = len(places)
-    by_image = rng.random((len(NAMES) if size == 4 else (chunk + 1) * size, 2))
+    by_image = rng.random((len(NAMES), 2))
     columns = {
         "image": [f"image_{i:02d}.png" for i in places],
         "label": places % 3,
         "attack": [attack] * n,
         "defense": [defense] * n,
-        "run": np.tile(np.arange(runs), size),
+        "run": np.tile(np.arange(runs), 4),
         "predicted": rng.integers(0, 1000, n),
         "mean_predicted": rng.integers(0, 1000, n),
         "p_label": rng.random(n, dtype=np.float32),
@@ -169,18 +168,6 @@ def test_without_a_path_the_records_are_kept_in_memory(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("runs", "figure"), [(10, BYTES_PER_RECORD), (1, BYTES_PER_SINGLE_RECORD)])
-def test_a_record_takes_about_the_bytes_that_are_told(path, runs, figure):
-    names = [f"image_{i:02d}.png" for i in range(1600)]
-    with Store(path, names=names, labels=[0] * 1600, settings={}) as store:
-        store.ask(["igsm"], ["none", "pd"])
-        for chunk in range(50):
-            for defense in ("none", "pd"):
-                store.add(chunk, "igsm", defense, unit(chunk, "igsm", defense, runs, size=32))
-    n = 1600 * 2 * runs
-    assert 0.8 * figure < path.stat().st_size / n < 1.2 * figure
-
-
 # One unit, whole or not at all
 
 
@@ -301,22 +288,17 @@ def test_a_file_of_something_else_is_refused_untouched(path, make, said, open_it
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_is_refused(tmp_path):
+def test_a_folder_an_empty_file_and_none_are_no_records(path, tmp_path):
     for open_it in (opened, StoredRecords):
         with pytest.raises(StoreError, match="expected a file of records, got a folder"):
             open_it(tmp_path)
-
-
-def test_a_file_that_is_not_there_cannot_be_read(path):
     with pytest.raises(FileNotFoundError, match=f"{path}: no such file of records"):
         StoredRecords(path)
     assert not path.exists()
-
-
-def test_an_empty_file_is_begun_but_not_read(path):
     path.touch()
     with pytest.raises(StoreError, match="expected a file of records, got an empty file"):
         StoredRecords(path)
+    # It can be begun.
     filled(path, *ALL)
     assert len(read(path)) == 96
 
@@ -345,21 +327,16 @@ def test_a_file_where_none_can_be_is_an_os_error(tmp_path):
 # Several at once
 
 
-def test_a_second_writer_is_refused_at_once(path):
+def test_a_second_writer_is_refused_at_once_and_a_refused_file_is_not_kept_locked(path):
     with opened(path) as store:
         store.ask(["none"], ["none"])
         with pytest.raises(StoreError, match=f"{path}: another run writes to it at this moment"):
             opened(path)
         store.add(0, "none", "none", unit(0, "none", "none"))
-    with opened(path) as store:
-        assert store.done(0) == {("none", "none")}
-
-
-def test_a_refused_file_is_not_kept_locked(path):
-    filled(path)
     with pytest.raises(StoreError, match="other settings"):
         opened(path, settings={})
-    opened(path).close()
+    with opened(path) as store:
+        assert store.done(0) == {("none", "none")}
 
 
 def test_others_read_what_is_finished_while_one_writes(path):
@@ -413,14 +390,10 @@ def test_a_killed_run_s_file_without_its_companion_is_refused(copied):
     assert len(read(both)) == 96
 
 
-def test_a_reader_cannot_write(path):
-    filled(path)
-    with StoredRecords(path) as stored, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        stored._connection.execute("DELETE FROM meta")
-
-
-def test_a_finished_file_is_one_plain_file_beside_its_empty_lock(path):
+def test_a_finished_file_is_plain_beside_its_empty_lock_and_a_reader_cannot_write(path):
     filled(path, *ALL)
     lock = path.with_name(f"{path.name}.lock")
+    with StoredRecords(path) as stored, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        stored._connection.execute("DELETE FROM meta")
     assert sorted(path.parent.iterdir()) == [path, lock]
     assert lock.stat().st_size == 0
