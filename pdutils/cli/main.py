@@ -264,11 +264,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: Any, run: Any, summary: str, text: str) -> _Parser:
-    """Add a command, named as its function; its examples stand below its options."""
+def _add(commands: Any, name: str, run: Any, summary: str, text: str) -> _Parser:
+    """Add a command; its examples stand below its options."""
     about, _, examples = text.partition("examples:\n")
     parser: _Parser = commands.add_parser(
-        run.__name__.removeprefix("_"),
+        name,
         help=summary,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=about,
@@ -285,7 +285,7 @@ def _seed(text: str) -> int:
 
 
 def _add_run(commands: Any) -> None:
-    add = _add(commands, _run, "execute notebooks", _RUN).add_argument
+    add = _add(commands, "run", _run, "execute notebooks", _RUN).add_argument
     add("notebooks", nargs="*", metavar="NOTEBOOK", help="03, 03_wavelet_denoising, or a path")
     add("--classifier", metavar="NAME", help="the same as -p classifier NAME")
     own: dict[str, Any] = {"action": "append", "default": [], "dest": "parameters"}
@@ -328,7 +328,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _add_defend(commands: Any) -> None:
     summary = "classify an image or a folder, before and after the defence"
-    add = _add(commands, _defend, summary, _DEFEND).add_argument
+    add = _add(commands, "defend", _defend, summary, _DEFEND).add_argument
     add("path", metavar="IMAGE|FOLDER", type=Path, help="a picture, or a folder of labelled ones")
     _add_classifier(add)
     add("--defense", metavar="TEXT", help="all of the defence, in place of the next seven options")
@@ -576,9 +576,8 @@ def _rates(folder: Path, before: "FolderResult", after: "FolderResult") -> str:
 
 
 def _add_evaluate(commands: Any) -> None:
-    parser = _add(
-        commands, _evaluate, "evaluate defences against attacks, image by image", _EVALUATE
-    )
+    summary = "evaluate defences against attacks, image by image"
+    parser = _add(commands, "evaluate", _evaluate, summary, _EVALUATE)
     parser.details = _names_with_knobs
     add = parser.add_argument
     add("images", metavar="IMAGES", help="a folder, or drawings:N")
@@ -716,7 +715,7 @@ def _images(options: argparse.Namespace, classifier: "Classifier") -> "Source":
 
 def _add_table(commands: Any) -> None:
     summary = "print tables of the records of an evaluation"
-    add = _add(commands, _table, summary, _TABLE).add_argument
+    add = _add(commands, "table", _table, summary, _TABLE).add_argument
     add("file", metavar="FILE", type=Path, help="what evaluate --output wrote")
     add("--protocol", choices=PROTOCOLS, default="paper", help="which images count (paper)")
     add(
@@ -745,7 +744,8 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _add_app(commands: Any) -> None:
-    add = _add(commands, _app, "serve the explorer as a page on localhost", _APP).add_argument
+    summary = "serve the explorer as a page on localhost"
+    add = _add(commands, "app", _app, summary, _APP).add_argument
     add("--port", metavar="N", type=int, help="(8866, or the next that is free)")
     add("--no-browser", action="store_true", help="do not open it")
     add("voila", nargs="*", metavar="OPTION", help="of Voila, after --")
