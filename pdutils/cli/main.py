@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -752,11 +751,14 @@ def _add_app(commands: Any) -> None:
 
 
 def _app(options: argparse.Namespace) -> NoReturn:
+    from importlib.metadata import distribution
+
     from pdutils._utils import extra
     from pdutils.demo.shipped import demo_root
 
     with extra("app"):
-        import_module("voila")
+        # Loading it takes seconds, in a process that another one takes the place of.
+        distribution("voila")
     app = demo_root() / "app"
     command = [sys.executable, "-m", "voila", str(app / "explorer.ipynb")]
     command += [f"--Voila.config_file_paths={app / 'jupyter'}", *options.voila]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
@@ -510,6 +511,7 @@ def test_an_exception_becomes_a_status_and_a_line(capsys, monkeypatch, raised, s
 )
 def test_a_missing_extra_is_told_in_one_line(capsys, monkeypatch, command, missing, name):
     monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: iter(()))
     monkeypatch.delitem(sys.modules, "pdutils.cli.runner")
     monkeypatch.delattr("pdutils.cli.runner")
     line = f"error: {missing} is not installed; bring it with: pip install 'pdutils[{name}]'\n"
