@@ -1,3 +1,4 @@
+import pickle
 import shutil
 import sqlite3
 from contextlib import closing
@@ -11,7 +12,10 @@ from records import cell, cells_of, random_records, records_of, small
 from pdutils import evaluation
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import ClassifierSource
+from pdutils.defenses.pipeline import OwnDefense
 from pdutils.demo.examples import Collection
+from pdutils.evaluation import study as study_module
+from pdutils.evaluation.registry import OwnAttack
 from pdutils.evaluation.scores import compare
 from pdutils.evaluation.store import StoredRecords, _versions
 from pdutils.evaluation.study import Study
@@ -183,6 +187,9 @@ def test_a_function_that_workers_cannot_find_is_refused(toy_file):
     def local(images, rng):
         return images
 
+    for known in (OwnAttack("mine", own_attack), OwnDefense("mine", own_defense)):
+        study_module._check_travels(known)
+        assert pickle.loads(pickle.dumps(known)) == known
     for kind in ("attacks", "defenses"):
         with pytest.raises(ValueError, match="mine: expected a function that workers can import"):
             evaluation.run(
@@ -216,8 +223,8 @@ def test_a_file_of_an_earlier_day_has_the_same_table(before):
         assert sentence.replace("Decision", "Aggregate") in report
     with StoredRecords(before) as store:
         attacks, defenses = store.attacks(), store.defenses()
-    assert [evaluation.study.parse_attack(text).text for text in attacks] == attacks
-    assert [evaluation.study.parse_defense(text).text for text in defenses] == defenses
+    assert [study_module.parse_attack(text).text for text in attacks] == attacks
+    assert [study_module.parse_defense(text).text for text in defenses] == defenses
 
 
 @pytest.mark.slow
