@@ -241,6 +241,16 @@ def parse_defense(text: str) -> NamedDefense:
     return NamedDefense(*read("defense", text))
 
 
+def read_attack(name: object, given: str | Callable[..., Array]) -> Attack:
+    """Read an attack, or take a function of one's own under a name."""
+    return OwnAttack(str(name), given) if callable(given) else parse_attack(given)
+
+
+def read_defense(name: object, given: str | Callable[..., Array]) -> AnyDefense:
+    """Read a defence, or take a function of one's own under a name."""
+    return OwnDefense(str(name), given) if callable(given) else parse_defense(given)
+
+
 def unlike_settings(texts: Mapping[Hashable, str]) -> list[str]:
     """Say in a sentence which settings differ, if two attacks or defences differ in several things.
 

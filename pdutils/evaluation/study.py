@@ -14,17 +14,11 @@ from typing import Any
 from pdutils import published
 from pdutils._utils import extra
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
-from pdutils.defenses.pipeline import OwnDefense
 from pdutils.demo.examples import Collection, load_collection
 from pdutils.evaluation.cost import Estimate, estimated
 from pdutils.evaluation.datasets import CollectionSource, Source, folder_source
 from pdutils.evaluation.evaluate import Bench, Job, evaluated
-from pdutils.evaluation.registry import (
-    OwnAttack,
-    parse_attack,
-    parse_defense,
-    unlike_settings,
-)
+from pdutils.evaluation.registry import read_attack, read_defense, unlike_settings
 from pdutils.evaluation.report import Report
 from pdutils.evaluation.scores import Cells, Rates, Strength, compare
 from pdutils.evaluation.store import StoredRecords
@@ -36,7 +30,7 @@ with extra("evaluation"):
 __all__ = ["Study", "load_classifier", "load_collection", "published", "run"]
 
 #: Attacks or defences by the names that one chooses, or by their texts alone.
-Given = Mapping[Any, str | Callable[..., Any]] | Iterable[str]
+Given = Mapping[Any, str | Callable[..., Any]] | Iterable[str | Callable[..., Any]]
 
 #: Some of the names, or other names for some of them.
 Chosen = Mapping[Any, Hashable] | Iterable[Hashable] | None
@@ -101,7 +95,7 @@ def run(
         to it; or if other images of a chunk can be read than when it was begun.
     """
     met, held = _named(attacks, defenses)
-    if scheduler is not None:
+    if scheduler is not None and scheduler.startswith("local:"):
         for item in (*met.values(), *held.values()):
             _check_travels(item)
     source = _source(network, examples)
@@ -350,21 +344,17 @@ def _source(network: Classifier | ClassifierSource, examples: Any) -> Source:
 def _named(attacks: Given, defenses: Given) -> tuple[dict[Hashable, Any], dict[Hashable, Any]]:
     """Read attacks and defences; "none" is among each, the first if it was not given."""
 
-    def read(given: Given, parse: Any, own: Any, nothing: str) -> dict[Hashable, Any]:
+    def named(given: Given, read: Callable[..., Any], nothing: str) -> dict[Hashable, Any]:
         if isinstance(given, str):
             raise ValueError(f"expected a list of attacks and one of defences, got {given!r}")
-        pairs = given if isinstance(given, Mapping) else {text: text for text in given}
-        named = {
-            n: own(str(n), item) if callable(item) else parse(item) for n, item in pairs.items()
-        }
-        if any(found.text == "none" for found in named.values()):
-            return named
-        return {nothing: parse("none"), **named}
+        if not isinstance(given, Mapping):
+            given = {getattr(item, "__name__", item): item for item in given}
+        found = {name: read(name, item) for name, item in given.items()}
+        if any(item.text == "none" for item in found.values()):
+            return found
+        return {nothing: read(nothing, "none"), **found}
 
-    return (
-        read(attacks, parse_attack, OwnAttack, "clean"),
-        read(defenses, parse_defense, OwnDefense, "no defence"),
-    )
+    return named(attacks, read_attack, "clean"), named(defenses, read_defense, "no defence")
 
 
 def _by_text(named: Mapping[Hashable, Any]) -> dict[str, Any]:
@@ -375,14 +365,16 @@ def _by_text(named: Mapping[Hashable, Any]) -> dict[str, Any]:
 
 def _check_travels(item: Any) -> None:
     """Refuse a function that a worker, which is another process, could not find."""
-    if not isinstance(item, (OwnAttack, OwnDefense)):
+    function = getattr(item, "function", None)
+    if function is None:
         return
-    home = sys.modules.get(item.function.__module__)
+    # What a notebook defines can be pickled, but not found by whoever unpickles it.
+    typed = function.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
     try:
-        found = pickle.loads(pickle.dumps(item.function)) is not None
+        pickle.dumps(function)
     except (pickle.PicklingError, AttributeError, TypeError):
-        found = False
-    if not found or (item.function.__module__ == "__main__" and not hasattr(home, "__file__")):
+        typed = True
+    if typed:
         raise ValueError(
             f"{item.name}: expected a function that workers can import, got one that only this "
             "process knows; put it into a file of its own and import it, or run without scheduler"

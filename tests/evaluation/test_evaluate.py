@@ -19,9 +19,8 @@ from pdutils.attacks.gradient import igsm, pgd
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
 from pdutils.deflection import pixel_deflection
 from pdutils.demo.examples import Collection
-from pdutils.evaluation import Study, executors, run
+from pdutils.evaluation import Study, executors, registry, run
 from pdutils.evaluation import evaluate as evaluate_module
-from pdutils.evaluation import study as study_module
 from pdutils.evaluation.datasets import CollectionSource, DrawingSource
 from pdutils.evaluation.evaluate import stream_seed
 from pdutils.evaluation.registry import (
@@ -275,7 +274,7 @@ class Towards(NamedAttack):
 def test_an_adaptive_attack_is_made_against_each_defense(toy, monkeypatch):
     monkeypatch.setattr(Towards, "seen", [])
     monkeypatch.setattr(
-        study_module,
+        registry,
         "parse_attack",
         lambda text: Towards("bpda") if text == "bpda" else parse_attack(text),
     )

@@ -15,7 +15,7 @@ from pdutils.classifiers import ClassifierSource
 from pdutils.defenses.pipeline import OwnDefense
 from pdutils.demo.examples import Collection
 from pdutils.evaluation import study as study_module
-from pdutils.evaluation.registry import OwnAttack
+from pdutils.evaluation.registry import OwnAttack, parse_attack, parse_defense
 from pdutils.evaluation.scores import compare
 from pdutils.evaluation.store import StoredRecords, _versions
 from pdutils.evaluation.study import Study
@@ -143,6 +143,8 @@ def test_functions_of_ones_own_stand_beside_the_others(toy, tmp_path):
     asked = {"runs": 2, "progress": False, "store": tmp_path / "a.sqlite", "batch_size": 2}
     study = evaluation.run(toy, collection(), attacks, defenses, **asked)
     assert study.attacks["mine"].startswith("own:mine@")
+    listed = evaluation.run(toy, collection(1), defenses=[own_defense], progress=False)
+    assert list(listed.defenses) == ["no defence", "own_defense"]
     assert study.defenses["noise"].startswith("own:noise@")
     records = study.records
     met = records[
@@ -223,8 +225,8 @@ def test_a_file_of_an_earlier_day_has_the_same_table(before):
         assert sentence.replace("Decision", "Aggregate") in report
     with StoredRecords(before) as store:
         attacks, defenses = store.attacks(), store.defenses()
-    assert [study_module.parse_attack(text).text for text in attacks] == attacks
-    assert [study_module.parse_defense(text).text for text in defenses] == defenses
+    assert [parse_attack(text).text for text in attacks] == attacks
+    assert [parse_defense(text).text for text in defenses] == defenses
 
 
 @pytest.mark.slow
