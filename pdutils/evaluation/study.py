@@ -6,7 +6,7 @@ then `study.accuracy()`, or `study.compare(("PD + WD", "IGSM"), ("no defence", "
 
 import pickle
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sized
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -165,7 +165,9 @@ class Study:
         the clean one. `seconds` is the time of a map, a run and its prediction by itself, divided
         by the images of its chunk.
         """
-        return pd.concat(self._blocks(), ignore_index=True)
+        blocks = list(self._blocks())
+        self._check_begun(blocks)
+        return pd.concat(blocks, ignore_index=True)
 
     def progress(self) -> tuple[int, int]:
         """Count the images begun, those that cannot be read too, and all of them."""
@@ -315,10 +317,13 @@ class Study:
     def _outcomes(self, aggregate: Any) -> Cells:
         if aggregate not in self._cells:
             found = Cells.of(self._blocks(), aggregate, self.attacks, self.defenses)
-            if not found.images:
-                raise ValueError(f"{self._records}: no record is finished yet")
+            self._check_begun(found.cells)
             self._cells[aggregate] = found
         return self._cells[aggregate]
+
+    def _check_begun(self, found: Sized) -> None:
+        if not found:
+            raise ValueError(f"{self._records}: no record is finished yet")
 
     def _blocks(self) -> "Iterator[pd.DataFrame]":
         """Give the records, of a file some images at a time."""

@@ -68,19 +68,15 @@ def test_a_folder_gives_relative_names_numbers_and_scaled_pictures(toy, folder):
     np.testing.assert_array_equal(source.load(2), load_image(folder / "cat" / "b.png", 32))
 
 
-def test_pictures_are_labelled_by_their_names_too(toy, tmp_path):
-    save_image(tmp_path / "eel_1.png", photo())
-    source = datasets.folder_source(tmp_path, toy)
+def test_pictures_are_labelled_by_their_names_too_and_an_unknown_label_names_the_file(
+    toy, folder, flat, tmp_path
+):
+    save_image(tmp_path / "named" / "eel_1.png", photo())
+    source = datasets.folder_source(tmp_path / "named", toy)
     assert (source.names, source.labels, source.empty_classes) == (("eel_1.png",), (4,), ())
-
-
-def test_an_unknown_label_names_the_file(toy, folder):
     save_image(folder / "yak" / "a.png", photo())
     with pytest.raises(ValueError, match=r"yak/a\.png: toy_gap has no class 'yak'"):
         datasets.folder_source(folder, toy)
-
-
-def test_imagenets_flat_folder_asks_for_a_list(toy, flat):
     (flat / f"{NAMES[0]}.JPEG").rename(flat / "ILSVRC2012_val_1.png")
     with pytest.raises(ValueError, match="need a list of labels"):
         datasets.folder_source(flat, toy)
@@ -98,16 +94,12 @@ def test_files_may_be_given_by_hand_once_each(toy, folder):
         datasets.FolderSource([], toy)
 
 
-def test_a_worker_elsewhere_finds_the_files(toy, folder, monkeypatch):
+def test_a_worker_elsewhere_finds_the_files_or_says_what_it_cannot_read(toy, folder, monkeypatch):
     monkeypatch.chdir(folder)
     source = pickle.loads(pickle.dumps(datasets.folder_source(".", toy)))
     monkeypatch.chdir(folder.parent)
     assert source.load(0).shape == (32, 32, 3)
-
-
-def test_a_picture_that_cannot_be_read_is_an_error_when_it_is_loaded(toy, folder):
     (folder / "cat" / "a.png").write_text("no picture")
-    source = datasets.folder_source(folder, toy)
     with pytest.raises(ValueError, match=r"a\.png"):
         source.load(1)
     (folder / "cat" / "a.png").unlink()
@@ -160,17 +152,6 @@ def test_a_list_may_name_files_in_folders(toy, folder, tmp_path):
     assert (source.names, source.labels) == (("cat/b.png", "cat/a.png"), (0, 3))
 
 
-def test_the_development_kits_list_is_refused(toy, flat, tmp_path):
-    with pytest.raises(ValueError, match=r"line 1: .* development kit .* another order"):
-        datasets.listed_source(flat, listed(tmp_path, "490\n361\n171\n"), toy)
-
-
-def test_numbers_that_count_from_one_are_refused(toy, flat, tmp_path):
-    path = listed(tmp_path, f"{NAMES[0]} 6\n{NAMES[1]} 1\n")
-    with pytest.raises(ValueError, match="from 0 to 5, got 1 to 6: they are counted from 1"):
-        datasets.listed_source(flat, path, toy)
-
-
 def test_numbers_do_not_fit_wordnet_ids_in_another_order(wordnet, flat, tmp_path):
     path = listed(tmp_path, f"{NAMES[0]} 0\n")
     ids = wordnet.class_ids[::-1]
@@ -182,12 +163,6 @@ def test_numbers_do_not_fit_wordnet_ids_in_another_order(wordnet, flat, tmp_path
     assert datasets.listed_source(flat, by_id, turned).labels == (1,)
 
 
-def test_missing_pictures_are_counted_and_the_first_is_named(toy, flat, tmp_path):
-    rows = [f"{NAMES[0]}.JPEG 1", "gone_b.JPEG 2", "gone_a.JPEG 3", "sub/gone.JPEG 4"]
-    with pytest.raises(FileNotFoundError, match=r"3 of the 4 pictures .* first is gone_b\.JPEG"):
-        datasets.listed_source(flat, listed(tmp_path, "\n".join(rows)), toy)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -197,27 +172,27 @@ def test_missing_pictures_are_counted_and_the_first_is_named(toy, flat, tmp_path
         (f"{NAMES[0]} 1\n{NAMES[0]}.JPEG 1\n", "every image once"),
         (f"{NAMES[0]} yak\n", "JPEG: toy_gap has no class 'yak'"),
         (f"{NAMES[0]} 7\n", "JPEG: toy_gap has no class '7'"),
+        ("490\n361\n171\n", r"line 1: .* development kit .* another order"),
+        (f"{NAMES[0]} 6\n{NAMES[1]} 1\n", "from 0 to 5, got 1 to 6: they are counted from 1"),
+        (f"{NAMES[0]} 1\ngone_b.JPEG 2\nsub/gone 3\n", r"2 of the 3 pic.* first is gone_b\.JPEG"),
     ],
 )
 def test_a_list_of_another_form_is_refused(toy, flat, tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         datasets.listed_source(flat, listed(tmp_path, text), toy)
 
 
-def test_a_list_that_is_none_is_refused(toy, flat, tmp_path):
-    (tmp_path / "list.png").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(ValueError, match=r"list\.png: expected a text in UTF-8"):
-        datasets.listed_source(flat, tmp_path / "list.png", toy)
-    with pytest.raises(FileNotFoundError, match="no such list"):
-        datasets.listed_source(flat, tmp_path / "none.txt", toy)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        datasets.listed_source(tmp_path / "none", listed(tmp_path, "a 1"), toy)
-
-
-def test_a_list_may_be_in_utf_16(toy, flat, tmp_path):
+def test_a_list_may_be_in_utf_16_but_must_be_a_text(toy, flat, tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("\n".join(f"{name} 2" for name in NAMES), encoding="utf-16")
     assert datasets.listed_source(flat, path, toy).labels == (2, 2, 2, 2)
+    path.write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(ValueError, match=r"list\.txt: expected a text in UTF-8"):
+        datasets.listed_source(flat, path, toy)
+    with pytest.raises(FileNotFoundError, match="no such list"):
+        datasets.listed_source(flat, tmp_path / "none.txt", toy)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        datasets.listed_source(tmp_path / "none", path, toy)
 
 
 def test_class_folders_that_are_links_are_read_and_loops_are_no_empty_classes(toy, folder):
