@@ -23,7 +23,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from pdutils.classifiers import load_classifier
 from pdutils.demo.shipped import demo_image, demo_root
-from pdutils.explorer.engine import Explorer, Result, Settings
+from pdutils.explorer.engine import RANGES, Explorer, Result, Settings
 from pdutils.images import on_grid
 
 pytestmark = pytest.mark.slow
@@ -101,22 +101,16 @@ class Face:
             """(root) => {
                 const found = {};
                 for (const node of root.querySelectorAll('.pdx-controls [name]')) {
-                    const name = node.name.split('-').pop();
-                    if (node.type !== 'radio') found[name] = node.value;
-                    else if (node.checked) found[name] = node.value;
+                    if (node.type === 'radio' && !node.checked) continue;
+                    found[node.name.split('-').pop()] = node.value;
                 }
                 found.image = root.querySelector('.pdx-thumbs input:checked').value;
                 return found;
             }"""
         )
-        attack = found.pop("attack")
-        found |= (
-            {"attack": "igsm", "stop": attack == "weak"}
-            if attack in ("weak", "strong")
-            else {"attack": attack}
-        )
-        whole = {"eps", "steps", "deflections", "window", "k", "runs", "seed"}
-        found |= {name: int(found[name]) for name in whole}
+        if found["attack"] in ("weak", "strong"):
+            found |= {"attack": "igsm", "stop": found["attack"] == "weak"}
+        found |= {name: int(found[name]) for name in RANGES}
         return Settings.from_dict({**found, "sigma": float(found["sigma"])})
 
     def line(self) -> str:
@@ -127,10 +121,9 @@ class Face:
 
     def bars(self, picture: int) -> list[tuple[str, str]]:
         rows = self.root.locator("figure").nth(picture).locator(".pdx-bars li")
-        names = [
-            re.sub(r".*:\s", "", n).strip() for n in rows.locator(".pdx-name").all_inner_texts()
-        ]
-        return list(zip(names, rows.locator(".pdx-p").all_inner_texts(), strict=True))
+        names = [re.sub(r".*:\s", "", n) for n in rows.locator(".pdx-name").all_inner_texts()]
+        shares = rows.locator(".pdx-p").all_inner_texts()
+        return [(name.strip(), share) for name, share in zip(names, shares, strict=True)]
 
     def pixels(self, picture: int) -> np.ndarray:
         """Read a picture back from the canvas that shows it."""
@@ -145,9 +138,8 @@ class Face:
         assert self.line() == result.sentence.rpartition(", in ")[0].replace("_", " ")
         verdict = self.root.locator(".pdx-verdict").inner_text()
         assert verdict.lower() == result.verdict.replace("_", " ").lower()
-        for i, row in enumerate(
-            (result.steps[0].probabilities, result.steps[1].probabilities, result.probabilities)
-        ):
+        rows = [result.steps[0].probabilities, result.steps[1].probabilities, result.probabilities]
+        for i, row in enumerate(rows):
             best = np.argsort(-row, kind="stable")[:5]
             assert self.bars(i) == [(names[b], f"{row[b]:.2f}") for b in best]
         np.testing.assert_array_equal(self.pixels(2), on_grid(result.defended))
@@ -185,15 +177,12 @@ def test_the_page_says_what_it_is_while_it_loads(visitor):
 
 def test_the_page_listens_on_this_machine_alone(site):
     port = int(site.rpartition(":")[2])
-    listening = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        rows = [row.split() for row in Path(table).read_text().splitlines()[1:]]
-        listening += [row[1] for row in rows if row[3] == "0A"]
-    own = [
-        place.rpartition(":")[0] for place in listening if int(place.rpartition(":")[2], 16) == port
-    ]
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [row.split() for row in tables[0] + tables[1]]
+    listening = [row[1].rpartition(":") for row in rows if row[3] == "0A"]
+    own = {host for host, _, number in listening if int(number, 16) == port}
     assert own
-    assert set(own) <= {"0100007F", "00000000000000000000000001000000"}
+    assert own <= {"0100007F", "00000000000000000000000001000000"}
 
 
 def test_the_first_look_is_a_real_photo_and_a_real_network(visitor, by_hand):
@@ -456,36 +445,31 @@ def test_in_jupyterlab_every_control_changes_what_is_shown(notebook, by_hand):
         kept.append(settings)
 
     changed()
-    for name in ("deflections", "window"):
-        face.press(name, "ArrowRight", "ArrowRight")
+    for act, name, *value in (
+        (face.press, "deflections", "ArrowRight", "ArrowRight"),
+        (face.press, "window", "ArrowRight", "ArrowRight"),
+        (face.choose, "reading", "paper"),
+        (face.choose, "denoiser", "wavelet"),
+        (face.choose, "sigma_scale", "rgb"),
+        (face.press, "sigma", "ArrowRight"),
+        (face.switch, "hard"),
+        (face.switch, "R-CAM"),
+        (face.choose, "combine", "geometric"),
+        (face.press, "k", "ArrowLeft"),
+        (face.press, "runs", "ArrowRight"),
+        (face.choose, "attack", "strong"),
+        (face.press, "eps", "ArrowLeft"),
+        (face.press, "steps", "ArrowLeft"),
+        (face.picture, "fox"),
+    ):
+        act(name, *value)
         changed()
-    for name, value in (("reading", "paper"), ("denoiser", "wavelet"), ("sigma_scale", "rgb")):
-        face.choose(name, value)
-        changed()
-    face.press("sigma", "ArrowRight")
-    changed()
-    for text in ("hard", "R-CAM"):
-        face.switch(text)
-        changed()
-    face.choose("combine", "geometric")
-    changed()
-    face.press("k", "ArrowLeft")
-    changed()
-    face.press("runs", "ArrowRight")
-    changed()
     face.control("seed").fill("7")
     face.press("seed", "Enter")
     changed()
-    face.choose("attack", "strong")
-    changed()
-    for name in ("eps", "steps"):
-        face.press(name, "ArrowLeft")
-        changed()
-    face.picture("fox")
-    changed()
 
 
-def test_in_jupyterlab_nothing_warns(notebook):
+def test_in_jupyterlab_nothing_warns_and_axe_finds_nothing_serious(notebook):
     outputs = notebook.page.evaluate(
         """() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
             .flatMap((cell) => cell.outputs ?? [])"""
@@ -493,9 +477,6 @@ def test_in_jupyterlab_nothing_warns(notebook):
     assert outputs
     assert [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"] == []
     assert notebook.seen.foreign == []
-
-
-def test_in_jupyterlab_axe_finds_nothing_serious(notebook):
     assert axe_violations(notebook.page, ".pdx") == []
 
 
