@@ -309,8 +309,10 @@ class OwnDefense:
         at a time, as a batch (1, H, W, 3) of float32 in [0, 255], and a `numpy.random.Generator`
         of that image's own; it gives back finite numbers of the same shape.
     text : str
-        ``own:NAME@`` and 8 digits of the SHA-256 of its source: what a store keeps it under. A
-        `ValueError` says that the source cannot be read.
+        ``own:NAME@`` and 8 digits of the SHA-256 of its source, its defaults and the local values
+        around it that it uses: what a store keeps it under. Functions that it calls and values of
+        its module are not in it: change its name when you change those. A `ValueError` says that
+        the source cannot be read.
     """
 
     name: str
@@ -326,7 +328,10 @@ class OwnDefense:
                 f"{self.name}: expected a function whose source can be read, written in a file or "
                 f"a cell of a notebook, got {self.function!r}"
             ) from None
-        digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+        around = inspect.getclosurevars(self.function).nonlocals
+        defaults = getattr(self.function, "__defaults__", None)
+        parts = [source, *([repr((defaults, around))] if defaults or around else [])]
+        digest = hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
         object.__setattr__(self, "text", f"own:{self.name}@{digest}")
 
     @property

@@ -126,10 +126,11 @@ class NamedAttack(_Named):
 
 @dataclass(frozen=True)
 class OwnAttack:
-    """A function of one's own as an attack: classifier, images, labels, rng -> images.
+    """A function of one's own as an attack: images, rng -> images, or with the network.
 
-    It is called with one image at a time, shape (1, H, W, 3), its label and its random stream, so
-    that what it draws depends on no other image. What comes back is rounded to 8 bits.
+    That is classifier, images, labels, rng -> images. It is called with one image at a time, shape
+    (1, H, W, 3), its label and its random stream, so that what it draws depends on no other image.
+    What comes back is rounded to 8 bits.
     """
 
     name: str
@@ -144,10 +145,12 @@ class OwnAttack:
         self, classifier: Classifier, images: Array, labels: Labels, rng: Rng, **_: Any
     ) -> Adversaries:
         """Attack a batch of images."""
-        made = [
-            _checked(self.name, image, self.function(classifier, image[None], labels[i : i + 1], g))
-            for i, (image, g) in enumerate(zip(images, streams(rng, len(images)), strict=True))
-        ]
+        alone = len(inspect.signature(self.function).parameters) <= 2
+        made = []
+        for i, (image, stream) in enumerate(zip(images, streams(rng, len(images)), strict=True)):
+            batch = image[np.newaxis].copy()
+            given = (batch,) if alone else (classifier, batch, labels[i : i + 1])
+            made.append(_checked(self.name, image, self.function(*given, stream)))
         return Adversaries(on_grid(np.stack(made)), None)
 
 

@@ -64,12 +64,12 @@ def run(
         folder of labelled pictures.
     attacks, defenses : mapping of name to str or function
         Texts such as ``igsm:eps=4`` and ``pd+rcam+wd:deflections=600``, see
-        `python -m pdutils evaluate --help`. A function of your own is a defence of the form
-        ``images, rng -> images``, or an attack ``classifier, images, labels, rng -> images``. It
-        gets one image at a time, shape (1, H, W, 3), RGB in [0, 255], and a
-        `numpy.random.Generator`. A store keeps it by its name and a digest of its source. The
-        attacker who knows, ``bpda``, takes the gradient straight through it. The text "none" is
-        always evaluated, as "clean" and "no defence" where it has no other name.
+        `python -m pdutils evaluate --help`. Or a function of your own, ``images, rng -> images``;
+        an attack may also be ``classifier, images, labels, rng -> images``. It gets one image at a
+        time, shape (1, H, W, 3), RGB in [0, 255], and a `numpy.random.Generator`. A store keeps it
+        by its name and a digest of its source. The attacker who knows, ``bpda``, takes the gradient
+        straight through it. The text "none" is always evaluated, as "clean" and "no defence" where
+        it has no other name.
     runs : int
         How many times a defence that draws random numbers is run, at least 1; others once.
     seed : int

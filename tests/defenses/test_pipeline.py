@@ -491,3 +491,14 @@ def test_a_function_without_source_is_refused(function):
 def test_what_a_function_gives_back_is_checked(toy, function, message):
     with pytest.raises(ValueError, match=message):
         OwnDefense("mine", function).transform(toy, photo())
+
+
+def test_a_function_with_other_values_around_it_is_kept_under_another_text():
+    def made(strength, default=1):
+        def own(images, rng=default):
+            return images + strength
+
+        return OwnDefense("own", own).text
+
+    assert made(1) == made(1)
+    assert len({made(1), made(2), made(1, default=2)}) == 3

@@ -185,6 +185,15 @@ def test_an_own_attack_ends_on_the_8_bit_grid(toy):
     assert set(study.records["linf"]) == {0}
 
 
+def test_an_attack_of_ones_own_may_leave_the_network_aside(toy):
+    def brighter(images, rng):
+        return images + 2 * rng.integers(1, 3)
+
+    study = evaluation.run(toy, collection(), {"brighter": brighter}, progress=False)
+    assert set(study.records["linf"]) <= {0, 2, 4}
+    assert study.records["linf"].max() > 0
+
+
 def test_a_function_that_workers_cannot_find_is_refused(toy_file):
     def local(images, rng):
         return images
