@@ -254,8 +254,8 @@ def read_defense(name: object, given: str | Callable[..., Array]) -> AnyDefense:
     return OwnDefense(str(name), given) if callable(given) else parse_defense(given)
 
 
-def unlike_settings(texts: Mapping[Hashable, str]) -> list[str]:
-    """Say in a sentence which settings differ, if two attacks or defences differ in several things.
+def unlike_knobs(texts: Mapping[Hashable, str]) -> dict[Hashable, dict[str, str]]:
+    """Give the knobs that are not the same in all, if two differ in several things, by name.
 
     `pd+wd` has 200 deflections and `pd+rcam+wd` 1500: their difference is not the map's alone.
     """
@@ -265,17 +265,23 @@ def unlike_settings(texts: Mapping[Hashable, str]) -> list[str]:
         knobs = {knob for knob in {*first} & {*second} if first[knob] != second[knob]}
         if len(knobs) + (kind != other) > 1:
             unlike |= knobs
-    if not unlike:
-        return []
+    return {
+        name: {knob: spell_value(own[knob]) for knob in sorted(unlike & {*own})}
+        for name, (_, own) in known.items()
+    }
+
+
+def unlike_settings(texts: Mapping[Hashable, str]) -> list[str]:
+    """Say in a sentence, if there is something to say, what `unlike_knobs` gives."""
+    values: dict[str, dict[str, list[str]]] = {}
+    for name, knobs in unlike_knobs(texts).items():
+        for knob, value in knobs.items():
+            values.setdefault(knob, {}).setdefault(value, []).append(str(name))
     said = []
-    for knob in sorted(unlike):
-        by_value: dict[str, list[str]] = {}
-        for name, (_, settings) in known.items():
-            if knob in settings:
-                by_value.setdefault(spell_value(settings[knob]), []).append(str(name))
-        values = (f"{value} in {', '.join(names)}" for value, names in by_value.items())
-        said.append(f"{knob} is {' and '.join(values)}")
-    return [f"More than one thing differs: {'; '.join(said)}."]
+    for knob, found in sorted(values.items()):
+        listed = (f"{value} in {', '.join(names)}" for value, names in found.items())
+        said.append(f"{knob} is {' and '.join(listed)}")
+    return [f"More than one thing differs: {'; '.join(said)}."] if said else []
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 from pdutils import tables
 from pdutils._utils import extra
-from pdutils.evaluation.registry import parse_defense, unlike_settings
+from pdutils.evaluation.registry import parse_defense, unlike_knobs, unlike_settings
 from pdutils.evaluation.scores import (
     AGGREGATES,
     PROTOCOLS,
@@ -197,6 +197,10 @@ def _tables(
         )
         for name, text in names.items()
     ]
+    unlike: list[dict[str, str]] = [{}] * len(attacks) + list(unlike_knobs(found.defenses).values())
+    if any(unlike):
+        for row, knobs in zip(rows, unlike, strict=True):
+            row["settings that differ"] = ", ".join(f"{k}={value}" for k, value in knobs.items())
     made["names"] = pd.DataFrame(rows, dtype=object).set_index("name")
     return made
 

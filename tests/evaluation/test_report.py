@@ -163,11 +163,16 @@ def test_single_runs_are_named():
 
 
 def test_rows_that_differ_in_more_than_their_names_say_are_told():
+    def of(*defenses):
+        return records_of(*(cell("a", "none", d, [0, 0]) for d in ("none", *defenses)))
+
     def told(*defenses) -> str:
-        return said(records_of(*(cell("a", "none", d, [0, 0]) for d in ("none", *defenses))))
+        return said(of(*defenses))
 
     expected = "deflections is 200 in pd, pd+wd and 1500 in pd+rcam+wd"
     assert f"More than one thing differs: {expected}." in told("pd", "pd+wd", "pd+rcam+wd")
+    names = report_of(of("pd+wd", "pd+rcam+wd")).tables["names"]
+    assert list(names["settings that differ"]) == ["", "", "deflections=200", "deflections=1500"]
     assert "differs" not in told("pd", "wd", "pd+wd", "jpeg", "own:mine@1")
 
 
