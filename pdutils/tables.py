@@ -12,7 +12,7 @@ from pdutils._utils import extra
 from pdutils.published import BLOG
 from pdutils.stats import Mean, PairedDifference, Rate
 
-with extra("notebooks"):
+with extra("evaluation"):
     import pandas as pd
 
 Counted = Rate | Mean | PairedDifference
