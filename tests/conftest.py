@@ -14,13 +14,14 @@ from pdutils.images import Array
 #: those that are built on one another the lower ones, so that a second pass takes minutes.
 NUMBERS = (
     "activation", "gradient", "examples", "pipeline", "deflection", "denoising", "evaluate",
-    "engine", "network", "transformations", "registry",
+    "engine", "network", "transformations", "registry", "study",
 )  # fmt: skip
 
 #: The files that take longest, the longest first: begun last, one of them would be waited for.
 LONG = (
     "notebooks", "browser_explorer", "main", "keras_model", "layers", "evaluate", "classifiers",
-    "adaptive", "executors", "start_page", "minimum_norm", "runner",
+    "adaptive", "executors", "start_page", "minimum_norm", "runner", "benchmarks", "wheel",
+    "extras", "make_demo", "docs",
 )  # fmt: skip
 
 REAL = Path(os.environ.get("PDUTILS_REAL", Path(__file__).parents[2] / "shared" / "real"))
