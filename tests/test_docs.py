@@ -3,6 +3,7 @@
 import linecache
 import re
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,14 @@ def run(page: Path, codes: list[str]) -> None:
         exec(compile(code, name, "exec"), names)
 
 
+@pytest.fixture
+def quiet_art() -> None:
+    """ART, which would close the handlers of these tests if a page were the first to load it."""
+    import_module("pdutils.defenses.art")
+
+
 @pytest.mark.slow
-# ART's, where it is loaded without the module of ours that keeps it quiet.
-@pytest.mark.filterwarnings("ignore:PyTorch not found")
+@pytest.mark.usefixtures("quiet_art")
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda p: p.stem)
 def test_the_snippets_of_a_page_run_in_their_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -75,6 +81,7 @@ def test_the_snippets_of_a_page_run_in_their_order(page, tmp_path, monkeypatch, 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quiet_art")
 @pytest.mark.filterwarnings("ignore")
 def test_the_snippet_for_pytorch_runs_by_itself(capsys):
     pytest.importorskip("torch")
