@@ -11,7 +11,7 @@ import numpy as np
 from pdutils._utils import check_one_of, generator
 from pdutils.defenses._art import ClipValues, checked_range, importing_art
 from pdutils.defenses.layers import Mode, SigmaScale, WaveletDenoising
-from pdutils.deflection import Reading, apply_writes, check_knobs, draw_writes
+from pdutils.deflection import Reading, check_knobs, deflect
 from pdutils.images import OVERSHOOT, Array, check_some
 
 with importing_art():
@@ -159,12 +159,8 @@ class PixelDeflectionPreprocessor(_Defence):
 
     def _defend(self, images: Array) -> Array:
         maps = None if self.map_maker is None else self.map_maker(images * self._scale())
-        result = np.empty_like(images)
-        for i, stream in enumerate(self._generator.spawn(len(images))):
-            chances = None if maps is None else maps[i]
-            knobs = self.deflections, self.window, chances, self.reading
-            result[i] = apply_writes(images[i], draw_writes(images.shape[1:3], *knobs, stream))
-        return result
+        generators = self._generator.spawn(len(images))
+        return deflect(images, self.deflections, self.window, maps, self.reading, generators)
 
     def _check_params(self) -> None:
         super()._check_params()
