@@ -310,9 +310,10 @@ class OwnDefense:
         of that image's own; it gives back finite numbers of the same shape.
     text : str
         ``own:NAME@`` and 8 digits of the SHA-256 of its source, its defaults and the local values
-        around it that it uses: what a store keeps it under. Functions that it calls and values of
-        its module are not in it: change its name when you change those. A `ValueError` says that
-        the source cannot be read.
+        around it that it uses (numbers, texts, arrays, functions, and collections of them): what a
+        store keeps it under. What other objects hold, functions of its module that it calls and
+        values of its module are not in it: change its name when you change those. A `ValueError`
+        says that the source cannot be read.
     """
 
     name: str
@@ -322,22 +323,20 @@ class OwnDefense:
 
     def __post_init__(self) -> None:
         try:
-            source = inspect.getsource(self.function)
+            told = _told_function(self.function)
         except (OSError, TypeError):
             raise ValueError(
                 f"{self.name}: expected a function whose source can be read, written in a file or "
                 f"a cell of a notebook, got {self.function!r}"
             ) from None
-        around = inspect.getclosurevars(self.function).nonlocals
-        defaults = getattr(self.function, "__defaults__", None)
-        parts = [source, *([repr((defaults, around))] if defaults or around else [])]
-        digest = hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         object.__setattr__(self, "text", f"own:{self.name}@{digest}")
 
     @property
     def random(self) -> bool:
-        """Whether it takes a generator."""
-        return len(inspect.signature(self.function).parameters) > 1
+        """Whether it takes a generator: as `rng`, or in a second place that has no default."""
+        parameters = inspect.signature(self.function).parameters
+        return "rng" in parameters or len(required(self.function)) > 1
 
     def activation_map(self, classifier: Classifier, images: Array) -> None:
         """Make no map."""
@@ -357,11 +356,45 @@ class OwnDefense:
         return result[0] if single else result
 
     def _applied(self, image: Array, rng: np.random.Generator) -> Array:
-        given = self.function(image.copy(), rng) if self.random else self.function(image.copy())
-        result: Any = np.asarray(given)
+        result: Any = np.asarray(called(self.function, image.copy(), rng=rng))
         if result.shape != image.shape or result.dtype.kind not in "fiu":
             raise ValueError(
                 f"{self.name}: expected numbers of shape {image.shape} back from the function, "
                 f"got {result.dtype} of {result.shape}"
             )
         return check_images(result.astype(np.float32), f"what {self.name} gave")
+
+
+def called(function: Callable[..., Any], *given: Any, rng: np.random.Generator) -> Any:
+    """Call a function of one's own, with a generator if it takes one."""
+    if "rng" in inspect.signature(function).parameters:
+        return function(*given, rng=rng)
+    return function(*given, rng) if len(required(function)) > len(given) else function(*given)
+
+
+def required(function: Callable[..., Any]) -> list[str]:
+    """List the parameters that have no default."""
+    parameters = inspect.signature(function).parameters.values()
+    return [found.name for found in parameters if found.default is found.empty]
+
+
+def _told_function(function: Any) -> str:
+    """Write a function by its source and the values that it uses."""
+    source, around = inspect.getsource(function), inspect.getclosurevars(function).nonlocals
+    values = (function.__defaults__ or (), function.__kwdefaults__ or {}, around)
+    return source + (_told(values) if any(values) else "")
+
+
+def _told(value: Any) -> str:
+    """Write what a value is, the same in every process."""
+    if inspect.isroutine(value) and hasattr(value, "__code__"):
+        return _told_function(value)
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(map(_told, value))})"
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{_told(key)}: {_told(item)}' for key, item in value.items())})"
+    if isinstance(value, np.ndarray):
+        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return f"{value.dtype}{value.shape}{digest}"
+    plain = value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic))
+    return repr(value) if plain else type(value).__qualname__

@@ -22,7 +22,14 @@ from pdutils._notation import Value, check_known, check_name, knobs_of, read, sp
 from pdutils._utils import Rng, streams
 from pdutils.activation import number_of_ranks
 from pdutils.classifiers import Classifier, Labels
-from pdutils.defenses.pipeline import NAMES, Defense, OwnDefense, knobs_of_name
+from pdutils.defenses.pipeline import (
+    NAMES,
+    Defense,
+    OwnDefense,
+    called,
+    knobs_of_name,
+    required,
+)
 from pdutils.defenses.transformations import PEERS
 from pdutils.images import Array, as_batch, on_grid
 
@@ -145,12 +152,12 @@ class OwnAttack:
         self, classifier: Classifier, images: Array, labels: Labels, rng: Rng, **_: Any
     ) -> Adversaries:
         """Attack a batch of images."""
-        alone = len(inspect.signature(self.function).parameters) <= 2
+        alone = len(required(self.function)) <= 2
         made = []
         for i, (image, stream) in enumerate(zip(images, streams(rng, len(images)), strict=True)):
             batch = image[np.newaxis].copy()
             given = (batch,) if alone else (classifier, batch, labels[i : i + 1])
-            made.append(_checked(self.name, image, self.function(*given, stream)))
+            made.append(_checked(self.name, image, called(self.function, *given, rng=stream)))
         return Adversaries(on_grid(np.stack(made)), None)
 
 

@@ -494,11 +494,40 @@ def test_what_a_function_gives_back_is_checked(toy, function, message):
 
 
 def test_a_function_with_other_values_around_it_is_kept_under_another_text():
-    def made(strength, default=1):
-        def own(images, rng=default):
+    def made(strength, default=1, keyword=None):
+        def own(images, rng=default, *, keyword=keyword):
             return images + strength
 
         return OwnDefense("own", own).text
 
-    assert made(1) == made(1)
-    assert len({made(1), made(2), made(1, default=2)}) == 3
+    def one(images):
+        return images
+
+    def other(images):
+        return images + 1
+
+    ramp = np.arange(5000)
+    bent = np.where(ramp == 2500, 0, ramp)
+    values = [1, 2, "1", ramp, bent, (1, one), (1, other), {"a": ramp}, {"a": bent}]
+    texts = [made(value) for value in values]
+    texts += [made(1, default=2), made(1, keyword=2)]
+    assert len(set(texts)) == len(texts)
+    # Equal values are told alike, and an object by its kind: where it lies in memory changes.
+    assert made(ramp.copy()) == made(ramp)
+    assert made(object()) == made(object())
+
+
+@pytest.mark.parametrize(
+    ("function", "random"),
+    [
+        (lambda images: images, False),
+        (lambda images, sigma=1: images, False),
+        (lambda images, rng: images, True),
+        (lambda images, generator: images, True),
+        (lambda images, sigma=1, rng=None: images + sigma * rng.integers(2), True),
+    ],
+)
+def test_a_default_is_a_setting_of_a_function_and_no_place_for_a_generator(function, random):
+    defense = OwnDefense("own", function)
+    assert defense.random is random
+    defense.transform(None, photos(1), rng=0)
