@@ -192,6 +192,8 @@ def load_tensorflow() -> None:
     """
     check_fork()
     check_keras_settings()
+    # Else the first process takes all of a GPU's memory, and none is left for those beside it.
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if "tensorflow" in sys.modules:
         return
     sys.stderr.flush()

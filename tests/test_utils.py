@@ -20,6 +20,7 @@ from pdutils._utils import (
     is_number,
     is_whole,
     keras_home,
+    load_tensorflow,
     progress_bar,
     streams,
 )
@@ -205,6 +206,16 @@ def test_start_up_chatter_is_shown_only_where_the_import_fails(tmp_path, tensorf
     assert done.stderr.startswith(said)
     assert ("ImportError: broken" in done.stderr) == bool(code)
     assert code or done.stderr == said
+
+
+@pytest.mark.parametrize(("own", "kept"), [(None, "true"), ("false", "false")])
+def test_a_gpu_is_shared_unless_the_environment_says_otherwise(monkeypatch, own, kept):
+    load_tensorflow()
+    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH", raising=False)
+    if own:
+        monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", own)
+    load_tensorflow()
+    assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == kept
 
 
 def test_importing_the_package_does_not_load_tensorflow():
