@@ -7,7 +7,7 @@ classifiers   a Keras model with its preprocessing, class names and input size
 deflection    pixels replaced by neighbours of theirs
 activation    where a network looks: class activation maps, robust ones
 denoising     wavelet shrinkage, and other denoisers
-metrics, stats, published, plots, tables, verdicts      how results are measured and shown
+metrics, stats, published, plots, tables      how results are measured and shown
 
 Around it are rooms, each of which stands on those before it: `defenses`, `attacks`, `demo`,
 `evaluation`, `explorer`, `cli`. No file of the top floor imports one of them.

@@ -150,7 +150,7 @@ def test_it_ends_with_a_computed_summary_limits_references_and_its_folded_result
     assert "**References.**" in last
     assert cells[-1].cell_type == "code"
     (summary,) = [i for i, cell in enumerate(cells) if cell.source.startswith("## Summary")]
-    assert "verdicts." in "".join(cell.source for cell in cells[summary:])
+    assert "published." in "".join(cell.source for cell in cells[summary:])
     folded = [cell for cell in cells if cell.metadata.get("jupyter", {}).get("source_hidden")]
     assert "results = {" in folded[0].source
     assert folded[-1] == cells[-1]

@@ -1,6 +1,291 @@
 import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
 
 from pdutils import published
+from pdutils.published import CLAIMS, Claim
+from pdutils.stats import Mean, PairedDifference, Rate
+
+HELPS = Claim("The blog says that it helps", "more")
+
+MORE = PairedDifference(40, 20, 2, 38)
+FEWER = PairedDifference(40, 2, 20, 38)
+OPEN = PairedDifference(40, 5, 4, 51)
+SAME = PairedDifference(7, 0, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reference", "margin", "expected"),
+    [
+        ((1.2, 1.4), 1, 0, "more"),
+        ((1.2, 1.4), 1, 0.1, "more"),
+        ((1.2, 1.4), 1, 0.3, "not told apart"),
+        ((0.6, 0.8), 1, 0.1, "fewer"),
+        ((0.95, 1.05), 1, 0.1, "as many"),
+        ((1.02, 1.05), 1, 0.1, "as many"),
+        ((1.02, 1.05), 1, 0, "more"),
+        ((0.95, 1.05), 1, 0, "not told apart"),
+        # Equality is never shown without a margin, not even by an interval without a width.
+        ((1.0, 1.0), 1, 0, "not told apart"),
+        ((0.2, 1.4), 1, 0.1, "not told apart"),
+        ((np.nan, np.nan), 1, 0.1, "not told apart"),
+    ],
+)
+def test_the_direction_is_what_the_interval_leaves_open(bounds, reference, margin, expected):
+    mean = Mean(np.mean(bounds), *bounds, 10)
+    assert published.direction(mean, reference, margin=margin) == expected
+
+
+@pytest.mark.parametrize("difference", [MORE, FEWER, OPEN, SAME])
+def test_the_direction_of_a_difference_is_its_own_verdict(difference):
+    assert published.direction(difference) == difference.verdict
+
+
+def test_what_only_the_interval_tells_apart_and_not_the_exact_test_is_not_told_apart():
+    # Five images of six, all on one side: p is 2 / 2^5.
+    found = PairedDifference(1, 5, 0, 0)
+    assert found.interval[0] > 0
+    assert found.p_value == pytest.approx(0.0625)
+    assert published.direction(found) == found.verdict == "not told apart"
+    # Of four images at 0.983 each, at least one fails with probability 1 - 0.983^4 = 0.066.
+    assert Rate(3, 4).interval[1] < 0.983
+    assert published.direction(Rate(3, 4), 0.983) == "not told apart"
+    assert published.direction(Rate(2, 4), 0.983) == "fewer"
+
+
+def test_rates_at_the_ends_are_not_told_apart_from_the_ends():
+    for n in (1, 2, 10, 39):
+        assert published.direction(Rate(0, n), 0.0) == "not told apart"
+        assert published.direction(Rate(n, n), 1.0) == "not told apart"
+    assert published.direction(Rate(1, 12), 0.0) == "more"
+
+
+@pytest.mark.parametrize(
+    ("claimed", "agreeing", "disagreeing"),
+    [
+        ("more", {"more"}, {"fewer", "as many"}),
+        ("fewer", {"fewer"}, {"more", "as many"}),
+        ("as many", {"as many"}, {"more", "fewer"}),
+        ("no more", {"fewer", "as many"}, {"more"}),
+    ],
+)
+def test_a_run_agrees_disagrees_or_does_not_tell(claimed, agreeing, disagreeing):
+    assert {published.stance(found, claimed) for found in agreeing} == {"agrees"}
+    assert {published.stance(found, claimed) for found in disagreeing} == {"disagrees"}
+    assert published.stance("not told apart", claimed) == "not told apart"
+
+
+def test_a_claim_of_another_word_is_refused():
+    with pytest.raises(ValueError, match=r"claimed: expected one of \('more', .*, got 'better'"):
+        published.stance("more", "better")
+    assert all(published.stance("more", claim.direction) for claim in CLAIMS.values())
+
+
+@pytest.mark.parametrize(
+    ("difference", "opening", "judged"),
+    [
+        (MORE, "more are right, 0.60 against 0.42 (difference +0.18 [", "agrees"),
+        (FEWER, "fewer are right, 0.42 against 0.60 (difference -0.18 [", "disagrees"),
+        (OPEN, "not told apart, 0.45 against 0.44 (difference +0.01 [", "not told apart"),
+        (SAME, "the same on each of 10 images, 0.70 right.", "not told apart"),
+    ],
+)
+def test_a_comparison_says_what_its_interval_says_and_what_was_claimed(difference, opening, judged):
+    plain = published.compared("A against B", difference)
+    assert plain.startswith(f"**A against B**: {opening}")
+    claimed = published.compared("A against B", difference, HELPS)
+    assert claimed == f"{plain} The blog says that it helps: {judged}."
+    if difference is not SAME:
+        assert f"{difference}, n = 100)." in plain
+    noted = replace(difference, note="They differ in more.")
+    assert published.compared("A against B", noted) == f"{plain} They differ in more."
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (0.23, 0.24, "rises from 0.23 to 0.24. The blog says that it helps: agrees in direction."),
+        (0.24, 0.23, "falls from 0.24 to 0.23. The blog says that it helps: disagrees."),
+        # What two decimals do not show is no rise.
+        (0.231, 0.234, "stays at 0.23. The blog says that it helps: not told apart."),
+    ],
+)
+def test_a_number_without_draws_moves_by_what_its_decimals_show(before, after, expected):
+    assert published.moved("badger", before, after, HELPS) == f"**badger**: {expected}"
+
+
+def test_a_number_without_draws_agrees_that_nothing_moves_by_its_decimals():
+    still = Claim("The blog's badger stays at 1.00", "as many")
+    for after, judged in ((0.234, "agrees"), (0.24, "disagrees")):
+        assert published.moved("badger", 0.231, after, still).endswith(f"at 1.00: {judged}.")
+
+
+def test_a_number_with_draws_moves_by_what_their_mean_difference_leaves_open():
+    before = np.array([0.2, 0.3, 0.4, 0.5])
+    after = before + np.array([0.11, 0.1, 0.09, 0.1])
+    # Draws are paired: their spread is that of the differences, 0.0082, and t is 3.182.
+    assert published.moved("badger", before, after, HELPS) == (
+        "**badger**: rises from 0.35 to 0.45 (by +0.10 [+0.09, +0.11], 4 draws). "
+        "The blog says that it helps: agrees in direction."
+    )
+    assert "falls from 0.45 to 0.35 (by -0.10" in published.moved("badger", after, before)
+    wide = before + np.array([0.5, -0.4, 0.3, -0.2])
+    said = published.moved("badger", before, wide, HELPS)
+    assert said.startswith("**badger**: not told apart, from 0.35 to 0.40 (by +0.05 [-")
+    assert said.endswith("not told apart.")
+
+
+def test_a_number_whose_interval_lies_within_half_a_hundredth_stays():
+    before = np.array([0.951, 0.952, 0.953])
+    stays = Claim("The blog's badger stays at 1.00", "as many")
+    said = published.moved("badger", before, before + np.array([0.001, 0.002, 0.001]), stays)
+    assert said.startswith("**badger**: stays at 0.95 (to within 0.005, 3 draws). ")
+    assert said.endswith("The blog's badger stays at 1.00: agrees.")
+    # It stays, whatever the two decimals turn to.
+    across = published.moved("badger", before + 0.002, before + 0.004 + before * 0.0001)
+    assert across.startswith("**badger**: stays, from 0.95 to 0.96 (to within 0.005")
+    fallen = published.moved("badger", before, before - 0.01, stays)
+    assert fallen.startswith("**badger**: falls from 0.95 to 0.94 (by -0.010 [")
+    assert fallen.endswith("disagrees.")
+
+
+def test_one_number_stands_beside_every_draw():
+    one, several = 0.2, np.array([0.5, 0.6, 0.7])
+    assert published.moved("x", one, several) == published.moved("x", np.full(3, one), several)
+    with pytest.raises(ValueError, match="broadcast"):
+        published.moved("x", several[:2], several)
+
+
+def test_means_over_the_same_images_are_compared_by_their_paired_difference():
+    first = np.array([0.9, 0.5, 0.7, 0.3])
+    # The images differ widely, the two numbers of each do not.
+    second = first - np.array([0.11, 0.1, 0.09, 0.1])
+    said = published.compared_means("R-CAM against CAM", first, second, HELPS, what="correlation")
+    assert said == (
+        "**R-CAM against CAM**: more, correlation 0.60 against 0.50 "
+        "(difference +0.10 [+0.09, +0.11], n = 4). The blog says that it helps: agrees."
+    )
+    assert "disagrees" in published.compared_means("x", second, first, HELPS)
+    wide = published.compared_means("x", first, first - np.array([0.5, -0.4, 0.3, -0.2]), HELPS)
+    assert wide.startswith("**x**: not told apart, on average 0.60 against 0.55")
+    with pytest.raises(ValueError, match="broadcast"):
+        published.compared_means("x", first, second[:3])
+
+
+def test_what_is_seen_is_the_most_frequent_top_answer():
+    names = ("fox", "badger", "skunk")
+    draws = np.array([[0.1, 0.5, 0.4], [0.1, 0.3, 0.6], [0.0, 0.4, 0.6]])
+    assert published.seen_as("PD", draws, 1, names) == (
+        "**PD**: seen as skunk in 2 of 3 draws, 0.53; badger has 0.40."
+    )
+    assert published.seen_as("clean", draws[0], 1, names) == "**clean**: seen as badger, 0.50."
+
+
+@pytest.mark.parametrize(
+    ("right", "direction", "judged"),
+    [
+        (20, "more", "agrees"),
+        (20, "fewer", "disagrees"),
+        (0, "more", "disagrees"),
+        (0, "fewer", "agrees"),
+        (10, "more", "not told apart"),
+    ],
+)
+def test_what_is_seen_agrees_where_most_draws_are_right_as_claimed(right, direction, judged):
+    draws = np.tile([0.4, 0.6], (20, 1))
+    draws[:right] = [0.7, 0.3]
+    claim = Claim("The blog sees it", direction)
+    said = published.seen_as("PD", draws, 0, ("badger", "skunk"), claim)
+    assert said.endswith(f". The blog sees it: {judged}.")
+    if right in (0, 20):
+        # One answer is right or not.
+        said = published.seen_as("PD", draws[0], 0, ("badger", "skunk"), claim)
+        assert said.endswith(f". The blog sees it: {judged}.")
+
+
+def test_changes_are_counted_by_pixel_and_channel():
+    before = np.full((4, 5, 3), 100, dtype=np.float32)
+    after = before.copy()
+    after[0, 0, 1] += 10
+    after[1, 2] -= 30
+    after[3, 4, 0] += 110
+    assert published.changed("PD 2", before, after) == (
+        "**PD 2**: 3 of 20 pixels changed (15.0%), 67% of them in one channel alone. Half of the "
+        "changed values moved by 30 grey levels or less, the greatest by 110."
+    )
+    assert published.changed("none", before, before) == "**none**: not one of 20 pixels changed."
+
+
+def spread(low: float, high: float) -> np.ndarray:
+    return np.stack([np.linspace(low, high, 5), np.full(5, 0.3)], axis=1)
+
+
+def test_what_may_set_a_run_apart_from_the_blog_is_said_with_its_numbers():
+    steps = {
+        "adversary": np.array([[0.02, 0.57]]),
+        "PD 200": spread(0.02, 0.04),
+        "PD 600": spread(0.70, 0.80),
+        "PD 77": spread(0.1, 0.2),
+    }
+    said = published.unlike_the_blog("mine", ("cup", "soup"), steps, l2=0.0062, linf=1.0).data
+    for part in (
+        "0.15 and 0.02 (adversary), 0.52 and 0.03 (PD 200), 0.75 and 0.75 (PD 600). ",
+        "*The network*: ResNet-50 there, mine here. ",
+        "at cup 0.02 against soup 0.57 here",
+        "ours 0.0062 and 1. ",
+        "one there, 5 here; the blog's number lies within what they reach at PD 600, and outside "
+        "what they reach at PD 200, where luck alone does not explain it.",
+    ):
+        assert part in said
+    assert "77" not in said
+    own = {"adversary": steps["adversary"], "PD 77": steps["PD 77"]}
+    said = published.unlike_the_blog("resnet50", ("cup", "soup"), own, l2=0.1, linf=2.0).data
+    assert "*The network*: the same, ResNet-50." in said
+    assert said.endswith("*Draws*: one there, and at the blog's steps no more than one here.")
+
+
+def test_sizes_are_told_by_their_ratio():
+    small, large = Mean(0.04, 0.03, 0.05, 9), Mean(0.07, 0.06, 0.08, 9)
+    assert published.sized("sure against doubting", large, small) == (
+        "**sure against doubting**: 1.8 times as large, relative L2 0.07 against 0.04."
+    )
+    assert "times" not in published.sized("x", large, Mean(0.0, 0.0, 0.0, 9))
+
+
+def test_extremes_name_all_that_tie():
+    rates = {"FGSM": Rate(1, 10), "IGSM": Rate(1, 10), "C&W": Rate(9, 10)}
+    assert published.extremes("right", rates) == (
+        f"**right**: least for FGSM, IGSM ({Rate(1, 10)}), most for C&W ({Rate(9, 10)})."
+    )
+    assert "least for 4 (" in published.extremes("by eps", {4: Rate(1, 10), 16: Rate(9, 10)})
+    alike = published.extremes("right", {"FGSM": Rate(1, 10), "IGSM": Rate(1, 10)})
+    assert alike == f"**right**: the same for all, {Rate(1, 10)}."
+
+
+def test_published_figures_stand_beside_measured_rates():
+    rates = {"clean": Rate(10, 10), "FGSM": Rate(1, 10), "JSMA": Rate(6, 10), "PGD": Rate(5, 10)}
+    table = published.beside(rates, {"clean": 0.1, "FGSM": 0.8, "JSMA": 0.7, "PGD": None}, "paper")
+    assert list(table.columns) == ["here", "paper", "verdict"]
+    assert table["verdict"].to_dict() == {
+        "clean": "disagrees, more here",
+        "FGSM": "disagrees, fewer here",
+        "JSMA": "not told apart",
+        "PGD": "-",
+    }
+    assert table.loc["FGSM"].tolist()[:2] == [f"{Rate(1, 10)}, n = 10", "0.80"]
+
+
+def test_names_are_gathered_by_their_word_and_no_word_goes_missing():
+    words = {"a": "more", "b": "fewer", "c": "more"}
+    assert published.listed("added", words, ("fewer", "not told apart")) == (
+        "**added**: *fewer*: b; *not told apart*: none; *more*: a, c."
+    )
+
+
+def test_sentences_are_shown_as_a_list():
+    assert published.bullets("One.", "Two.").data == "- One.\n- Two."
 
 
 def test_the_paper_s_figures_are_shares():

@@ -11,7 +11,6 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from pdutils import published
 from pdutils._utils import extra
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
 from pdutils.demo.examples import Collection, load_collection
@@ -27,7 +26,7 @@ from pdutils.stats import PairedDifference
 with extra("evaluation"):
     import pandas as pd
 
-__all__ = ["Study", "load_classifier", "load_collection", "published", "run"]
+__all__ = ["Study", "load_classifier", "load_collection", "run"]
 
 #: Attacks or defences by the names that one chooses, or by their texts alone.
 Given = Mapping[Any, str | Callable[..., Any]] | Iterable[str | Callable[..., Any]]
