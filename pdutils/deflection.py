@@ -4,6 +4,7 @@ Source: Prakash, Moran, Garber, DiLillo, Storer: Deflecting Adversarial Attacks 
 Deflection, CVPR 2018, arXiv 1801.08926, Algorithm 1; and the authors' code and blog.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -53,7 +54,7 @@ def pixel_deflection(
     Parameters
     ----------
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255]. They are not changed.
+        RGB in [0, 255].
     deflections : int
         How many, at least 0; what is counted depends on `reading`. The paper takes 100, the
         authors' program 200, the blog 200, 600 and 1500.
@@ -73,20 +74,15 @@ def pixel_deflection(
         - ``paper`` (Algorithm 1): one place and one neighbour for the whole pixel; exactly
           `deflections` of them, the places drawn in proportion to 1 - `activation_map`.
 
-        In both codes of the authors row 0 and column 0 are written but never read from; here too,
-        unless the image has no other.
+        `repo` and `paper` raise a ValueError for a map of 1 everywhere (the authors' code does not
+        end then). In both codes of the authors row 0 and column 0 are written but never read from;
+        here too, unless the image has no other.
     rng : int, numpy.random.Generator, list of Generator, or None
         Each image draws from a stream of its own, see `pdutils._utils`.
 
     Returns
     -------
     ndarray of float32, the shape of `images`
-
-    Raises
-    ------
-    ValueError
-        Also if the map is 1 everywhere although `repo` or `paper` ask for a fixed number of writes
-        (the authors' code does not end then).
     """
     batch, single = as_batch(images)
     maps = as_map_batch(activation_map, batch)
@@ -103,12 +99,12 @@ def deflect(
     generators: Sequence[np.random.Generator],
 ) -> Array:
     """Do as `pixel_deflection`, for images and maps (N, ...) that were checked before."""
-    result = batch.copy()
-    for i, rng in enumerate(generators):
-        chances = None if maps is None else maps[i]
-        writes = draw_writes(batch.shape[1:3], deflections, window, chances, reading, rng)
-        _write(result[i], batch[i], writes)
-    return result
+    chances = [None] * len(batch) if maps is None else maps
+    each = zip(batch, chances, generators, strict=True)
+    size = batch.shape[1:3]
+    return np.stack(
+        [apply_writes(x, draw_writes(size, deflections, window, m, reading, g)) for x, m, g in each]
+    )
 
 
 def draw_writes(
@@ -121,139 +117,99 @@ def draw_writes(
 ) -> Writes:
     """Draw the writes of one image (H, W); the arguments are those of `pixel_deflection`."""
     check_knobs(deflections, window, reading)
-    height, width = shape
-    # A window beyond the image adds nothing, and a huge one overflows when added to a place.
-    window = min(window, max(shape))
+    spared = None if activation_map is None else activation_map.reshape(-1)
     draw = {"blog": _blog_places, "repo": _repo_places, "paper": _paper_places}[reading]
-    places, channel = draw(deflections, height * width, activation_map, rng)
-    row, column = np.divmod(places, width)
-    # Only the paper's reading copies from row and column 0.
-    first = 0 if reading == "paper" else 1
-    return Writes(
-        to_row=row,
-        to_column=column,
-        from_row=_near(row, height, window, first, rng),
-        from_column=_near(column, width, window, first, rng),
-        channel=channel,
-    )
+    places, channel = draw(deflections, math.prod(shape), spared, rng)
+    to = np.divmod(places, shape[1])
+    neighbours = []
+    for position, size in zip(to, shape, strict=True):
+        # Only the paper's reading copies from row and column 0.
+        low = np.maximum(position - min(window, size), min(reading != "paper", size - 1))
+        high = np.minimum(position + min(window, size), size - 1)
+        # A draw in [0, 1) scaled to the range is several times as fast as integers(low, high).
+        steps = rng.random(len(position)) * (high - low + 1)
+        neighbours.append(low + steps.astype(np.int64))
+    return Writes(*to, *neighbours, channel=channel)
 
 
 def apply_writes(image: Array, writes: Writes) -> Array:
     """Give what a loop over the writes makes of an image (H, W, 3), bit for bit, without a loop."""
-    result = image.copy()
-    _write(result, image, writes)
-    return result
-
-
-def _write(result: Array, image: Array, writes: Writes) -> None:
-    """Carry out writes in `result`, which is a contiguous copy of `image`."""
-    if len(writes) == 0:
-        return
     width, channels = image.shape[1:]
     target = writes.to_row * width + writes.to_column
     source = writes.from_row * width + writes.from_column
     # A place is a pixel with all its channels, or one of them.
-    places: tuple[int, ...] = (-1, channels)
-    if writes.channel[0] != _ALL_CHANNELS:
+    whole = len(writes) > 0 and writes.channel[0] == _ALL_CHANNELS
+    if not whole:
         target, source = target * channels + writes.channel, source * channels + writes.channel
-        places = (-1,)
-    flat, origin = result.reshape(places), image.reshape(places)
+    places = image.reshape((-1, channels) if whole else -1)
+    result = places.copy()
     # Of values assigned to one place NumPy keeps the last, as the loop does.
-    flat[target] = origin[_first_sources(target, source, len(flat))]
+    result[target] = places[_first_sources(target, source, len(places))]
+    return result.reshape(image.shape)
 
 
 def _first_sources(target: Ints, source: Ints, places: int) -> Ints:
     """Find the place of the untouched image from which each write's value comes in the end."""
+    n, earlier = len(target), np.arange(len(target))
     written = np.zeros(places, dtype=np.bool_)
     written[target] = True
     # Few writes read a place that another one writes to: only those need the search.
     reader = np.flatnonzero(written[source])
-    if len(reader) == 0:
-        return source
-    written[:] = False
-    written[source[reader]] = True
-    writer = np.flatnonzero(written[target])
-    return _resolved(source, target[writer], writer, reader)
-
-
-def _resolved(source: Ints, target: Ints, writer: Ints, reader: Ints) -> Ints:
-    """Follow each reader to the last writer of its source before it, and on to the first source."""
-    n = len(source)
     # Keys sort by place, then by time: what stands before (source, j) is the last write to that
     # source before j, if there is one.
-    keys = np.sort(target * n + writer)
-    before = np.searchsorted(keys, source[reader] * n + reader) - 1
-    found = keys[np.maximum(before, 0)]
-    earlier = np.arange(n)
-    earlier[reader] = np.where((before >= 0) & (found // n == source[reader]), found % n, reader)
-    while True:
-        further = earlier[earlier]
-        if np.array_equal(further, earlier):
-            return source[earlier]
+    keys = np.sort(target * n + earlier)
+    found = keys[np.searchsorted(keys, source[reader] * n + reader) - 1]
+    before = (found // n == source[reader]) & (found % n < reader)
+    earlier[reader] = np.where(before, found % n, reader)
+    while not np.array_equal(further := earlier[earlier], earlier):
         earlier = further
+    return source[earlier]
 
 
 def _blog_places(
-    deflections: int, pixels: int, activation_map: Array | None, rng: np.random.Generator
+    n: int, pixels: int, spared: Array | None, rng: np.random.Generator
 ) -> tuple[Ints, Ints]:
-    places = rng.integers(0, pixels, size=3 * deflections)
-    channel = np.tile(np.arange(3), deflections)
-    if activation_map is None:
+    places, channel = rng.integers(0, pixels, size=3 * n), np.tile(np.arange(3), n)
+    if spared is None:
         return places, channel
-    kept = rng.random(len(places)) >= activation_map.reshape(-1)[places]
+    kept = rng.random(len(places)) >= spared[places]
     return places[kept], channel[kept]
 
 
 def _repo_places(
-    deflections: int, pixels: int, activation_map: Array | None, rng: np.random.Generator
+    n: int, pixels: int, spared: Array | None, rng: np.random.Generator
 ) -> tuple[Ints, Ints]:
-    if deflections == 0:
+    if n == 0:
         return _blog_places(0, pixels, None, rng)
     # Instead of drawing until enough draws are accepted, which need not end, draw how many
     # draws each acceptance takes, and where it falls: the distribution is the same.
-    chance = 1.0 if activation_map is None else float(np.mean(_chances(activation_map)))
-    waits = rng.geometric(chance, size=deflections + 2)
+    chance = 1.0 if spared is None else float(np.mean(_chances(spared)))
+    waits = rng.geometric(chance, size=n + 2)
     # Beyond 3 only the channel that a wait leads to matters; the sum of long ones overflows.
     trial = np.cumsum(np.minimum(waits, 3 + waits % 3)) - 1
-    last_round = trial[deflections - 1] // 3
-    trial = trial[trial // 3 <= last_round]
-    return _accepted(len(trial), pixels, activation_map, rng), trial % 3
+    trial = trial[trial // 3 <= trial[n - 1] // 3]
+    return _paper_places(len(trial), pixels, spared, rng)[0], trial % 3
 
 
 def _paper_places(
-    deflections: int, pixels: int, activation_map: Array | None, rng: np.random.Generator
+    n: int, pixels: int, spared: Array | None, rng: np.random.Generator
 ) -> tuple[Ints, Ints]:
-    places = _accepted(deflections, pixels, activation_map, rng)
-    return places, np.full(deflections, _ALL_CHANNELS)
+    if spared is None:
+        places: Ints = rng.integers(0, pixels, size=n)
+    else:
+        heights = np.cumsum(_chances(spared))
+        places = np.searchsorted(heights, rng.random(n) * heights[-1], side="right")
+    return places, np.full(n, _ALL_CHANNELS)
 
 
-def _accepted(n: int, pixels: int, activation_map: Array | None, rng: np.random.Generator) -> Ints:
-    """Draw n places in proportion to 1 - map."""
-    if activation_map is None:
-        return rng.integers(0, pixels, size=n)
-    heights = np.cumsum(_chances(activation_map))
-    places: Ints = np.searchsorted(heights, rng.random(n) * heights[-1], side="right")
-    return places
-
-
-def _chances(activation_map: Array) -> NDArray[np.float64]:
-    chances = 1.0 - activation_map.reshape(-1).astype(np.float64)
+def _chances(spared: Array) -> NDArray[np.float64]:
+    chances = 1.0 - spared.astype(np.float64)
     if not chances.any():
         raise ValueError(
             "activation_map is 1 everywhere, so every place is spared; expected at least one "
             "value below 1 where the reading ('repo' or 'paper') asks for a number of writes"
         )
     return chances
-
-
-def _near(position: Ints, size: int, window: int, first: int, rng: np.random.Generator) -> Ints:
-    first = min(first, size - 1)
-    low = np.maximum(position - window, first)
-    high = np.minimum(position + window, size - 1)
-    # A draw in [0, 1) scaled to the range is several times as fast as integers(low, high).
-    steps = (rng.random(len(position)) * (high - low + 1)).astype(np.int64)
-    near: Ints = low + steps
-    return near
 
 
 def check_knobs(deflections: int, window: int, reading: str) -> None:
