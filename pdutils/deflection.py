@@ -120,16 +120,17 @@ def draw_writes(
     spared = None if activation_map is None else activation_map.reshape(-1)
     draw = {"blog": _blog_places, "repo": _repo_places, "paper": _paper_places}[reading]
     places, channel = draw(deflections, math.prod(shape), spared, rng)
-    to = np.divmod(places, shape[1])
-    neighbours = []
-    for position, size in zip(to, shape, strict=True):
+    row, column = np.divmod(places, shape[1])
+
+    def near(position: Ints, size: int) -> Ints:
         # Only the paper's reading copies from row and column 0.
         low = np.maximum(position - min(window, size), min(reading != "paper", size - 1))
         high = np.minimum(position + min(window, size), size - 1)
         # A draw in [0, 1) scaled to the range is several times as fast as integers(low, high).
-        steps = rng.random(len(position)) * (high - low + 1)
-        neighbours.append(low + steps.astype(np.int64))
-    return Writes(*to, *neighbours, channel=channel)
+        steps: Ints = (rng.random(len(position)) * (high - low + 1)).astype(np.int64)
+        return low + steps
+
+    return Writes(row, column, near(row, shape[0]), near(column, shape[1]), channel)
 
 
 def apply_writes(image: Array, writes: Writes) -> Array:
