@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 import pywt
-from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage
 from skimage import color as colors
@@ -29,7 +28,7 @@ Mode = Literal["soft", "hard"]
 Color = Literal["ycbcr", "rgb"]
 SigmaScale = Literal["channel", "rgb"]
 
-_Denoiser = TypeVar("_Denoiser", bound=Callable[..., Array])
+_Denoiser = TypeVar("_Denoiser", bound=Callable[..., Any])
 
 #: From RGB to YCbCr and back, rows on the left; the offset of YCbCr only moves the mean, which
 #: wavelet denoising leaves alone.
@@ -60,10 +59,21 @@ def _at_the_door(denoiser: _Denoiser) -> _Denoiser:
     @wraps(denoiser)
     def checked(images: Array, *args: Any, **options: Any) -> Array:
         batch, single = as_batch(images)
-        result = denoiser(batch, *args, **options)
+        result: Array = denoiser(batch, *args, **options)
         return result[0] if single else result
 
     return cast(_Denoiser, checked)
+
+
+def _each(denoiser: _Denoiser) -> _Denoiser:
+    """Let a denoiser of one image, of values in [0, 1], denoise a batch in grey levels."""
+
+    @wraps(denoiser)
+    def each(batch: Array, **options: Any) -> Array:
+        result = [denoiser(rgb / np.float32(255), **options) for rgb in batch]
+        return np.stack(result).astype(np.float32) * np.float32(255)
+
+    return cast(_Denoiser, each)
 
 
 @_at_the_door
@@ -83,11 +93,8 @@ def denoise_batch(batch: Array, method: str = "wavelet", **options: Any) -> Arra
     check_one_of("method", method, tuple(DENOISERS))
     denoiser: Any = DENOISERS[method]
     known = list(inspect.signature(denoiser).parameters)[1:]
-    unknown = set(options) - set(known)
-    if unknown:
-        raise ValueError(
-            f"{method}: no option {', '.join(sorted(unknown))}; known: {', '.join(known)}"
-        )
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{method}: no option {', '.join(unknown)}; known: {', '.join(known)}")
     result: Array = denoiser.__wrapped__(batch, **options)
     return result
 
@@ -148,33 +155,87 @@ def denoise_wavelet(
     if sigma < float(np.finfo(np.float32).eps) or images.shape[1:3] == (1, 1):
         # Nothing is small enough to be shrunk, and the copy is exact.
         return np.clip(images, 0, 255) if sigma_scale == "channel" else images.copy()
-    shrink = partial(
-        _wavelet_shrunk,
-        sigma=sigma,
-        wavelet=wavelet,
-        mode=mode,
-        shrinkage=shrinkage,
-        color=color,
-        sigma_scale=sigma_scale,
-    )
+    shrink = partial(_shrink, sigma, wavelet, mode, shrinkage)
     with warnings.catch_warnings():
         # In an image of a few pixels PyWavelets warns that every coefficient sees the border.
         warnings.filterwarnings("ignore", "Level value of", UserWarning)
-        return _in_parts(shrink, images)
+        return _in_parts(partial(_wavelet_shrunk, shrink, color, sigma_scale), images)
+
+
+def _in_parts(function: Callable[[Array], Array], batch: Array) -> Array:
+    """Call a function with a few images at a time, on all cores."""
+    parts = [batch[i : i + _PART] for i in range(0, len(batch), _PART)]
+    if len(parts) == 1:
+        return function(batch)
+    with ThreadPoolExecutor() as pool:
+        return np.concatenate(list(pool.map(function, parts)))
+
+
+def _wavelet_shrunk(
+    shrink: Callable[[Array, Array], Array], color: Color, sigma_scale: SigmaScale, batch: Array
+) -> Array:
+    # Scaling an image scales its coefficients and thresholds alike, so nothing is stretched: what
+    # sigma is a share of stands in its place.
+    channels = batch if color == "rgb" else batch @ TO_YCBCR.astype(np.float32)
+    # A plane a channel lies together in memory, which the transform reads row by row.
+    planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
+    if color == "ycbcr" and sigma_scale == "channel":
+        low, high = (end(planes, axis=(2, 3), keepdims=True) for end in (np.min, np.max))
+        # A channel that is constant but for rounding has no range.
+        least = ROUNDING * np.abs(batch).max(axis=(1, 2, 3), keepdims=True)
+        ranges = np.where(high - low > least, high - low, np.float32(0))
+        shrunk = shrink(planes, ranges).clip(low, high)
+    else:
+        whole = 255 * (_SPREAD if color == "ycbcr" else np.ones(1))
+        shrunk = shrink(planes, whole.astype(np.float32).reshape(1, -1, 1, 1))
+    pixels = np.moveaxis(shrunk, 1, -1)
+    result: Array = pixels if color == "rgb" else pixels @ FROM_YCBCR.astype(np.float32)
+    return result.clip(0, 255) if sigma_scale == "channel" else result
+
+
+def _shrink(
+    share: float, wavelet: str, mode: Mode, shrinkage: Shrinkage, planes: Array, ranges: Array
+) -> Array:
+    """Transform a whole batch (N, 3, H, W), shrink its details, and transform it back."""
+    sigma = np.float32(min(share, BOUNDLESS)) * ranges
+    height, width = planes.shape[2:]
+    # As scikit-image: the three coarsest levels are left alone, but one is always taken.
+    level = max(pywt.dwtn_max_level((height, width), wavelet) - 3, 1)
+    coarse, *details = pywt.wavedecn(planes, wavelet, level=level, axes=(2, 3))
+    threshold = sigma * np.sqrt(2 * np.log(height * width))
+    for bands in details:
+        for key, band in bands.items():
+            if shrinkage == "BayesShrink":
+                variance = np.mean(np.square(band), axis=(2, 3), keepdims=True)
+                least = np.square(ranges) * np.finfo(np.float32).eps
+                signal = np.maximum(variance - np.square(sigma), least)
+                threshold = np.zeros_like(signal)
+                np.divide(np.square(sigma), np.sqrt(signal), out=threshold, where=signal > 0)
+            size = np.abs(band)
+            if mode == "hard":
+                bands[key] = np.where(size < threshold, np.float32(0), band)
+            else:
+                bands[key] = np.copysign(np.maximum(size - threshold, 0), band)
+    restored = pywt.waverecn([coarse, *details], wavelet, axes=(2, 3))
+    # An odd size comes back one larger.
+    result: Array = restored[:, :, :height, :width].astype(np.float32, copy=False)
+    return result
 
 
 @_at_the_door
+@_each
 def denoise_tv(images: Array, *, weight: float = 0.1) -> Array:
     """Denoise by total variation (Chambolle 2004, DOI 10.1023/B:JMIV.0000011325.36760.1e).
 
     `weight` is above 0, on images in [0, 1]: the greater, the smoother.
     """
     _check_at_least("weight", weight, _ABOVE_0)
-    run = restoration.denoise_tv_chambolle
-    return _each(images, lambda rgb: run(rgb, weight=weight, channel_axis=-1))
+    result: Array = restoration.denoise_tv_chambolle(images, weight=weight, channel_axis=-1)
+    return result
 
 
 @_at_the_door
+@_each
 def denoise_bilateral(
     images: Array, *, sigma_color: float | Literal["std"] = 0.05, sigma_spatial: float = 1.0
 ) -> Array:
@@ -185,13 +246,31 @@ def denoise_bilateral(
     authors' code did. `sigma_spatial`, above 0 in pixels, says how far away it may be; beyond three
     times this, none counts, nor beyond the side of the image, which is mirrored at its border.
     """
-    if sigma_color != "std":
-        _check_at_least("sigma_color", sigma_color, _ABOVE_0)
+    values = images.astype(np.float64)
+    if sigma_color == "std":
+        # An image of one value is its own average, by whatever measure.
+        sigma_color = float(values.std()) or 1.0
+    _check_at_least("sigma_color", sigma_color, _ABOVE_0)
     _check_at_least("sigma_spatial", sigma_spatial, _ABOVE_0)
-    return _each(images, lambda rgb: _bilateral(rgb, sigma_color, sigma_spatial))
+    # scikit-image 0.26 reads its table of spatial weights askew, which smears the picture.
+    height, width, _ = values.shape
+    down, across = (math.ceil(min(3 * sigma_spatial, side - 1)) for side in (height, width))
+    mirrored = np.pad(values, ([down] * 2, [across] * 2, (0, 0)), mode="symmetric")
+    total, weights = np.zeros_like(values), np.zeros((height, width, 1))
+    for row, column in np.ndindex(2 * down + 1, 2 * across + 1):
+        neighbour = mirrored[row : row + height, column : column + width]
+        far = math.hypot(row - down, column - across) / sigma_spatial
+        # Measured by a tiny sigma all is infinitely unlike.
+        with np.errstate(over="ignore"):
+            unlike = np.linalg.norm(neighbour - values, axis=-1, keepdims=True) / sigma_color
+            weight = np.exp(-(far * far + unlike * unlike) / 2)
+        total += weight * neighbour
+        weights += weight
+    return (total / weights).astype(np.float32)
 
 
 @_at_the_door
+@_each
 def denoise_nl_means(
     images: Array,
     *,
@@ -211,24 +290,19 @@ def denoise_nl_means(
     _check_at_least("sigma", sigma, _ABOVE_0 if h is None else 0)
     check_whole("patch_size", patch_size, 1)
     check_whole("patch_distance", patch_distance, 1)
-    if h is not None:
-        _check_at_least("h", h, _ABOVE_0)
-    sides = images.shape[1:3]
+    h = 0.8 * sigma if h is None else h
+    _check_at_least("h", h, _ABOVE_0)
+    sides = images.shape[:2]
     if min(sides) < 2:
         # The library answers NaN for a single row or column.
         raise ValueError(f"nl_means: expected at least 2 x 2 pixels, got {sides}")
-    run = partial(
-        restoration.denoise_nl_means,
-        patch_size=min(patch_size, 2 * max(sides) - 1),
-        patch_distance=min(patch_distance, max(sides) - 1),
-        h=0.8 * sigma if h is None else h,
-        sigma=sigma,
-        channel_axis=-1,
-    )
-    return _each(images, run)
+    area = min(patch_size, 2 * max(sides) - 1), min(patch_distance, max(sides) - 1)
+    result: Array = restoration.denoise_nl_means(images, *area, h, sigma=sigma, channel_axis=-1)
+    return result
 
 
 @_at_the_door
+@_each
 def denoise_wiener(images: Array, *, size: int = 3) -> Array:
     """Shrink each pixel towards its neighbourhood's mean (Wiener; Lim 1990).
 
@@ -237,10 +311,17 @@ def denoise_wiener(images: Array, *, size: int = 3) -> Array:
     odd number of pixels; it reaches no further than the image is long.
     """
     check_odd("size", size)
-    return _each(images, lambda rgb: _wiener(rgb, size))
+    values, area = images.astype(np.float64), _area(images, size)
+    mean = ndimage.uniform_filter(values, area)
+    variance = np.maximum(ndimage.uniform_filter(values**2, area) - mean**2, 0)
+    signal = np.maximum(variance - variance.mean(axis=(0, 1)), 0)
+    gain = np.divide(signal, variance, out=np.zeros_like(signal), where=signal > 0)
+    result: Array = mean + gain * (values - mean)
+    return result
 
 
 @_at_the_door
+@_each
 def denoise_median(images: Array, *, size: int = 3) -> Array:
     """Take the median of each pixel's neighbourhood, a channel at a time.
 
@@ -248,17 +329,28 @@ def denoise_median(images: Array, *, size: int = 3) -> Array:
     the image is mirrored.
     """
     check_whole("size", size, 1)
-    return _each(images, lambda rgb: ndimage.median_filter(rgb, size=_area(rgb, size)))
+    result: Array = ndimage.median_filter(images, size=_area(images, size))
+    return result
+
+
+def _area(rgb: Array, size: int) -> tuple[int, int, int]:
+    """Give the sides of a square window that is cut where it reaches beyond all of the image."""
+    height, width, _ = rgb.shape
+    return min(size, 2 * height - 1), min(size, 2 * width - 1), 1
 
 
 @_at_the_door
+@_each
 def denoise_jpeg(images: Array, *, quality: int = 75) -> Array:
     """Save and load as a JPEG, which quantises the cosine coefficients of 8 x 8 blocks.
 
     The image is clipped and rounded to 8 bits first. `quality` is from 1 to 95.
     """
     check_whole("quality", quality, 1, 95)
-    return _each(images, lambda rgb: _jpeg(rgb, quality))
+    file = io.BytesIO()
+    Image.fromarray(on_grid(images * 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
+    with Image.open(file) as picture:
+        return np.asarray(picture, dtype=np.float32) / np.float32(255)
 
 
 @_at_the_door
@@ -281,168 +373,41 @@ def denoise_dct(images: Array, *, sigma: float = 0.04, step: int = 2) -> Array:
     if sigma == 0:
         return images.copy()
     thresholds = (3 * 255 * min(sigma, BOUNDLESS) * _SPREAD).astype(np.float32)
-    channels = np.moveaxis(images @ TO_YCBCR.astype(np.float32), -1, 1)
-    planes = np.stack([_dct_thresholded(image, thresholds, step) for image in channels])
-    result: Array = np.moveaxis(planes, 1, -1) @ FROM_YCBCR.astype(np.float32)
-    return result
+    return _in_parts(partial(_dct_thresholded, thresholds.reshape(3, 1, 1, 1, 1), step), images)
 
 
-#: Each takes images and its own options by name.
-DENOISERS: dict[str, Callable[..., Array]] = {
-    "wavelet": denoise_wavelet,
-    "tv": denoise_tv,
-    "bilateral": denoise_bilateral,
-    "nl_means": denoise_nl_means,
-    "wiener": denoise_wiener,
-    "median": denoise_median,
-    "jpeg": denoise_jpeg,
-    "dct": denoise_dct,
-}
-
-
-def _each(batch: Array, denoiser: Callable[[Array], NDArray[Any]]) -> Array:
-    """Denoise image by image, on values in [0, 1]."""
-    result = np.stack([denoiser(rgb / np.float32(255)) for rgb in batch]).astype(np.float32)
-    result *= 255
-    return result
-
-
-def _in_parts(function: Callable[[Array], Array], batch: Array) -> Array:
-    """Call a function with a few images at a time, on all cores."""
-    parts = [batch[i : i + _PART] for i in range(0, len(batch), _PART)]
-    if len(parts) == 1:
-        return function(batch)
-    with ThreadPoolExecutor() as pool:
-        return np.concatenate(list(pool.map(function, parts)))
-
-
-def _wavelet_shrunk(
-    batch: Array, *, color: Color, sigma_scale: SigmaScale, sigma: float, **knobs: Any
-) -> Array:
-    # Scaling an image scales its coefficients and thresholds alike, so nothing is stretched: what
-    # sigma is a share of stands in its place.
-    channels = batch if color == "rgb" else batch @ TO_YCBCR.astype(np.float32)
-    # A plane a channel lies together in memory, which the transform reads row by row.
-    planes = np.ascontiguousarray(np.moveaxis(channels, -1, 1))
-    if color == "ycbcr" and sigma_scale == "channel":
-        low, high = (end(planes, axis=(2, 3), keepdims=True) for end in (np.min, np.max))
-        # A channel that is constant but for rounding has no range.
-        least = ROUNDING * np.abs(batch).max(axis=(1, 2, 3), keepdims=True)
-        ranges = np.where(high - low > least, high - low, np.float32(0))
-        shrunk = _shrink(planes, sigma, ranges, **knobs).clip(low, high)
-    else:
-        whole = 255 * (_SPREAD if color == "ycbcr" else np.ones(1))
-        shrunk = _shrink(planes, sigma, whole.astype(np.float32).reshape(1, -1, 1, 1), **knobs)
-    pixels = np.moveaxis(shrunk, 1, -1)
-    result: Array = pixels if color == "rgb" else pixels @ FROM_YCBCR.astype(np.float32)
-    return result.clip(0, 255) if sigma_scale == "channel" else result
-
-
-def _shrink(
-    planes: Array, share: float, ranges: Array, wavelet: str, mode: Mode, shrinkage: Shrinkage
-) -> Array:
-    """Transform a whole batch (N, 3, H, W), shrink its details, and transform it back."""
-    sigma = np.float32(min(share, BOUNDLESS)) * ranges
-    height, width = planes.shape[2:]
-    # As scikit-image: the three coarsest levels are left alone, but one is always taken.
-    level = max(pywt.dwtn_max_level((height, width), wavelet) - 3, 1)
-    coarse, *details = pywt.wavedecn(planes, wavelet, level=level, axes=(2, 3))
-    visu = sigma * np.sqrt(2 * np.log(height * width))
-    for bands in details:
-        for key, band in bands.items():
-            threshold = visu if shrinkage == "VisuShrink" else _bayes_thresh(band, sigma, ranges)
-            bands[key] = _thresholded(band, threshold, mode)
-    restored = pywt.waverecn([coarse, *details], wavelet, axes=(2, 3))
-    # An odd size comes back one larger.
-    result: Array = restored[:, :, :height, :width].astype(np.float32, copy=False)
-    return result
-
-
-def _bayes_thresh(band: Array, sigma: Array, shares: Array) -> Array:
-    """Give the BayesShrink threshold of each channel of each image."""
-    variance = np.mean(np.square(band), axis=(2, 3), keepdims=True)
-    signal = np.maximum(variance - np.square(sigma), np.square(shares) * np.finfo(np.float32).eps)
-    threshold: Array = np.zeros_like(signal)
-    np.divide(np.square(sigma), np.sqrt(signal), out=threshold, where=signal > 0)
-    return threshold
-
-
-def _thresholded(band: Array, threshold: Array, mode: Mode) -> Array:
-    size = np.abs(band)
-    if mode == "hard":
-        return np.where(size < threshold, np.float32(0), band)
-    return np.copysign(np.maximum(size - threshold, 0), band)
-
-
-def _area(rgb: Array, size: int) -> tuple[int, int, int]:
-    """Give the sides of a square window that is cut where it reaches beyond all of the image."""
-    height, width, _ = rgb.shape
-    return min(size, 2 * height - 1), min(size, 2 * width - 1), 1
-
-
-def _bilateral(
-    rgb: Array, sigma_color: float | Literal["std"], sigma_spatial: float
-) -> NDArray[Any]:
-    # scikit-image 0.26 reads its table of spatial weights askew, which smears the picture.
-    values = rgb.astype(np.float64)
-    height, width, _ = rgb.shape
-    # An image of one value is its own average, by whatever measure.
-    spread = (values.std() or 1.0) if sigma_color == "std" else sigma_color
-    reach = [math.ceil(min(3 * sigma_spatial, side - 1)) for side in (height, width)]
-    mirrored = np.pad(values, ([reach[0]] * 2, [reach[1]] * 2, (0, 0)), mode="symmetric")
-    total, weights = np.zeros_like(values), np.zeros((height, width, 1))
-    for down, right in np.ndindex(2 * reach[0] + 1, 2 * reach[1] + 1):
-        neighbour = mirrored[down : down + height, right : right + width]
-        far = math.hypot(down - reach[0], right - reach[1]) / sigma_spatial
-        # Measured by a tiny sigma all is infinitely unlike.
-        with np.errstate(over="ignore"):
-            unlike = np.linalg.norm(neighbour - values, axis=-1, keepdims=True) / spread
-            weight = np.exp(-(far * far + unlike * unlike) / 2)
-        total += weight * neighbour
-        weights += weight
-    smoothed: NDArray[Any] = total / weights
-    return smoothed
-
-
-def _wiener(rgb: Array, size: int) -> NDArray[Any]:
-    values, area = rgb.astype(np.float64), _area(rgb, size)
-    mean = ndimage.uniform_filter(values, area)
-    variance = np.maximum(ndimage.uniform_filter(values**2, area) - mean**2, 0)
-    signal = np.maximum(variance - variance.mean(axis=(0, 1)), 0)
-    gain = np.divide(signal, variance, out=np.zeros_like(signal), where=signal > 0)
-    shrunk: NDArray[Any] = mean + gain * (values - mean)
-    return shrunk
-
-
-def _jpeg(rgb: Array, quality: int) -> NDArray[Any]:
-    buffer = io.BytesIO()
-    Image.fromarray(on_grid(rgb * 255).astype(np.uint8)).save(buffer, "JPEG", quality=quality)
-    with Image.open(buffer) as picture:
-        return np.asarray(picture, dtype=np.float32) / 255
-
-
-def _dct_thresholded(planes: Array, thresholds: Array, step: int) -> Array:
-    """Threshold the blocks of one image (3, H, W), a grid of them for each way to lay it."""
-    height, width = planes.shape[1:]
+def _dct_thresholded(thresholds: Array, step: int, batch: Array) -> Array:
+    """Threshold the blocks of images, a grid of them for each way to lay it."""
+    planes = np.moveaxis(batch @ TO_YCBCR.astype(np.float32), -1, 1)
+    height, width = batch.shape[1:3]
     # So far out, the blocks over the border are as many as those over any other place.
     margin = _BLOCK - step
     down, across = (-(-(side + margin) // _BLOCK) for side in (height, width))
     rows, columns = down * _BLOCK, across * _BLOCK
-    after = rows + _BLOCK - height - margin, columns + _BLOCK - width - margin
-    mirrored = np.pad(planes, ((0, 0), (margin, after[0]), (margin, after[1])), mode="symmetric")
+    pads = [(margin, full + step - side) for full, side in ((rows, height), (columns, width))]
+    mirrored = np.pad(planes, ((0, 0), (0, 0), *pads), mode="symmetric")
     total = np.zeros_like(mirrored)
-    least = thresholds[:, np.newaxis, np.newaxis, np.newaxis, np.newaxis]
     for top, left in np.ndindex(_BLOCK // step, _BLOCK // step):
-        grid = np.s_[:, top * step : top * step + rows, left * step : left * step + columns]
-        blocks = mirrored[grid].reshape(3, down, _BLOCK, across, _BLOCK)
-        cosines = fft.dctn(blocks, axes=(2, 4), norm="ortho")
-        kept = np.abs(cosines) >= least
-        kept[:, :, 0, :, 0] = True
-        shrunk = fft.idctn(cosines * kept, axes=(2, 4), norm="ortho", overwrite_x=True)
-        total[grid] += shrunk.reshape(3, rows, columns)
-    inside = total[:, margin : margin + height, margin : margin + width]
-    result: Array = inside / np.float32((_BLOCK // step) ** 2)
+        grid = np.s_[:, :, top * step : top * step + rows, left * step : left * step + columns]
+        blocks = mirrored[grid].reshape(-1, 3, down, _BLOCK, across, _BLOCK)
+        cosines = fft.dctn(blocks, axes=(3, 5), norm="ortho")
+        kept = np.abs(cosines) >= thresholds
+        kept[:, :, :, 0, :, 0] = True
+        shrunk = fft.idctn(cosines * kept, axes=(3, 5), norm="ortho", overwrite_x=True)
+        total[grid] += shrunk.reshape(-1, 3, rows, columns)
+    total /= np.float32((_BLOCK // step) ** 2)
+    averaged = total[:, :, margin : margin + height, margin : margin + width]
+    result: Array = np.moveaxis(averaged, 1, -1) @ FROM_YCBCR.astype(np.float32)
     return result
+
+
+_ALL = (denoise_wavelet, denoise_tv, denoise_bilateral, denoise_nl_means, denoise_wiener,
+        denoise_median, denoise_jpeg, denoise_dct)  # fmt: skip
+
+#: Each takes images and its own options by name.
+DENOISERS: dict[str, Callable[..., Array]] = {
+    denoiser.__name__.removeprefix("denoise_"): denoiser for denoiser in _ALL
+}
 
 
 def check_wavelet_knobs(sigma: float, mode: str, sigma_scale: str) -> None:
