@@ -70,8 +70,7 @@ def cam(
     features = classifier.features(images, batch_size=batch_size)
     indices = classifier.check_labels(labels, len(features.maps))
     maps, size = _weighted(features.maps, weights.T[indices, np.newaxis])
-    finished = _finished(maps[:, 0], size[:, 0], upscale, images)
-    return finished[0] if images.ndim == 3 else finished
+    return _finished(maps[:, 0], size[:, 0], upscale, images)
 
 
 def grad_cam(
@@ -87,9 +86,7 @@ def grad_cam(
     What speaks against the class is 0 (the ReLU of the paper).
     """
     check_upscale(upscale)
-    maps, size = _gradient_maps(classifier, images, labels, batch_size)
-    finished = _finished(np.maximum(maps, 0), size, upscale, images)
-    return finished[0] if images.ndim == 3 else finished
+    return _finished(*_gradient_maps(classifier, images, labels, batch_size), upscale, images)
 
 
 def robust_cam(
@@ -103,35 +100,27 @@ def robust_cam(
 ) -> Array:
     """Combine the maps of the k most probable classes, so that an attack moves the result less.
 
-    Parameters
-    ----------
-    classifier, images, batch_size
-        As in `cam`.
-    k : int, optional
-        How many classes, from 1 to the number that the network knows; by default 5, or all of a
-        network that knows fewer.
-    combine : {"paper", "geometric", "repo"}
-        How, see `combine_maps`.
-    upscale : {"half_pixel", "tf1"}
-        How each map is scaled up to the image before they are combined, see `cam`. What the
-        authors' `generate_map.py` did is ``repo`` with ``tf1``.
-
-    Returns
-    -------
-    ndarray of float32, shape (H, W) or (N, H, W), values in [0, 1]
+    Images and maps are as in `cam`. `k` is from 1 to the number of classes that the network knows;
+    by default 5, or all of a network that knows fewer. How the maps are combined, see
+    `combine_maps`; each is scaled up before by `upscale`, see `cam`. What the authors'
+    `generate_map.py` did is ``repo`` with ``tf1``.
     """
     check_upscale(upscale)
     check_combine(combine)
     batch, single = as_batch(images)
     k = number_of_ranks(k, len(classifier.class_ids))
-    combined = [
-        combine_maps(ranked, combine=combine)
-        # A batch at a time: the k maps of every image would fill the memory.
-        for start in range(0, len(batch), batch_size)
-        for ranked in _ranked_maps(
-            classifier, batch[start : start + batch_size], k, upscale, batch_size
-        )
-    ]
+    combined = []
+    # A batch at a time: the k maps of every image would fill the memory.
+    for start in range(0, len(batch), batch_size):
+        part = batch[start : start + batch_size]
+        features = classifier.features(part, batch_size=batch_size)
+        ranks = np.argsort(-features.probabilities, axis=1, kind="stable")[:, :k]
+        if classifier.head_weights is not None:
+            found = _weighted(features.maps, classifier.head_weights.T[ranks])
+        else:
+            each = [_gradient_maps(classifier, part, rank, batch_size) for rank in ranks.T]
+            found = np.stack([maps for maps, _ in each], 1), np.stack([size for _, size in each], 1)
+        combined += [combine_maps(m, combine=combine) for m in _finished(*found, upscale, part)]
     return combined[0] if single else np.stack(combined)
 
 
@@ -179,22 +168,6 @@ def number_of_ranks(k: int | None, classes: int) -> int:
     return int(k)
 
 
-def _ranked_maps(
-    classifier: Classifier, batch: Array, k: int, upscale: Upscale, batch_size: int
-) -> Array:
-    """Give the maps (N, k, H, W) of each image's k most probable classes, stretched to [0, 1]."""
-    features = classifier.features(batch, batch_size=batch_size)
-    ranks = np.argsort(-features.probabilities, axis=1, kind="stable")[:, :k]
-    weights = classifier.head_weights
-    if weights is not None:
-        small, size = _weighted(features.maps, weights.T[ranks])
-    else:
-        columns = [_gradient_maps(classifier, batch, ranks[:, i], batch_size) for i in range(k)]
-        maps, size = (np.stack(part, axis=1) for part in zip(*columns, strict=True))
-        small = np.maximum(maps, 0)
-    return _finished(small, size, upscale, batch)
-
-
 def _weighted(maps: Array, weights: Array, reach: Array | None = None) -> tuple[Array, Array]:
     """Sum feature maps (N, h, w, C) by k weights (N, k, C) each.
 
@@ -210,20 +183,21 @@ def _weighted(maps: Array, weights: Array, reach: Array | None = None) -> tuple[
 def _gradient_maps(
     classifier: Classifier, images: Array, labels: Any, batch_size: int
 ) -> tuple[Array, Array]:
-    maps, gradient = classifier.feature_gradient(images, labels, batch_size=batch_size)
-    weights, reach = (
-        part.mean(axis=(1, 2))[:, np.newaxis] for part in (gradient, np.abs(gradient))
-    )
+    """Give the maps (N, h, w) of Grad-CAM and the size of their terms."""
+    maps, slopes = classifier.feature_gradient(images, labels, batch_size=batch_size)
+    weights, reach = (x.mean(axis=(1, 2))[:, np.newaxis] for x in (slopes, np.abs(slopes)))
     sums, size = _weighted(maps, weights, reach)
-    return sums[:, 0], size[:, 0]
+    return np.maximum(sums[:, 0], 0), size[:, 0]
 
 
 def _finished(maps: Array, size: Array, upscale: Upscale, images: Array) -> Array:
-    """Scale maps (..., h, w) up to the images and stretch them to [0, 1]."""
-    height, width = images.shape[-3:-1]
-    rows = _interpolation(maps.shape[-2], height, upscale)
-    columns = _interpolation(maps.shape[-1], width, upscale)
-    return min_max(rows @ maps @ columns.T, size)
+    """Scale maps (N, ..., h, w) up to the images, or the one image, and stretch them to [0, 1]."""
+    rows, columns = (
+        _interpolation(*sides, upscale)
+        for sides in zip(maps.shape[-2:], images.shape[-3:-1], strict=True)
+    )
+    finished = min_max(rows @ maps @ columns.T, size)
+    return finished[0] if images.ndim == 3 else finished
 
 
 def _interpolation(small: int, large: int, upscale: Upscale) -> Array:
