@@ -38,9 +38,6 @@ class Rate:
         bounds = stats.binomtest(self.successes, self.n).proportion_ci(method="wilson")
         return float(bounds.low), float(bounds.high)
 
-    def __repr__(self) -> str:
-        return f"Rate({self.successes}, {self.n})"
-
     def __str__(self) -> str:
         low, high = self.interval
         return f"{self.value:.2f} [{low:.2f}, {high:.2f}]"
@@ -107,24 +104,22 @@ class PairedDifference:
         Method 10 of Newcombe 1998, DOI
         10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C.
         """
-        first_low, first_high = _arms(self.first)
-        second_low, second_high = _arms(self.second)
-        phi = self._correlation
-        below = first_low**2 - 2 * phi * first_low * second_high + second_high**2
-        above = first_high**2 - 2 * phi * first_high * second_low + second_low**2
-        # |phi| <= 1 leaves both a sum of squares; rounding may take them below 0 by a hair.
-        low, high = (math.sqrt(max(square, 0.0)) for square in (below, above))
-        return self.value - low, self.value + high
-
-    @property
-    def _correlation(self) -> float:
-        """The coefficient phi of the two rows of hits, drawn towards 0 where it is positive."""
+        arms = []
+        for rate in (self.first, self.second):
+            low, high = rate.interval
+            arms.append((rate.value - low, high - rate.value))
+        # The coefficient phi of the two rows of hits, drawn towards 0 where it is positive.
         excess: float = self.both * self.neither - self.first_only * self.second_only
         if excess > 0:
             excess = max(excess - self.n / 2, 0.0)
-        hits = self.first.successes, self.second.successes
-        spread = math.prod(k * (self.n - k) for k in hits)
-        return excess / math.sqrt(spread) if spread else 0.0
+        spread = math.prod(r.successes * (r.n - r.successes) for r in (self.first, self.second))
+        phi = excess / math.sqrt(spread) if spread else 0.0
+        # |phi| <= 1 leaves both a sum of squares; rounding may take them below 0 by a hair.
+        low, high = (
+            math.sqrt(max(a**2 - 2 * phi * a * b + b**2, 0.0))
+            for a, b in zip(arms[0], reversed(arms[1]), strict=True)
+        )
+        return self.value - low, self.value + high
 
     @property
     def p_value(self) -> float:
@@ -155,12 +150,6 @@ class PairedDifference:
         return f"{self.value:+.2f} [{low:+.2f}, {high:+.2f}], {p}"
 
 
-def _arms(rate: Rate) -> tuple[float, float]:
-    """How far a rate's interval reaches down and up from it."""
-    low, high = rate.interval
-    return rate.value - low, high - rate.value
-
-
 @dataclass(frozen=True)
 class Mean:
     """A mean over n images, with its 95% interval, which is NaN for n = 1."""
@@ -172,50 +161,32 @@ class Mean:
 
     @classmethod
     def of(
-        cls,
-        values: NDArray[np.floating],
-        *,
-        least: float = 0.0,
-        greatest: float = math.inf,
+        cls, values: NDArray[np.floating], *, least: float = 0.0, greatest: float = math.inf
     ) -> "Mean":
-        """Take the mean of some values.
+        """Take the mean of values (n,), one an image, that could be `least` to `greatest`.
 
-        The interval does not leave the range of what the values could be. Without a bound it is
-        Student's, m - t s to m + t s; with one, Student's for the logarithm of the distance d from
-        it, whose standard error is that of the mean divided by d (delta method); with two, for the
-        logit, the logarithm of the ratio of the two distances. None assumes more than the first.
-        A mean on a bound, or a value beyond `least`, has the first too.
-
-        Parameters
-        ----------
-        values : ndarray, shape (n,)
-            One an image.
-        least, greatest : float
-            What the values could be: from 0 on by default, as norms and ratios; 0 to 1 for shares,
-            -1 to 1 for correlations, from minus infinity on for differences.
+        That is from 0 on by default, as norms and ratios; 0 to 1 for shares, -1 to 1 for
+        correlations, from minus infinity on for differences. The interval does not leave that
+        range. Without bounds it is Student's, m - t s to m + t s; with one, Student's for the
+        logarithm of the distance d from it, whose standard error is that of the mean divided by d
+        (delta method); with two, for the logit, the logarithm of the ratio of the two distances.
+        None assumes more than the first. A mean on a bound, or a value beyond `least`, has the
+        first too.
         """
         if np.ndim(values) != 1 or len(values) == 0:
             raise ValueError(f"expected a row of values, got shape {np.shape(values)}")
-        if greatest != math.inf and least == -math.inf:
-            raise ValueError("expected a least value beside the greatest, got none")
         n, mean = len(values), float(np.mean(values))
         if n == 1:
             return cls(mean, math.nan, math.nan, n)
         error = float(np.std(values, ddof=1)) / math.sqrt(n)
         reach = float(stats.t.ppf(0.975, n - 1)) * error
-        free = least == -math.inf or np.min(values) < least
-        if free or reach == 0 or not least < mean < greatest:
+        if least == -math.inf or np.min(values) < least or not reach or not least < mean < greatest:
             return cls(mean, mean - reach, mean + reach, n)
         above, below = mean - least, greatest - mean
-        if greatest == math.inf:
-            width = math.exp(reach / above)
-            return cls(mean, least + above / width, least + above * width, n)
-        width = math.exp(reach * (1 / above + 1 / below))
-        low, high = (
-            least + (greatest - least) * odds / (1 + odds)
-            for odds in (above / below / width, above / below * width)
-        )
-        return cls(mean, low, high, n)
+        # Without a greatest value 1 / below and the ratio are 0: the logarithm's interval is left.
+        width, ratio = math.exp(reach * (1 / above + 1 / below)), above / below
+        low, high = (above * (1 + ratio) / (w + ratio) for w in (width, 1 / width))
+        return cls(mean, least + low, least + high, n)
 
     @property
     def interval(self) -> tuple[float, float]:

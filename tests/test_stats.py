@@ -43,18 +43,17 @@ def test_a_rate_is_counted_from_hits():
     rate = Rate.of(np.array([True, False, True, True]))
     assert rate == Rate(3, 4)
     assert rate.value == 0.75
-    assert repr(rate) == "Rate(3, 4)"
     assert str(Rate(81, 263)) == "0.31 [0.26, 0.37]"
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5), (0, -1)])
 def test_a_rate_that_cannot_be_is_refused_with_what_came(successes, n):
-    with pytest.raises(ValueError, match=rf"n >= 1, got Rate\({successes}, {n}\)"):
+    with pytest.raises(ValueError, match=rf"n >= 1, got Rate\(successes={successes}, n={n}\)"):
         Rate(successes, n)
 
 
 def test_no_hits_at_all_are_refused():
-    with pytest.raises(ValueError, match=r"got Rate\(0, 0\)"):
+    with pytest.raises(ValueError, match=r"got Rate\(successes=0, n=0\)"):
         Rate.of(np.zeros(0, bool))
 
 
@@ -242,11 +241,6 @@ def test_the_interval_of_a_mean_of_correlations_is_student_s_for_fisher_s_z_and_
     np.testing.assert_allclose(mean.interval, [-other.high, -other.low])
     near = np.array([0.99, 1.0, 0.9])
     assert Mean.of(near).high > 1 > Mean.of(near, least=-1, greatest=1).high
-
-
-def test_a_greatest_value_asks_for_a_least():
-    with pytest.raises(ValueError, match="least"):
-        Mean.of(TEN, least=-np.inf, greatest=10)
 
 
 def test_equal_values_have_no_spread_and_one_value_no_interval():
