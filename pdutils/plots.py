@@ -4,7 +4,7 @@ The true class is green and the class of the attack is red-orange throughout (Ok
 palette, which colour-blind readers can tell apart).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from itertools import cycle
 from typing import Any, ParamSpec
@@ -12,7 +12,8 @@ from typing import Any, ParamSpec
 import numpy as np
 import pywt
 from numpy.typing import NDArray
-from skimage.color import rgb2ycbcr
+from skimage.color import gray2rgb, rgb2ycbcr
+from skimage.transform import resize_local_mean
 
 from pdutils._utils import extra
 from pdutils.metrics import correlation
@@ -21,7 +22,7 @@ with extra("notebooks"):
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+    from matplotlib.colors import LinearSegmentedColormap, Normalize, TwoSlopeNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
 
@@ -56,6 +57,10 @@ _P = ParamSpec("_P")
 _Measured = Any
 #: By row, and in each by series, the same in all.
 _Rows = Mapping[str, Mapping[str, _Measured]]
+#: By series, and in each by value, the same in all.
+_Curves = Mapping[str, Mapping[float, _Measured]]
+_Images = Sequence[Array]
+_Texts = Sequence[str]
 
 
 def _styled(kind: str) -> Callable[[Callable[_P, Figure]], Callable[_P, Figure]]:
@@ -68,29 +73,26 @@ def _styled(kind: str) -> Callable[[Callable[_P, Figure]], Callable[_P, Figure]]
                 figure = draw(*args, **kwargs)
             # A notebook would show a figure that pyplot still holds a second time.
             plt.close(figure)
-            return _described(figure, kind)
+            words = f"{kind}: {'; '.join(filter(None, map(_words, figure.axes)))}."
+            figure.set_label(words)
+            # The alt text, where nbconvert looks for it; IPython adds the picture.
+            alt: Any = {}, {"image/png": {"alt": words}}
+            figure._repr_mimebundle_ = lambda **_: alt  # type: ignore[attr-defined]
+            return figure
 
         return drawn
 
     return decorate
 
 
-def _described(figure: Figure, kind: str) -> Figure:
-    """Give a figure its alt text, which travels with its picture into a notebook's output."""
-    words = f"{kind}: {'; '.join(filter(None, map(_words, figure.axes)))}."
-
-    def bundle(**_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        # Where nbconvert looks for it. IPython adds the picture, since no data are given here.
-        return {}, {"image/png": {"alt": words}}
-
-    figure.set_label(words)
-    figure._repr_mimebundle_ = bundle  # type: ignore[attr-defined]
-    return figure
-
-
 def _words(ax: Axes) -> str:
     """Say what stands written in a panel, values beside what they belong to."""
-    names = [tick.get_text() for axis in (ax.yaxis, ax.xaxis) for tick in _named_ticks(axis)]
+    names = [
+        tick.get_text()
+        for axis in (ax.yaxis, ax.xaxis)
+        if not isinstance(axis.get_major_formatter(), ScalarFormatter)
+        for tick in axis.get_ticklabels()
+    ]
     series = ax.get_legend_handles_labels()[1]
     values = [text.get_text() for text in ax.texts]
     places = [f"{one} {name}" for one in series for name in names] if len(series) > 1 else names
@@ -103,11 +105,6 @@ def _words(ax: Axes) -> str:
     drawn = " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
     parts = [ax.get_title(), drawn, ", ".join(listed)]
     return ": ".join(" ".join(part.split()) for part in parts if part)
-
-
-def _named_ticks(axis: Any) -> list[Any]:
-    named = not isinstance(axis.get_major_formatter(), ScalarFormatter)
-    return list(axis.get_ticklabels()) if named else []
 
 
 @_styled("Picture and bars")
@@ -130,19 +127,18 @@ def prediction(
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2), width_ratios=(1, 1.3))
     draws, roles = np.atleast_2d(probabilities), {label: TRUE_COLOR, attacked_label: ATTACK_COLOR}
     mean = draws.mean(axis=0)
-    _picture(left, image, f"{title}\n{answer(mean, label, classifier.class_names)}".strip())
+    _show(left, f"{title}\n{answer(mean, label, classifier.class_names)}".strip(), image)
     top = np.argsort(-mean, kind="stable")[:5][::-1]
     colors = [roles.get(int(number), OTHER_COLOR) for number in top]
-    ends = [end(draws, axis=0)[top] for end in (np.min, np.max)]
-    names = [classifier.class_names[number] for number in top]
-    bars = right.barh(names, mean[top], color=colors)
+    low, high = draws.min(axis=0)[top], draws.max(axis=0)[top]
+    names, several = [classifier.class_names[number] for number in top], ""
+    right.barh(names, mean[top], color=colors)
     if len(draws) > 1:
-        right.hlines(names, *ends, color="black", linewidth=1.2)
-    for bar, end in zip(bars, ends[1], strict=True):
-        place = (max(end, bar.get_width()), bar.get_y() + bar.get_height() / 2)
-        right.annotate(f"{bar.get_width():.2f}", place, (3, 0), textcoords="offset points",
+        several = f", mean of {len(draws)} draws"
+        right.hlines(names, low, high, color="black", linewidth=1.2)
+    for row, (value, end) in enumerate(zip(mean[top], high, strict=True)):
+        right.annotate(f"{value:.2f}", (max(end, value), row), (3, 0), textcoords="offset points",
                        va="center")  # fmt: skip
-    several = f", mean of {len(draws)} draws" if len(draws) > 1 else ""
     right.set(xlim=(0, 1.12), xlabel="probability", title=f"the most probable{several}")
     return figure
 
@@ -158,32 +154,26 @@ def answer(probabilities: Array, label: int, names: Sequence[str]) -> str:
 
 
 @_styled("Pictures")
-def pictures(images: Sequence[Array], titles: Sequence[str], *, columns: int = 4) -> Figure:
+def pictures(images: _Images, titles: _Texts, *, columns: int = 4) -> Figure:
     """Show pictures side by side, so many in a row."""
-    return _pictures(images, titles, columns)
+    return _panels(titles, images, None, columns, 2.6)
 
 
 @_styled("Pictures and two bars")
 def outcome(
-    images: Sequence[Array],
-    titles: Sequence[str],
-    *,
-    names: Sequence[str],
-    probabilities: Sequence[float],
+    images: _Images, titles: _Texts, *, names: _Texts, probabilities: Sequence[float]
 ) -> Figure:
     """Show pictures beside two bars: the true class and the class of the attack.
 
     `names` and `probabilities` are those of the two.
     """
-    panels = len(images) + 1
-    figure, axes = plt.subplots(1, panels, figsize=(2.6 * panels, 2.9), squeeze=False)
-    for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        _picture(ax, image, title)
-    ax = axes.flat[-1]
+    figure = _panels([*titles, "probability"], [*images, None], None, 9, 2.6)
+    ax = figure.axes[-1]
     bars = ax.bar(range(2), probabilities, color=[TRUE_COLOR, ATTACK_COLOR])
     ax.bar_label(bars, fmt="%.2f", padding=2)
     ax.set_xticks(range(2), [name.replace("_", "\n") for name in names])
-    ax.set(ylim=(0, 1.1), title="probability")
+    ax.set_axis_on()
+    ax.set_ylim(0, 1.1)
     return figure
 
 
@@ -202,36 +192,27 @@ def perturbation(
     factor = magnify or (127 / greatest if greatest > _ROUNDING else 1.0)
     changed = float(np.mean(difference != 0))
     share = f"{changed:.0%}" if changed > 0.1 else f"{100 * changed:.2g}%"
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.3))
-    _picture(axes[0], clean, "clean")
-    _picture(axes[1], other, f"{title}, off by at most {greatest:.0f} of 255")
-    times = f" x {factor:.2g}" if factor < 10 else f" x {factor:.0f}"
-    _picture(axes[2], 127.5 + factor * difference, f"difference{times}, {share} of values")
-    return figure
+    times = f"{factor:.2g}" if factor < 10 else f"{factor:.0f}"
+    titles = ["clean", f"{title}, off by at most {greatest:.0f} of 255",
+              f"difference x {times}, {share} of values"]  # fmt: skip
+    return _panels(titles, [clean, other, 127.5 + factor * difference], None, 3, 3.0)
 
 
 @_styled("Pixels that changed, as dots")
 def changed_pixels(
-    before: Array,
-    afters: Sequence[Array],
-    titles: Sequence[str],
-    *,
-    activation_map: Array | None = None,
+    before: Array, afters: _Images, titles: _Texts, *, activation_map: Array | None = None
 ) -> Figure:
     """Show which pixels differ between an image and versions of it.
 
     Their number is added to the titles. A map is shown behind the dots instead of the image.
     """
-    figure, axes = _grid(len(afters), 3, 3.2)
-    for ax, after, title in zip(axes, afters, titles, strict=True):
-        rows, columns = np.nonzero((after != before).any(axis=-1))
-        if activation_map is None:
-            _picture(ax, 0.35 * before + 150, "")
-        else:
-            # Pale, so that black dots show on the dark end of the scale too.
-            _map(ax, activation_map, alpha=0.55)
+    changes = [np.nonzero((after != before).any(axis=-1)) for after in afters]
+    counted = [f"{t}: {len(c[0])} pixels changed" for t, c in zip(titles, changes, strict=True)]
+    # Pale, so that black dots show on the dark end of the scale of maps too.
+    ground = 0.35 * before + 150 if activation_map is None else np.full_like(before, 255)
+    figure = _panels(counted, [ground] * len(afters), [activation_map] * len(afters), 3, 3.2)
+    for ax, (rows, columns) in zip(figure.axes, changes, strict=False):
         ax.plot(columns, rows, linestyle="", marker="s", markersize=1.6, color="black")
-        ax.set_title(f"{title}: {len(rows)} pixels changed")
     return figure
 
 
@@ -245,21 +226,22 @@ def probabilities_by_step(
     blog's probability of its true class at some of the steps, shown as a diamond.
     """
     figure, ax = plt.subplots(figsize=(8, 3.6))
-    jitter = np.random.default_rng(0).uniform(-0.07, 0.07, 1000)
+    draws, counts = np.concatenate(list(steps.values())), [len(found) for found in steps.values()]
+    # A step's draws are spread a little, the only one of a step is not.
+    spread = np.random.default_rng(0).uniform(-0.07, 0.07, len(draws))
+    spread[np.repeat(counts, counts) == 1] = 0
     for which, (name, color) in enumerate(zip(names, (TRUE_COLOR, ATTACK_COLOR), strict=True)):
-        for x, values in enumerate(steps.values()):
-            place = x - 0.15 + 0.3 * which
-            drawn = values[:, which]
-            spread = jitter[: len(drawn)] if len(drawn) > 1 else 0.0
-            ax.plot(place + spread, drawn, ".^"[which], color=color, alpha=0.45,
-                    markersize=(5, 3.5)[which])  # fmt: skip
-            ax.plot(place, drawn.mean(), "_", color=color, markersize=18, markeredgewidth=2.5)
+        places, mark = np.arange(len(steps)) - 0.15 + 0.3 * which, ".^"[which]
+        means = [found[:, which].mean() for found in steps.values()]
+        ax.plot(np.repeat(places, counts) + spread, draws[:, which], mark, color=color, alpha=0.45,
+                markersize=(5, 3.5)[which])  # fmt: skip
+        ax.plot(places, means, "_", color=color, markersize=18, markeredgewidth=2.5)
         # In the legend the line of the means with the mark of the draws on it.
-        ax.plot([], [], "-", marker=".^"[which], color=color, linewidth=2.5, label=f"{name}, mean")
+        ax.plot([], [], "-", marker=mark, color=color, linewidth=2.5, label=f"{name}, mean")
     if blog:
-        places = [x for x, step in enumerate(steps) if step in blog]
-        marks = [blog[step] for step in steps if step in blog]
-        ax.plot(places, marks, "D", color="black", markersize=5, label="blog: its badger")
+        stated = {x: blog[step] for x, step in enumerate(steps) if step in blog}
+        ax.plot(*zip(*stated.items(), strict=True), "D", color="black", markersize=5,
+                label="blog: its badger")  # fmt: skip
     ax.set_xticks(range(len(steps)), [step.replace(" + ", "\n+ ") for step in steps])
     ax.set(ylim=(-0.03, 1.03), ylabel="probability")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3, frameon=False)
@@ -289,8 +271,8 @@ def trajectory(
 @_styled("Points with intervals")
 def rates(rows: _Rows, *, xlabel: str = "share classified right") -> Figure:
     """Show rates, a row a defence, with their 95% intervals in each series (clean, adversary)."""
-    figure = _intervals(rows, xlabel, 0.8)
-    figure.axes[0].set_xlim(-0.03, 1.03)
+    figure, ax = _row_intervals(rows, xlabel)
+    ax.set_xlim(-0.03, 1.03)
     return figure
 
 
@@ -300,35 +282,23 @@ def differences(rows: _Rows, *, xlabel: str = "difference of the share classifie
 
     A row says what is compared, and has a difference in each series (clean, an attack).
     """
-    figure = _intervals(rows, xlabel, 0.9)
-    figure.axes[0].axvline(0, color=OTHER_COLOR, linewidth=1, zorder=1)
+    figure, ax = _row_intervals(rows, xlabel)
+    ax.axvline(0, color=OTHER_COLOR, linewidth=1, zorder=1)
     return figure
 
 
 @_styled("Lines with intervals")
-def rate_curves(
-    series: Mapping[str, Mapping[float, _Measured]],
-    *,
-    xlabel: str,
-    ylabel: str = "share classified right",
-) -> Figure:
+def rate_curves(series: _Curves, *, xlabel: str, ylabel: str = "share classified right") -> Figure:
     """Show how rates move with a knob, a line a series, each with its 95% interval.
 
     The values of the knob are the same for all lines; they stand evenly spaced, in their order.
     """
     figure, ax = plt.subplots(figsize=(7.5, 3.6))
-    knob = list(next(iter(series.values())))
-    for s, (name, line) in enumerate(series.items()):
-        # Lines that lie on each other are told apart by their places and marks.
-        places = np.arange(len(knob)) + 0.05 * (s - (len(series) - 1) / 2)
-        centres, bounds = _bounds([line[value] for value in knob])
-        color, mark = _series(s)
-        ax.plot(places, centres, color=color, marker=mark, label=name)
-        ax.errorbar(places, centres, yerr=bounds, color=color, linestyle="", alpha=0.5)
+    # Lines that lie on each other are told apart by their places and marks.
+    _intervals(ax, {name: list(line.values()) for name, line in series.items()}, 0.05)
+    knob = next(iter(series.values()))
     ax.set_xticks(range(len(knob)), [f"{value:g}" for value in knob])
     ax.set(xlabel=xlabel, ylabel=f"{ylabel}, 95% interval", ylim=(-0.03, 1.03))
-    ax.grid(axis="y", alpha=0.3)
-    _legend_above(figure)
     return figure
 
 
@@ -360,44 +330,23 @@ def tradeoff(
 
 
 @_styled("Maps over their pictures")
-def maps(
-    images: Sequence[Array],
-    activation_maps: Sequence[Array],
-    titles: Sequence[str],
-    *,
-    columns: int = 3,
-) -> Figure:
+def maps(images: _Images, activation_maps: _Images, titles: _Texts, *, columns: int = 3) -> Figure:
     """Show activation maps, values in [0, 1], over their images, so many in a row."""
-    figure, axes = _grid(len(images), columns, 8.7 / columns)
-    for ax, image, activation_map, title in zip(axes, images, activation_maps, titles, strict=True):
-        _picture(ax, image, title)
-        shown = _map(ax, activation_map, alpha=0.55)
-    figure.colorbar(shown, ax=list(axes), label="map value", shrink=0.8)
-    return figure
+    return _with_scale(_panels(titles, images, activation_maps, columns, 8.7 / columns))
 
 
 @_styled("Pictures, their maps, and both laid over each other")
 def map_triples(
-    images: Sequence[Array],
-    activation_maps: Sequence[Array],
-    titles: Sequence[tuple[str, str, str]],
+    images: _Images, activation_maps: _Images, titles: Sequence[tuple[str, str, str]]
 ) -> Figure:
     """Show a row for each image: it, its activation map, and the map over the image.
 
     A row has three titles.
     """
-    figure, axes = _grid(3 * len(images), 3, 2.6)
-    rows = zip(images, activation_maps, titles, strict=True)
-    for i, (image, activation_map, (first, second, third)) in enumerate(rows):
-        _picture(axes[3 * i], image, first)
-        _map(axes[3 * i + 1], activation_map)
-        axes[3 * i + 1].set_title(second)
-        _picture(axes[3 * i + 2], image, third)
-        shown = _map(axes[3 * i + 2], activation_map, alpha=0.55)
-    # The overlay's colours are paler; the scale is the map's own.
-    scale = ScalarMappable(shown.norm, shown.cmap)
-    figure.colorbar(scale, ax=axes, label="map value", shrink=0.8 / len(images) ** 0.5)
-    return figure
+    shown = [panel for image in images for panel in (image, None, image)]
+    laid = [panel for one in activation_maps for panel in (None, one, one)]
+    figure = _panels([title for row in titles for title in row], shown, laid, 3, 2.6)
+    return _with_scale(figure, 0.8 / len(images) ** 0.5)
 
 
 @_styled("Histogram")
@@ -408,8 +357,8 @@ def map_histogram(activation_maps: Mapping[str, Array]) -> Figure:
     for i, (name, values) in enumerate(activation_maps.items()):
         shares = np.histogram(values, bins)[0] / values.size
         label = f"{name}: mean {values.mean():.2f}, {np.mean(values < 0.5):.0%} below 0.5"
-        color, dashes = SERIES[i % len(SERIES)], DASHES[i % len(DASHES)]
-        ax.stairs(shares, bins, color=color, linestyle=dashes, label=label, linewidth=2)
+        ax.stairs(shares, bins, color=_nth(SERIES, i), linestyle=_nth(DASHES, i),
+                  label=label, linewidth=2)  # fmt: skip
     ax.set(xlabel="map value: the chance that a pixel is spared", ylabel="share of pixels")
     ax.legend(frameon=False)
     return figure
@@ -433,7 +382,8 @@ def places(
     figure, axes = _grid(len(fields), 4, 2.6)
     scale = TwoSlopeNorm(1.0, vmin=0.0, vmax=_MOST)
     for ax, (name, field) in zip(axes, fields.items(), strict=True):
-        shown = ax.imshow(_times_even(field, cells), cmap=_EVEN, norm=scale)
+        found = resize_local_mean(field.astype(np.float64), [min(cells, n) for n in field.shape])
+        shown = ax.imshow(found / (found.mean() or 1.0), cmap=_EVEN, norm=scale)
         # A panel that is even is as white as the page.
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(visible=True, color=OTHER_COLOR, linewidth=0.5)
@@ -442,16 +392,6 @@ def places(
     figure.colorbar(shown, ax=axes, label="times an even spread", extend="max", shrink=0.8,
                     ticks=[0, 0.5, 1, 2, 3, 4])  # fmt: skip
     return figure
-
-
-def _times_even(field: Array, cells: int) -> NDArray[np.float64]:
-    """Give the mean of each cell over the mean of the field; an empty field stays empty."""
-    found = field.astype(np.float64)
-    for axis in (0, 1):
-        edges = np.linspace(0, field.shape[axis], min(cells, field.shape[axis]) + 1).astype(int)
-        sizes = np.expand_dims(np.diff(edges), 1 - axis)
-        found = np.add.reduceat(found, edges[:-1], axis=axis) / sizes
-    return found / (np.mean(field, dtype=np.float64) or 1.0)
 
 
 @_styled("Bars")
@@ -463,11 +403,9 @@ def bars(
     figure, ax = plt.subplots(figsize=(max(5.0, 1.15 * len(groups) + 1), 3.2))
     width = 0.8 / len(series)
     for s, name in enumerate(series):
-        places = np.arange(len(groups)) + width * (s - (len(series) - 1) / 2)
         values = [group[name] for group in groups.values()]
-        color, hatch = SERIES[s % len(SERIES)], HATCHES[s % len(HATCHES)]
-        drawn = ax.bar(places, values, width, color=color, hatch=hatch, edgecolor="white",
-                       label=name)  # fmt: skip
+        style: Any = {"color": _nth(SERIES, s), "hatch": _nth(HATCHES, s), "edgecolor": "white"}
+        drawn = ax.bar(_places(len(groups), width, s, series), values, width, label=name, **style)
         ax.bar_label(drawn, fmt="%.2f", fontsize=8, padding=1)
     ax.set_xticks(range(len(groups)), [name.replace(" ", "\n", 1) for name in groups])
     ax.set(ylim=(0, 1.1), ylabel=ylabel)
@@ -476,32 +414,28 @@ def bars(
 
 
 @_styled("Close-ups of the same square")
-def closeup(images: Sequence[Array], titles: Sequence[str], *, row: int, column: int,
-            size: int = 40) -> Figure:  # fmt: skip
+def closeup(images: _Images, titles: _Texts, *, row: int, column: int, size: int = 40) -> Figure:
     """Show the same small square of several pictures, so that single pixels can be seen.
 
     Its middle is at `row` and `column`; it is moved inside the image where it would stand over.
     """
     squares = []
     for image in images:
-        height, width = image.shape[:2]
-        top = int(np.clip(row - size // 2, 0, max(height - size, 0)))
-        left = int(np.clip(column - size // 2, 0, max(width - size, 0)))
+        ends = zip((row, column), image.shape, strict=False)
+        top, left = (int(np.clip(at - size // 2, 0, max(side - size, 0))) for at, side in ends)
         squares.append(image[top : top + size, left : left + size])
-    return _pictures(squares, titles, 4)
+    return pictures(squares, titles)
 
 
 @_styled("Wavelet subbands")
-def subbands(
-    images: Sequence[Array], titles: Sequence[str], *, levels: int = 2, magnify: float = 8.0
-) -> Figure:
+def subbands(images: _Images, titles: _Texts, *, levels: int = 2, magnify: float = 8.0) -> Figure:
     """Show the Haar transform of pictures' brightness: the coarse picture and its details.
 
     The coarse picture is taken apart `levels` times; the details are magnified around mid-grey. The
     titles get the share of details of less than half a grey level.
     """
-    figure, axes = _grid(len(images), 2, 4.2)
-    for ax, image, title in zip(axes, images, titles, strict=True):
+    pictures, shares = [], []
+    for image, title in zip(images, titles, strict=True):
         # Of YCbCr, whose black is 16.
         luma = rgb2ycbcr(image.astype(np.float64) / 255)[..., 0] - 16
         coarse, *details = pywt.wavedec2(luma, "haar", level=levels)
@@ -510,42 +444,48 @@ def subbands(
         small = np.concatenate([np.abs(b).ravel() < 0.5 for bands in scaled for b in bands])
         shown = [tuple(127.5 + magnify * b for b in bands) for bands in scaled]
         laid, _ = pywt.coeffs_to_array([coarse / 2**levels, *shown], padding=127.5)
-        _picture(ax, np.repeat(laid[..., np.newaxis], 3, axis=-1), "")
-        ax.set_title(f"{title}: {small.mean():.0%} of the details below half a grey level")
-    return figure
+        pictures.append(gray2rgb(laid))
+        shares.append(f"{title}: {small.mean():.0%} of the details below half a grey level")
+    return _panels(shares, pictures, None, 2, 4.2)
 
 
-def _intervals(rows: _Rows, xlabel: str, margin: float) -> Figure:
+def _row_intervals(rows: _Rows, xlabel: str) -> tuple[Figure, Axes]:
     """Draw a row a name, and in it each series as a point with its interval."""
-    series = list(next(iter(rows.values())))
-    height = margin + max(0.42, 0.16 * len(series)) * len(rows)
+    series = {name: [row[name] for row in rows.values()] for name in next(iter(rows.values()))}
+    height = 0.85 + max(0.42, 0.16 * len(series)) * len(rows)
     figure, ax = plt.subplots(figsize=(7.5, height))
-    for s, name in enumerate(series):
-        found = [row[name] for row in rows.values()]
-        places = np.arange(len(rows)) + min(0.28, 0.8 / len(series)) * (s - (len(series) - 1) / 2)
-        centres, bounds = _bounds(found)
-        label = f"{name} (n = {found[0].n})"
-        color, mark = _series(s)
-        ax.errorbar(centres, places, xerr=bounds, fmt=mark, color=color, label=label)
+    named = {f"{name} (n = {found[0].n})": found for name, found in series.items()}
+    _intervals(ax, named, min(0.28, 0.8 / len(series)), across=True)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set(xlabel=f"{xlabel}, 95% interval", ylim=(len(rows) - 0.5, -0.5))
-    ax.grid(axis="x", alpha=0.3)
-    _legend_above(figure)
-    return figure
+    return figure, ax
 
 
-def _bounds(found: Sequence[_Measured]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give values, and how far their intervals reach down and up from them."""
-    centres = np.array([one.value for one in found])
-    low, high = np.array([one.interval for one in found]).T
-    return centres, np.maximum([centres - low, high - centres], 0)
+def _intervals(
+    ax: Axes, series: Mapping[str, Sequence[_Measured]], step: float, *, across: bool = False
+) -> None:
+    """Draw the values of each series with their intervals, up or across, a step from the next."""
+    for s, (name, found) in enumerate(series.items()):
+        places, values = _places(len(found), step, s, series), np.array([r.value for r in found])
+        ends = np.abs(np.array([one.interval for one in found]).T - values)
+        style: Any = {"color": _nth(SERIES, s), "marker": _nth(MARKERS, s), "label": name}
+        if across:
+            ax.errorbar(values, places, xerr=ends, linestyle="", **style)
+        else:
+            ax.errorbar(places, values, yerr=ends, **style)
+    ax.grid(axis="x" if across else "y", alpha=0.3)
+    # Of about a hundred letters to a line, each entry of the legend takes its own and a mark.
+    columns = max(1, min(4, 105 // (max(map(len, series)) + 8)))
+    ax.figure.legend(loc="outside upper center", ncols=columns, frameon=False)
 
 
-def _legend_above(figure: Figure) -> None:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    # Of about a hundred letters to a line, each entry takes its own and a mark.
-    columns = max(1, min(4, 105 // (max(map(len, labels)) + 8)))
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+def _places(n: int, step: float, s: int, series: Collection[str]) -> NDArray[Any]:
+    """Give the places of a series at n ticks, a step from those of the next series."""
+    return np.arange(n) + step * (s - (len(series) - 1) / 2)
+
+
+def _nth(values: Sequence[str], n: int) -> str:
+    return values[n % len(values)]
 
 
 def _grid(n: int, columns: int, side: float) -> tuple[Figure, list[Axes]]:
@@ -553,32 +493,33 @@ def _grid(n: int, columns: int, side: float) -> tuple[Figure, list[Axes]]:
         raise ValueError("images: expected at least one image, got none")
     columns = min(columns, n)
     rows = -(-n // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(max(side * columns, 4.2), (side + 0.35) * rows), squeeze=False
-    )
+    size = max(side * columns, 4.2), (side + 0.35) * rows
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     for ax in axes.flat[n:]:
         ax.set_axis_off()
     return figure, list(axes.flat[:n])
 
 
-def _pictures(images: Sequence[Array], titles: Sequence[str], columns: int) -> Figure:
-    figure, axes = _grid(len(images), columns, 2.6)
-    for ax, image, title in zip(axes, images, titles, strict=True):
-        _picture(ax, image, title)
+def _panels(titles: _Texts, images: Any, maps: Any, columns: int, side: float) -> Figure:
+    """Show a picture, a map, or a map over its picture in each panel, so many in a row."""
+    figure, axes = _grid(len(images), columns, side)
+    for panel in zip(axes, titles, images, maps or [None] * len(images), strict=True):
+        _show(*panel)
     return figure
 
 
-def _picture(ax: Axes, image: Array, title: str) -> None:
-    ax.imshow(np.clip(np.rint(image), 0, 255).astype(np.uint8), interpolation="nearest")
+def _show(ax: Axes, title: str, image: Array | None, activation_map: Array | None = None) -> None:
     ax.set_title(title)
     ax.set_axis_off()
+    if image is not None:
+        ax.imshow(np.clip(np.rint(image), 0, 255).astype(np.uint8), interpolation="nearest")
+    if activation_map is not None:
+        alpha = 1.0 if image is None else 0.55
+        ax.imshow(activation_map, cmap="viridis", vmin=0, vmax=1, alpha=alpha)
 
 
-def _map(ax: Axes, activation_map: Array, alpha: float = 1.0) -> Any:
-    ax.set_axis_off()
-    return ax.imshow(activation_map, cmap="viridis", vmin=0, vmax=1, alpha=alpha)
-
-
-def _series(position: int) -> tuple[str, str]:
-    """Give the colour and the marker of a series."""
-    return SERIES[position % len(SERIES)], MARKERS[position % len(MARKERS)]
+def _with_scale(figure: Figure, shrink: float = 0.8) -> Figure:
+    """Add the scale of maps, in its own colours: those over a picture are paler."""
+    scale = ScalarMappable(Normalize(0, 1), "viridis")
+    figure.colorbar(scale, ax=figure.axes, label="map value", shrink=shrink)
+    return figure

@@ -34,14 +34,14 @@ class Zoo:
 
 def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_of_their_roles():
     probabilities = np.array([0.05, 0.4, 0.02, 0.3, 0.2, 0.03], dtype=np.float32)
-    figure = plots.prediction(
+    left, right = plots.prediction(
         Zoo, photo(), probabilities, label=3, attacked_label=1, title="adversary"
-    )
-    left, right = figure.axes
+    ).axes
     assert left.get_title() == "adversary\nbee 0.40, dog 0.30"
     assert ticks(right.yaxis) == ["fox", "ant", "eel", "dog", "bee"]
     widths = [bar.get_width() for bar in right.patches]
     np.testing.assert_allclose(widths, [0.03, 0.05, 0.2, 0.3, 0.4], rtol=1e-6)
+    assert [text.get_text() for text in right.texts] == [f"{width:.2f}" for width in widths]
     others = [plots.OTHER_COLOR] * 3
     assert colors(right.patches) == [*others, plots.TRUE_COLOR, plots.ATTACK_COLOR]
 
@@ -69,8 +69,7 @@ def test_pictures_are_clipped_and_rounded_for_showing_and_not_held_by_pyplot():
     image[0] = -3
     (ax,) = plots.pictures([image], ["x"]).axes
     assert shown(ax).dtype == np.uint8
-    assert shown(ax)[0].max() == 0
-    assert shown(ax)[1:].min() == 255
+    assert (shown(ax)[0].max(), shown(ax)[1:].min()) == (0, 255)
     # A notebook would show them twice.
     assert plt.get_fignums() == []
 
@@ -80,7 +79,8 @@ def test_outcome_draws_the_true_class_green_and_the_attacked_one_orange():
         [photo(), photo()], ["a", "b"], names=["badger", "black_bear"], probabilities=[0.25, 0.5]
     )
     right = figure.axes[-1]
-    assert titles(figure)[:2] == ["a", "b"]
+    assert titles(figure) == ["a", "b", "probability"]
+    assert right.axison
     assert colors(right.patches) == [plots.TRUE_COLOR, plots.ATTACK_COLOR]
     assert [bar.get_height() for bar in right.patches] == [0.25, 0.5]
     assert ticks(right.xaxis) == ["badger", "black\nbear"]
@@ -88,14 +88,21 @@ def test_outcome_draws_the_true_class_green_and_the_attacked_one_orange():
 
 
 def test_perturbation_is_magnified_around_mid_grey_and_named():
-    clean = photo()
+    clean = np.full((32, 32, 3), 40, dtype=np.float32)
     other = clean.copy()
     other[0, 0] += 4
-    figure = plots.perturbation(clean, np.clip(other, 0, 255))
+    figure = plots.perturbation(clean, other)
     assert "at most 4 of 255" in titles(figure)[1]
     assert "x 32" in titles(figure)[2]
     assert shown(figure.axes[2])[0, 0].min() >= 254
     assert set(np.unique(shown(figure.axes[2])[1:])) <= {127, 128}
+    # A small share of changed values is not rounded to none.
+    other = clean.copy()
+    other[3, 4, 1] = 240
+    assert titles(plots.perturbation(clean, other, title="clean, PD 1"))[1:] == [
+        "clean, PD 1, off by at most 200 of 255",
+        "difference x 0.64, 0.033% of values",
+    ]
 
 
 def test_perturbation_by_nothing_or_by_rounding_alone_is_not_magnified():
@@ -105,16 +112,6 @@ def test_perturbation_by_nothing_or_by_rounding_alone_is_not_magnified():
     assert set(np.unique(shown(figure.axes[2]))) <= {127, 128}
 
 
-def test_a_small_share_of_changed_values_is_not_rounded_to_none():
-    clean = np.full((32, 32, 3), 40, dtype=np.float32)
-    other = clean.copy()
-    other[3, 4, 1] = 240
-    assert titles(plots.perturbation(clean, other, title="clean, PD 1"))[1:] == [
-        "clean, PD 1, off by at most 200 of 255",
-        "difference x 0.64, 0.033% of values",
-    ]
-
-
 @pytest.mark.parametrize("with_map", [False, True])
 def test_changed_pixels_counts_pixels_not_channels_and_dots_them(with_map):
     before = photo()
@@ -122,24 +119,29 @@ def test_changed_pixels_counts_pixels_not_channels_and_dots_them(with_map):
     after[2, 5] += 1
     after[7, 1, 2] -= 1
     chances = np.zeros((32, 32), dtype=np.float32) if with_map else None
-    figure = plots.changed_pixels(before, [after], ["PD 2"], activation_map=chances)
-    (ax,) = figure.axes
+    (ax,) = plots.changed_pixels(before, [after], ["PD 2"], activation_map=chances).axes
     assert ax.get_title() == "PD 2: 2 pixels changed"
     (dots,) = ax.get_lines()
     assert sorted(zip(dots.get_ydata(), dots.get_xdata(), strict=True)) == [(2, 5), (7, 1)]
+    assert shown(ax).shape == ((32, 32) if with_map else (32, 32, 3))
 
 
 def test_probabilities_by_step_draws_each_draw_its_mean_and_the_blog():
     steps = {"clean": np.array([[0.9, 0.1]]), "PD": np.array([[0.2, 0.6], [0.4, 0.4]])}
     figure = plots.probabilities_by_step(steps, names=("badger", "skunk"), blog={"PD": 0.75})
-    lines = figure.axes[0].get_lines()
-    means = [float(line.get_ydata()[0]) for line in lines if line.get_marker() == "_"]
-    assert means == pytest.approx([0.9, 0.3, 0.1, 0.5])
-    (blog,) = [line for line in lines if line.get_marker() == "D"]
-    assert (list(blog.get_xdata()), list(blog.get_ydata())) == ([1], [0.75])
-    for mark, expected in ((".", [[0.9], [0.2, 0.4]]), ("^", [[0.1], [0.6, 0.4]])):
-        dots = [list(line.get_ydata()) for line in lines if line.get_marker() == mark]
-        assert [found for found in dots if found] == expected
+    lines = {}
+    for line in figure.axes[0].get_lines():
+        if len(line.get_ydata()):
+            lines.setdefault(line.get_marker(), []).append(line.get_xydata())
+    np.testing.assert_allclose([line[:, 1] for line in lines["_"]], [[0.9, 0.3], [0.1, 0.5]])
+    np.testing.assert_array_equal(lines["D"], [[[1, 0.75]]])
+    for mark, expected, places in ((".", [0.9, 0.2, 0.4], -0.15), ("^", [0.1, 0.6, 0.4], 0.15)):
+        ((x, y),) = (line.T for line in lines[mark])
+        np.testing.assert_array_equal(y, expected)
+        # The draws of a step lie beside each other, the only one of a step in its middle.
+        assert x[0] == places
+        np.testing.assert_allclose(x[1:], 1 + places, atol=0.07)
+        assert x[1] != x[2]
 
 
 def test_trajectory_starts_at_step_zero():
@@ -148,29 +150,19 @@ def test_trajectory_starts_at_step_zero():
     )
     badger, skunk = figure.axes[0].get_lines()
     assert list(badger.get_xdata()) == [0, 1]
-    assert badger.get_color() == plots.TRUE_COLOR
     assert list(skunk.get_ydata()) == [0.1, 0.8]
-    assert skunk.get_color() == plots.ATTACK_COLOR
+    assert (badger.get_color(), skunk.get_color()) == (plots.TRUE_COLOR, plots.ATTACK_COLOR)
     assert badger.get_marker() != skunk.get_marker()
 
 
-def test_rates_draws_wilson_bounds():
-    rate = Rate(8, 10)
-    figure = plots.rates({"PD": {"clean": rate, "adversary": Rate(1, 10)}})
-    container = figure.axes[0].containers[0]
-    (segment,) = container.lines[2][0].get_segments()
-    np.testing.assert_allclose(segment[:, 0], rate.interval)
-    assert container.get_label() == "clean (n = 10)"
-
-
-def test_maps_shows_values_on_the_scale_from_0_to_1():
+def test_maps_show_values_on_the_scale_from_0_to_1():
     chances = np.linspace(0, 0.5, 32 * 32, dtype=np.float32).reshape(32, 32)
     overlay = plots.maps([photo()], [chances], ["R-CAM"]).axes[0].get_images()[1]
     assert overlay.get_clim() == (0, 1)
     np.testing.assert_array_equal(overlay.get_array(), chances)
 
 
-def test_map_triples_shows_image_map_and_both_with_the_scale_of_the_map():
+def test_map_triples_show_image_map_and_both_with_the_scale_of_the_map():
     maps = [np.full((48, 64), value, dtype=np.float32) for value in (0.2, 0.9)]
     rows = [("clean", "map", "both"), ("adversary", "its map", "r = 0.10")]
     figure = plots.map_triples([photo(), photo()], maps, rows)
@@ -182,23 +174,15 @@ def test_map_triples_shows_image_map_and_both_with_the_scale_of_the_map():
         np.testing.assert_allclose(shown(ax), value, rtol=1e-6)
     # The colours are the map's own, not the paler ones of the map laid over the image.
     assert scale.get_ylabel() == "map value"
-    assert figure.axes[-1]._colorbar.alpha is None
+    assert scale._colorbar.alpha is None
 
 
 def test_map_histogram_states_mean_and_share_below_one_half():
     values = np.array([[0.1, 0.2], [0.3, 1.0]], dtype=np.float32)
-    figure = plots.map_histogram({"paper": values})
-    (label,) = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    (ax,) = plots.map_histogram({"paper": values}).axes
+    (label,) = [text.get_text() for text in ax.get_legend().get_texts()]
     assert label == "paper: mean 0.40, 75% below 0.5"
-    assert figure.axes[0].patches[0].get_data().values.sum() == pytest.approx(1)
-
-
-def test_places_states_the_correlation_with_the_reference():
-    rng = np.random.default_rng(0)
-    one, two = rng.random((2, 8, 8)).astype(np.float32)
-    figure = plots.places({"object": one, "FGSM": two}, reference="object")
-    expected = stats.pearsonr(one.ravel(), two.ravel()).statistic
-    assert titles(figure)[:2] == ["object", f"FGSM\nr = {expected:.2f}"]
+    assert ax.patches[0].get_data().values.sum() == pytest.approx(1)
 
 
 def test_places_are_shown_as_times_an_even_spread_on_one_scale():
@@ -210,33 +194,34 @@ def test_places_are_shown_as_times_an_even_spread_on_one_scale():
     panels = [ax.get_images()[0] for ax in figure.axes[:3]]
     expected = np.zeros((4, 4))
     expected[0, 0] = 16
-    np.testing.assert_allclose(panels[0].get_array(), expected)
-    np.testing.assert_allclose(panels[1].get_array(), np.ones((4, 4)))
-    np.testing.assert_array_equal(panels[2].get_array(), np.zeros((4, 4)))
-    assert {panel.get_clim() for panel in panels} == {(0, 4)}
+    for panel, values in zip(panels, (expected, np.ones((4, 4)), np.zeros((4, 4))), strict=True):
+        np.testing.assert_allclose(panel.get_array(), values)
+        assert panel.get_clim() == (0, 4)
     # White is even, and only that.
     assert panels[1].to_rgba(np.array([[1.0]]))[0, 0].tolist() == pytest.approx([1] * 4, abs=0.01)
     assert titles(figure)[1] == "FGSM\nr = 0.00, 1.00"
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (5, 3)])
-def test_the_cells_of_a_place_need_not_divide_it(shape):
-    field = np.random.default_rng(0).random(shape).astype(np.float32)
-    found = plots._times_even(field, 28)
+def test_the_cells_of_places_need_not_divide_them_and_their_correlation_is_of_pixels(shape):
+    one, two = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
+    figure = plots.places({"object": one, "FGSM": two}, reference="object")
+    found = shown(figure.axes[0])
     assert found.shape == (min(28, shape[0]), min(28, shape[1]))
+    assert found.mean() == pytest.approx(1)
     if shape == (5, 3):
-        np.testing.assert_allclose(found, field / field.mean(), rtol=1e-6)
+        np.testing.assert_allclose(found, one / one.mean(), rtol=1e-6)
+    expected = stats.pearsonr(one.ravel(), two.ravel()).statistic
+    assert titles(figure)[:2] == ["object", f"FGSM\nr = {expected:.2f}"]
 
 
 def test_no_series_has_the_colour_of_the_true_class_or_of_the_attack_s():
-    rows = {"PD": {name: Rate(i, 10) for i, name in enumerate(("clean", "adversary", "x", "y"))}}
+    names = ("clean", "adversary", "x", "y")
     found = PairedDifference(both=4, first_only=2, second_only=1, neither=2)
-    groups = {"PD": {name: 0.1 for name in rows["PD"]}}
-    curves = {name: {2.0: Rate(3, 10)} for name in rows["PD"]}
     figures = (
-        plots.rates(rows),
-        plots.differences({"PD": dict.fromkeys(rows["PD"], found)}),
-        plots.rate_curves(curves, xlabel="eps"),
+        plots.rates({"PD": {name: Rate(i, 10) for i, name in enumerate(names)}}),
+        plots.differences({"PD": dict.fromkeys(names, found)}),
+        plots.rate_curves({name: {2.0: Rate(3, 10)} for name in names}, xlabel="eps"),
     )
     for figure in figures:
         lines = figure.axes[0].get_lines()
@@ -245,7 +230,7 @@ def test_no_series_has_the_colour_of_the_true_class_or_of_the_attack_s():
         used = {matplotlib.colors.to_hex(line.get_color()).upper() for line in lines}
         assert len(used) == 4
         assert not used & {plots.TRUE_COLOR, plots.ATTACK_COLOR}
-    bars = plots.bars(groups).axes[0].patches
+    bars = plots.bars({"PD": dict.fromkeys(names, 0.1)}).axes[0].patches
     assert len({bar.get_hatch() for bar in bars}) == 4
     for color in plots.SERIES:
         hue, saturation, _ = matplotlib.colors.rgb_to_hsv(matplotlib.colors.to_rgb(color))
@@ -253,8 +238,8 @@ def test_no_series_has_the_colour_of_the_true_class_or_of_the_attack_s():
 
 
 def test_bars_are_as_high_as_their_numbers():
-    figure = plots.bars({"soft": {"clean": 0.9, "adversary": 0.4}, "hard": {"clean": 0.8,
-                         "adversary": 0.1}})  # fmt: skip
+    soft, hard = {"clean": 0.9, "adversary": 0.4}, {"clean": 0.8, "adversary": 0.1}
+    figure = plots.bars({"soft": soft, "hard": hard})
     assert [bar.get_height() for bar in figure.axes[0].patches] == [0.9, 0.8, 0.4, 0.1]
 
 
@@ -286,25 +271,29 @@ def test_subbands_show_means_and_half_differences_where_they_belong():
     ]
 
 
-def test_differences_stand_beside_the_line_of_no_difference_with_their_intervals():
-    found = PairedDifference(both=40, first_only=12, second_only=2, neither=21)
-    figure = plots.differences({"PD adds to WD": {"clean": found}})
+@pytest.mark.parametrize(
+    ("draw", "found"),
+    [(plots.rates, Rate(8, 10)), (plots.differences, PairedDifference(40, 12, 2, 21))],
+)
+def test_rates_and_differences_stand_with_their_intervals_and_n(draw, found):
+    figure = draw({"PD": {"clean": found}})
     (ax,) = figure.axes
-    centre, zero = (line.get_xdata() for line in (ax.get_lines()[0], ax.get_lines()[-1]))
-    assert list(zero) == [0, 0]
-    np.testing.assert_allclose(centre, [10 / 75])
-    ((start, end),) = ax.collections[0].get_segments()
-    np.testing.assert_allclose([start[0], end[0]], found.interval)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clean (n = 75)"]
+    np.testing.assert_allclose(ax.get_lines()[0].get_xdata(), [found.value])
+    (segment,) = ax.collections[0].get_segments()
+    np.testing.assert_allclose(segment[:, 0], found.interval)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"clean (n = {found.n})"]
+    if draw is plots.differences:
+        assert list(ax.get_lines()[-1].get_xdata()) == [0, 0]
 
 
 def test_rate_curves_pass_through_the_rates_with_their_intervals():
     line = {2.0: Rate(3, 10), 8.0: Rate(7, 10)}
     figure = plots.rate_curves({"PD": line, "WD": line}, xlabel="eps")
     (ax,) = figure.axes
-    first, second = (found for found in ax.get_lines() if found.get_label() in ("PD", "WD"))
+    first, second = ax.get_lines()
     for curve in (first, second):
         np.testing.assert_allclose(curve.get_ydata(), [0.3, 0.7])
+        assert curve.get_linestyle() == "-"
     # Equal curves do not hide each other.
     assert (second.get_xdata() > first.get_xdata()).all()
     assert first.get_marker() != second.get_marker()
@@ -314,24 +303,17 @@ def test_rate_curves_pass_through_the_rates_with_their_intervals():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["PD", "WD"]
 
 
-def test_the_tradeoff_names_each_point_by_its_values():
+def test_the_tradeoff_has_a_panel_for_each_knob_all_on_one_scale_and_names_its_points():
     same = (Rate(8, 10), Rate(6, 10))
-    curves = {"window": {"5": (Rate(9, 10), Rate(4, 10)), "20": same, "40": same}}
-    (ax,) = plots.tradeoff(curves, ylabel="turned back").axes
-    np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), [[0.9, 0.4], *[[0.8, 0.6]] * 2])
-    assert {text.get_text(): text.xy for text in ax.texts} == {
-        "5": (0.9, 0.4),
-        "20, 40": (0.8, 0.6),
-    }
-
-
-def test_the_tradeoff_has_a_panel_for_each_knob_all_on_one_scale():
     curves = {
-        "k": {"1": (Rate(9, 10), Rate(4, 10)), "5": (Rate(9, 10), Rate(5, 10))},
+        "window": {"5": (Rate(9, 10), Rate(4, 10)), "20": same, "40": same},
         "sigma": {"0.01": (Rate(10, 10), Rate(0, 10)), "0.08": (Rate(2, 10), Rate(9, 10))},
     }
     left, right = plots.tradeoff(curves, ylabel="turned back").axes
-    assert [left.get_title(), right.get_title()] == ["k", "sigma"]
+    np.testing.assert_allclose(left.get_lines()[0].get_xydata(), [[0.9, 0.4], *[[0.8, 0.6]] * 2])
+    found = {text.get_text(): text.xy for text in left.texts}
+    assert found == {"5": (0.9, 0.4), "20, 40": (0.8, 0.6)}
+    assert [left.get_title(), right.get_title()] == ["window", "sigma"]
     assert (left.get_xlim(), left.get_ylim()) == (right.get_xlim(), right.get_ylim())
     assert left.get_xlim()[0] < 0.2
     # Points above each other keep their labels apart.
@@ -339,23 +321,34 @@ def test_the_tradeoff_has_a_panel_for_each_knob_all_on_one_scale():
 
 
 def test_a_figure_says_in_words_what_it_shows():
-    assert (
-        plots.pictures([photo()] * 2, ["clean:\nbadger 0.90", "adversary"]).get_label()
-        == "Pictures: clean: badger 0.90; adversary."
-    )
     series = {"badger": [1, 0.5], "skunk": [0, 0.4]}
-    assert (
-        plots.trajectory(series, true="badger", attacked="skunk", xlabel="step").get_label()
-        == "Lines: probability against step: badger 0.50, skunk 0.40."
-    )
     groups = {"soft": {"clean": 0.1, "adversary": 0.2}, "hard": {"clean": 0.3, "adversary": 0.4}}
-    assert plots.bars(groups, ylabel="share").get_label() == (
-        "Bars: share: clean soft 0.10, clean hard 0.30, adversary soft 0.20, adversary hard 0.40."
-    )
-    rate = Rate(6, 10)
-    assert plots.rates({"none": {"clean": rate}, "PD": {"clean": rate}}).get_label() == (
-        "Points with intervals: share classified right, 95% interval: clean (n = 10) for none, PD."
-    )
+    rates = {"none": {"clean": Rate(6, 10)}, "clean, PD": {"clean": Rate(6, 10)}}
+    for figure, words in (
+        (
+            plots.pictures([photo()] * 2, ["clean:\nbadger 0.90", "adversary"]),
+            "Pictures: clean: badger 0.90; adversary.",
+        ),
+        (
+            plots.trajectory(series, true="badger", attacked="skunk", xlabel="step"),
+            "Lines: probability against step: badger 0.50, skunk 0.40.",
+        ),
+        (
+            plots.bars(groups, ylabel="share"),
+            "Bars: share: clean soft 0.10, clean hard 0.30, adversary soft 0.20, adversary hard "
+            "0.40.",
+        ),
+        (
+            plots.rates(rates),
+            "Points with intervals: share classified right, 95% interval: clean (n = 10) for none "
+            "/ clean, PD.",
+        ),
+        (
+            plots.closeup([photo()], ["x"], row=3, column=3),
+            "Close-ups of the same square: x.",
+        ),
+    ):
+        assert figure.get_label() == words
 
 
 def test_the_words_of_a_figure_travel_with_its_picture_into_a_notebook():
@@ -369,10 +362,10 @@ def test_the_words_of_a_figure_travel_with_its_picture_into_a_notebook():
 
 
 def test_no_picture_at_all_is_refused_in_a_sentence():
-    for show in (
-        lambda: plots.pictures([], []),
-        lambda: plots.maps([], [], []),
-        lambda: plots.closeup([], [], row=1, column=1),
+    for show, options in (
+        (plots.pictures, {}),
+        (plots.maps, {"activation_maps": []}),
+        (plots.closeup, {"row": 1, "column": 1}),
     ):
         with pytest.raises(ValueError, match="images: expected at least one image, got none"):
-            show()
+            show(images=[], titles=[], **options)
