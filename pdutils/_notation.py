@@ -6,12 +6,11 @@ random streams are made from them: what is written for a name and its knobs must
 
 import ast
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
-
-import numpy as np
 
 Value = bool | int | float | str | None
 
@@ -52,10 +51,10 @@ def literal(text: str) -> Any:
 def read_value(where: str, text: str) -> Value:
     """Read a value: a number, one of three words that Python knows, or a word of ours."""
     value = literal(text)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if value is None or isinstance(value, int) or (isinstance(value, float) and np.isfinite(value)):
+    if value is None or isinstance(value, int):
         return value
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value) if value.is_integer() else value
     if isinstance(value, str) and _WORD.fullmatch(text):
         return text
     raise ValueError(f"{where}: expected a number, true, false, none or a word, got {text!r}")
@@ -69,10 +68,9 @@ def spell(name: str, knobs: Mapping[str, Value]) -> str:
 
 def spell_value(value: Value) -> str:
     """Write a value as `read_value` reads it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if whole else value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def check_name(kind: str, name: str, known: Collection[str]) -> None:
@@ -83,8 +81,7 @@ def check_name(kind: str, name: str, known: Collection[str]) -> None:
 
 def check_known(name: str, knobs: Mapping[str, Value], known: Collection[str]) -> None:
     """Check that what is called `name` has these knobs."""
-    unknown = sorted(set(knobs) - set(known))
-    if unknown:
+    if unknown := sorted(set(knobs) - set(known)):
         listed = f"known: {', '.join(known)}" if known else "it has none"
         raise ValueError(f"{name}: no knob {', '.join(unknown)}; {listed}")
 

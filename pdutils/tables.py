@@ -41,14 +41,8 @@ def step_table(
             row |= {"draws": len(draws), "range": ends if len(draws) > 1 else ""}
         stated = ", ".join(f"{number:.2f}" for number in blog if number is not None)
         rows.append(row | {"blog: badger, skunk": stated or None})
-    table = pd.DataFrame(rows).set_index("step").dropna(axis="columns", how="all")
-    return table.map(_cell)
-
-
-def _cell(value: Any) -> str:
-    if pd.isna(value):
-        return ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    table = pd.DataFrame(rows).set_index("step").dropna(axis="columns", how="all").fillna("")
+    return table.map(lambda cell: f"{cell:.2f}" if isinstance(cell, float) else str(cell))
 
 
 def rate_table(rows: Mapping[str, Mapping[str, Counted | None]]) -> pd.DataFrame:
@@ -65,7 +59,7 @@ def rate_table(rows: Mapping[str, Mapping[str, Counted | None]]) -> pd.DataFrame
         table[f"{column} (n = {counts.pop()})" if same else column] = [
             "-" if one is None else str(one) if same else f"{one}, n = {one.n}" for one in found
         ]
-    return _of_words(table, list(rows))
+    return pd.DataFrame(table, index=list(rows), dtype=object)
 
 
 def number_table(rows: Mapping[str, Mapping[str, float | None]]) -> pd.DataFrame:
@@ -79,17 +73,12 @@ def zone_table(changes: Mapping[str, NDArray[np.bool_]], zone: NDArray[np.bool_]
     `changes` says for each row where an image was changed. A last row for the zone itself says
     what an even spread would have inside.
     """
-    table: dict[str, list[str]] = {"inside": [], "outside": [], "share inside": []}
-    for changed in (*changes.values(), np.ones_like(zone)):
-        there, elsewhere = int((changed & zone).sum()), int((changed & ~zone).sum())
-        share = f"{there / (there + elsewhere):.0%}" if there + elsewhere else "-"
-        for cells, cell in zip(table.values(), (str(there), str(elsewhere), share), strict=True):
-            cells.append(cell)
-    return _of_words(table, [*changes, "all pixels"])
-
-
-def _of_words(columns: Mapping[str, list[str]], rows: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(columns, index=pd.Index(rows, dtype=object), dtype=object)
+    table = {}
+    for name, changed in {**changes, "all pixels": np.ones_like(zone)}.items():
+        there, everywhere = int((changed & zone).sum()), int(changed.sum())
+        share = f"{there / everywhere:.0%}" if everywhere else "-"
+        table[name] = str(there), str(everywhere - there), share
+    return pd.DataFrame(table, index=["inside", "outside", "share inside"], dtype=object).T
 
 
 def show_results(results: Mapping[str, Any]) -> None:
@@ -102,19 +91,15 @@ def show_results(results: Mapping[str, Any]) -> None:
         from IPython.display import display
 
     plain = _plain(results)
-    bundle = {"application/json": plain, "text/plain": _text(plain)}
-    display(bundle, raw=True)  # type: ignore[no-untyped-call]
+    text = json.dumps(_short(plain), indent=1, ensure_ascii=False)
+    display({"application/json": plain, "text/plain": text}, raw=True)  # type: ignore[no-untyped-call]
 
 
-def _text(results: Mapping[str, Any]) -> str:
-    """Write the results as JSON, long rows of numbers left out."""
-
-    def short(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: short(item) for key, item in value.items()}
-        return f"{len(value)} values" if isinstance(value, list) and len(value) > 4 else value
-
-    return json.dumps(short(results), indent=1, ensure_ascii=False)
+def _short(value: Any) -> Any:
+    """Leave long rows of numbers out."""
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    return f"{len(value)} values" if isinstance(value, list) and len(value) > 4 else value
 
 
 def _plain(value: Any) -> Any:
@@ -125,10 +110,10 @@ def _plain(value: Any) -> Any:
         return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     if isinstance(value, float):
         # JSON has no NaN.
         return round(value, 6) if np.isfinite(value) else None
