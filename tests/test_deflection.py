@@ -56,9 +56,6 @@ def in_order(*writes):
     return Writes(*np.array(writes, dtype=np.int64).reshape(-1, 5).T)
 
 
-# --- the writes are carried out as a plain loop would ---
-
-
 @pytest.mark.parametrize("window", [1, 400])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @each_reading
@@ -71,14 +68,6 @@ def test_deflection_equals_a_plain_loop_over_the_same_draws(reading, size, windo
     writes = draw_writes(size, 400, window, chances, reading, streams(11, 1)[0])
     assert len(writes) > 100
     np.testing.assert_array_equal(deflected, loop(image, writes))
-
-
-@each_reading
-def test_a_loop_that_ignores_earlier_writes_gives_another_image(reading):
-    image, writes = places_picture(), drawn((7, 5), 60, 2, None, reading, seed=3)
-    untouched = loop(image, writes, ignoring_earlier=True)
-    assert not np.array_equal(apply_writes(image, writes), untouched)
-    np.testing.assert_array_equal(apply_writes(image, writes), loop(image, writes))
 
 
 @given(
@@ -118,9 +107,6 @@ def test_a_chain_copies_what_earlier_writes_left(writes, expected):
     np.testing.assert_array_equal(apply_writes(ROW, in_order(*writes)), [expected])
 
 
-# --- how many writes there are ---
-
-
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 1500])
 def test_counts_without_a_map(n):
     channels = {reading: drawn((40, 30), n, 10, None, reading).channel for reading in READINGS}
@@ -144,53 +130,20 @@ def test_counts_with_a_map():
     assert abs(np.mean(counts["blog"]) - 150 * kept) < 4 * np.sqrt(150 * kept * (1 - kept) / 100)
 
 
-# --- the draws are distributed as the authors' codes and the paper's algorithm draw them ---
-
-
-def naive_place(size, chances, rng):
-    """Draw a place; tell whether the map lets it be written."""
-    row, column = rng.randrange(size[0]), rng.randrange(size[1])
-    spared = chances is not None and rng.random() < chances[row, column]
-    return row, column, not spared
-
-
-def naive_source(size, place, window, rng, *, first):
-    """Draw an offset in the window until it ends inside the image, from row and column `first`."""
-    while True:
-        row = place[0] + rng.randint(-window, window)
-        column = place[1] + rng.randint(-window, window)
-        if first <= row < size[0] and first <= column < size[1]:
-            return row, column
-
-
-def naive_blog(size, n, window, chances, rng):
-    writes = []
-    for channel in [0, 1, 2] * n:
-        row, column, allowed = naive_place(size, chances, rng)
-        if allowed:
-            source = naive_source(size, (row, column), window, rng, first=1)
+def naive(reading, size, n, window, chances, rng):
+    """Draw places until they count, and an offset in the window until it ends inside the image."""
+    writes, rounds = [], 0
+    while rounds < n if reading == "blog" else len(writes) < n:
+        rounds += 1
+        for channel in (ALL,) if reading == "paper" else (0, 1, 2):
+            row, column = rng.randrange(size[0]), rng.randrange(size[1])
+            if chances is not None and rng.random() < chances[row, column]:
+                continue
+            first, source = int(reading != "paper"), (-1, -1)
+            while not (first <= source[0] < size[0] and first <= source[1] < size[1]):
+                source = row + rng.randint(-window, window), column + rng.randint(-window, window)
             writes.append((row, column, *source, channel))
     return writes
-
-
-def naive_repo(size, n, window, chances, rng):
-    writes = []
-    while len(writes) < n:
-        writes += naive_blog(size, 1, window, chances, rng)
-    return writes
-
-
-def naive_paper(size, n, window, chances, rng):
-    writes = []
-    while len(writes) < n:
-        row, column, allowed = naive_place(size, chances, rng)
-        if allowed:
-            source = naive_source(size, (row, column), window, rng, first=0)
-            writes.append((row, column, *source, ALL))
-    return writes
-
-
-NAIVE = {"blog": naive_blog, "repo": naive_repo, "paper": naive_paper}
 
 
 def as_tuples(writes):
@@ -212,7 +165,7 @@ def both(reading, n, chances, repeats):
     # Taller than wide, so that a map or a window laid the wrong way round shows.
     rng, plain = np.random.default_rng(2018), random.Random(2018)
     ours = [as_tuples(draw_writes((6, 3), n, 2, chances, reading, rng)) for _ in range(repeats)]
-    return ours, [NAIVE[reading]((6, 3), n, 2, chances, plain) for _ in range(repeats)]
+    return ours, [naive(reading, (6, 3), n, 2, chances, plain) for _ in range(repeats)]
 
 
 @with_and_without_map
@@ -230,11 +183,8 @@ def test_places_neighbours_and_channels_are_drawn_as_by_rejection(reading, with_
 @with_and_without_map
 @each_reading
 def test_numbers_of_writes_and_channels_are_drawn_as_by_rejection(reading, with_map):
-    chances = uneven_map(6, 3) if with_map else None
-    sequences = [
-        [tuple(w[4] for w in writes) for writes in sample]
-        for sample in both(reading, 2, chances, repeats=2000)
-    ]
+    samples = both(reading, 2, uneven_map(6, 3) if with_map else None, repeats=2000)
+    sequences = [[tuple(w[4] for w in writes) for writes in sample] for sample in samples]
     assert likeness(*(map(len, sample) for sample in sequences)) > 1e-3
     assert likeness(*sequences) > 1e-3
 
@@ -246,17 +196,6 @@ def test_a_place_is_hit_in_proportion_to_one_minus_its_map(reading):
     hits = np.bincount(writes.to_row * 2 + writes.to_column, minlength=4)
     assert hits[3] == 0
     assert chisquare(hits[:3], len(writes) * np.array([1, 0.75, 0.25]) / 2).pvalue > 1e-3
-
-
-@each_reading
-def test_zeros_are_like_no_map(reading):
-    with_zeros = drawn((6, 3), 6000, 2, np.zeros((6, 3), np.float32), reading, seed=0)
-    without = drawn((6, 3), 6000, 2, None, reading, seed=1)
-    assert len(with_zeros) == len(without)
-    assert likeness(as_tuples(with_zeros), as_tuples(without)) > 1e-3
-
-
-# --- what is never read, and how far a value comes ---
 
 
 @pytest.mark.parametrize("reading", ["blog", "repo"])
@@ -280,9 +219,6 @@ def test_a_neighbour_comes_from_the_window_and_may_be_the_place_itself(reading, 
         assert set(offset) == set(range(-window, window + 1))
 
 
-# --- the edges of the knobs ---
-
-
 @each_reading
 def test_a_window_beyond_the_image_is_the_whole_image(reading):
     image, options = places_picture(), {"reading": reading, "rng": 1}
@@ -293,31 +229,28 @@ def test_a_window_beyond_the_image_is_the_whole_image(reading):
 
 @each_reading
 def test_no_deflections_give_the_image(reading):
-    image = photo()
     for chances in (None, uneven_map(32, 32)):
-        result = pixel_deflection(image, 0, activation_map=chances, reading=reading, rng=0)
-        np.testing.assert_array_equal(result, image)
-        assert result is not image
+        result = pixel_deflection(photo(), 0, activation_map=chances, reading=reading, rng=0)
+        np.testing.assert_array_equal(result, photo())
 
 
 @each_reading
 def test_a_map_of_ones_spares_every_place_or_is_an_error_where_writes_are_counted(reading):
-    image, options = photo(), {"activation_map": np.ones((32, 32), np.float32), "rng": 0}
-    if reading == "repo":
-        np.testing.assert_array_equal(pixel_deflection(image, 0, reading="repo", **options), image)
-    if reading == "blog":
-        np.testing.assert_array_equal(pixel_deflection(image, 300, **options), image)
-        return
-    with pytest.raises(ValueError, match=r"activation_map is 1 everywhere.*below 1.*repo.*paper"):
-        pixel_deflection(image, 200, reading=reading, **options)
+    options = {"activation_map": np.ones((32, 32), np.float32), "reading": reading, "rng": 0}
+    if reading != "paper":
+        n = 300 if reading == "blog" else 0
+        np.testing.assert_array_equal(pixel_deflection(photo(), n, **options), photo())
+    if reading != "blog":
+        with pytest.raises(ValueError, match=r"activation_map is 1 everywhere.*below 1.*repo"):
+            pixel_deflection(photo(), 200, **options)
 
 
 @pytest.mark.parametrize("reading", ["repo", "paper"])
-@pytest.mark.parametrize("place", [(0, 0), (100, 33), (223, 223)])
+@pytest.mark.parametrize("place", [(0, 0), (223, 223)])
 def test_a_map_with_one_place_hardly_open_ends_at_once(reading, place):
     writes = drawn((224, 224), 200, 10, one_open_place(224, 224, *place), reading)
     assert 200 <= len(writes) <= 202
-    assert set(zip(writes.to_row.tolist(), writes.to_column.tolist(), strict=True)) == {place}
+    assert {write[:2] for write in as_tuples(writes)} == {place}
 
 
 def test_waits_too_long_for_their_sum_still_give_a_number_of_writes():
@@ -331,9 +264,6 @@ def test_waits_too_long_for_their_sum_still_give_a_number_of_writes():
     writes = draw_writes((8, 8), 7, 2, chances, "repo", Patient(np.random.PCG64(0)))
     # Every wait leads to another round, so that no write joins the last one.
     assert writes.channel.tolist() == [0, 1, 2, 0, 1, 2, 0]
-
-
-# --- batches and streams ---
 
 
 @each_reading
@@ -354,10 +284,13 @@ def test_each_image_of_a_batch_is_deflected_as_alone(reading, with_map):
     np.testing.assert_array_equal(together, inner)
 
 
-def test_images_of_a_batch_draw_different_places():
-    first, second, third = pixel_deflection(np.stack([places_picture()] * 3), 20, 2, rng=0)
+def test_images_and_seeds_draw_different_places_and_the_same_seed_the_same():
+    first, second = pixel_deflection(np.stack([places_picture()] * 2), 20, 2, rng=0)
     assert not np.array_equal(first, second)
-    assert not np.array_equal(second, third)
+    first, again, other, *free = (pixel_deflection(photo(), rng=s) for s in (5, 5, 6, None, None))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(*free)
 
 
 def test_a_generator_goes_on_from_batch_to_batch():
@@ -366,13 +299,6 @@ def test_a_generator_goes_on_from_batch_to_batch():
     halves = [pixel_deflection(batch[i : i + 2], 50, rng=rng) for i in (0, 2)]
     whole = pixel_deflection(batch, 50, rng=np.random.default_rng(3))
     np.testing.assert_array_equal(np.concatenate(halves), whole)
-
-
-def test_the_same_seed_gives_the_same_result_and_another_or_none_another():
-    first, again, other, *free = (pixel_deflection(photo(), rng=s) for s in (5, 5, 6, None, None))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
-    assert not np.array_equal(*free)
 
 
 @each_reading
@@ -386,19 +312,14 @@ def test_nothing_is_changed_in_place_and_the_rank_is_kept(reading):
         assert not np.shares_memory(result, images)
 
 
-# --- wrong input ---
-
-
-@pytest.mark.parametrize("window", [0, -1, 2.0, 2.5, "10", None, np.nan])
-def test_wrong_windows(window):
-    with pytest.raises(ValueError, match=r"window: expected a whole number of at least 1, got"):
-        pixel_deflection(photo(), 10, window)
-
-
-@pytest.mark.parametrize("deflections", [-1, 2.0, "200", None, np.nan, 2**63, 2**70])
-def test_wrong_deflections(deflections):
-    with pytest.raises(ValueError, match=r"deflections: expected a whole number .* got"):
-        pixel_deflection(photo(), deflections)
+@pytest.mark.parametrize("value", [-1, 2.0, 2.5, "10", None, np.nan])
+def test_wrong_counts_and_windows(value):
+    for number in (value, 2**63, 10**30):
+        with pytest.raises(ValueError, match=r"deflections: expected a whole number .* got"):
+            pixel_deflection(photo(), number)
+    for number in (value, 0):
+        with pytest.raises(ValueError, match=r"window: expected a whole number of at least 1, got"):
+            pixel_deflection(photo(), 10, number)
 
 
 def test_numpy_integers_are_whole_numbers():

@@ -1,4 +1,3 @@
-import inspect
 import io
 import itertools
 from pathlib import Path
@@ -6,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pywt
-from conftest import photo, photos
+from conftest import photo
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from skimage import restoration
 
 from pdutils.denoising import DENOISERS, denoise, denoise_batch, denoise_wavelet
+from pdutils.metrics import psnr
 
 ODD_SIZES = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 5), (33, 31)]
 
@@ -29,8 +29,6 @@ CALLS_OF_2018 = [key for key in OF_2018.files if "|" in key]
 each_method = pytest.mark.parametrize("method", METHODS)
 each_mode = pytest.mark.parametrize("mode", ["soft", "hard"])
 each_shrinkage = pytest.mark.parametrize("shrinkage", ["BayesShrink", "VisuShrink"])
-each_color = pytest.mark.parametrize("color", ["ycbcr", "rgb"])
-each_scale = pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
 
 
 def noisy_photo(sigma=10.0, seed=0, height=64, width=48):
@@ -41,10 +39,6 @@ def noisy_photo(sigma=10.0, seed=0, height=64, width=48):
 def fields(seed=0):
     """Flat fields with sharp edges: what a denoiser should clear, and what it should keep."""
     return np.kron(photo(6, 5, seed), np.ones((16, 16, 1), np.float32))
-
-
-def psnr(image, clean):
-    return 10 * np.log10(255**2 / np.mean((image.astype(np.float64) - clean) ** 2))
 
 
 def denoised_in_every_way(image, **options):
@@ -59,9 +53,6 @@ def assert_alike(ours, theirs, mode, atol=1e-3):
     # With hard shrinkage a coefficient within rounding of its threshold may stay or go.
     apart = np.mean(np.abs(ours - theirs) > atol)
     assert apart <= (0.005 if mode == "hard" else 0)
-
-
-# --- today's meaning of sigma ---
 
 
 @pytest.mark.filterwarnings("ignore:Wavelet thresholding was designed for:UserWarning")
@@ -80,7 +71,7 @@ def test_todays_meaning_is_scikit_images(mode, shrinkage, wavelet):
     assert_alike(ours, theirs * 255, mode)
 
 
-@each_scale
+@pytest.mark.parametrize("sigma_scale", ["channel", "rgb"])
 @each_shrinkage
 @each_mode
 def test_in_rgb_both_meanings_are_scikit_images(mode, shrinkage, sigma_scale):
@@ -97,9 +88,6 @@ def test_in_rgb_both_meanings_are_scikit_images(mode, shrinkage, sigma_scale):
     assert_alike(ours, clipped if sigma_scale == "channel" else theirs, mode)
 
 
-# --- the meaning of 2018, as it was and written out ---
-
-
 @pytest.mark.parametrize("key", CALLS_OF_2018)
 def test_the_meaning_of_2018_is_that_of_the_library_of_2018(key):
     name, mode, color, shrinkage, sigma = key.split("|")
@@ -110,20 +98,6 @@ def test_the_meaning_of_2018_is_that_of_the_library_of_2018(key):
         assert np.mean(error > 2e-3) < 0.005
     else:
         assert error.max() < 2e-3
-
-
-def test_both_clips_of_2018_act_on_its_pictures():
-    # Without this the test above could not tell whether anything is clipped.
-    at_the_ends = {False: 0, True: 0}
-    for key in CALLS_OF_2018:
-        if "|soft|ycbcr|Bayes" in key:
-            at_the_ends[True] += np.isin(OF_2018[key], (0, 255)).sum()
-            channels = OF_2018[key] @ TO_YCBCR.T / 255
-            of_the_input = OF_2018[key.split("|")[0]] @ TO_YCBCR.T / 255
-            for end in (np.min, np.max):
-                there = end(of_the_input, axis=(0, 1))
-                at_the_ends[False] += (np.abs(channels - there) < 1e-3).sum()
-    assert min(at_the_ends.values()) > 50
 
 
 def test_every_discrete_wavelet_is_taken():
@@ -147,19 +121,19 @@ def test_sigma_0_gives_the_image_and_a_tiny_one_hardly_another():
         for result in denoised_in_every_way(image, sigma=sigma):
             np.testing.assert_array_equal(result, image)
             assert result is not image
+    np.testing.assert_array_equal(denoise(image, "dct", sigma=0), image)
     for result in denoised_in_every_way(image, sigma=1e-6):
         np.testing.assert_allclose(result, image, atol=1e-2)
 
 
 @pytest.mark.parametrize("sigma", [0, 0.04])
-@each_color
+@pytest.mark.parametrize("color", ["ycbcr", "rgb"])
 @pytest.mark.parametrize("size", [(1, 1), (24, 20)])
 def test_only_2018s_meaning_clips_what_came_from_outside(size, color, sigma):
     image = photo(*size)
     image[:8, :8] = -20, 290, 100
     ours = denoise_wavelet(image, color=color, sigma=sigma)
-    assert ours.min() >= 0
-    assert ours.max() <= 255
+    assert (ours.min(), ours.max()) == (0, 255)
     todays = denoise_wavelet(image, color=color, sigma=sigma, sigma_scale="rgb")
     assert todays.min() < 0
     assert todays.max() > 255
@@ -168,17 +142,12 @@ def test_only_2018s_meaning_clips_what_came_from_outside(size, color, sigma):
 @each_mode
 def test_a_channel_that_is_constant_but_for_rounding_stays(mode):
     # The three values of a pixel differ by rounding alone, and Cb and Cr by what comes of that.
-    grey = noisy_photo()[..., :1] + np.float32(1 / 3)
-    rounding = np.random.default_rng(0).uniform(-1e-5, 1e-5, (64, 48, 3)).astype(np.float32)
-    image = np.clip(grey, 1, 254) + rounding
-    np.testing.assert_allclose(
-        denoise_wavelet(image, mode=mode),
-        denoise_wavelet(np.repeat(np.clip(grey, 1, 254), 3, axis=-1), mode=mode),
-        atol=1e-3,
-    )
-
-
-# --- the other denoisers against what they are ---
+    grey = np.repeat(noisy_photo()[..., :1].clip(1, 254) + np.float32(1 / 3), 3, axis=-1)
+    rounding = np.random.default_rng(0).uniform(-1e-5, 1e-5, grey.shape).astype(np.float32)
+    result = denoise_wavelet(grey, mode=mode)
+    np.testing.assert_allclose(denoise_wavelet(grey + rounding, mode=mode), result, atol=1e-3)
+    np.testing.assert_allclose(np.ptp(result, axis=-1), 0, atol=1e-3)
+    assert psnr(grey, result) < 45
 
 
 def windows(channels, down, across):
@@ -210,28 +179,20 @@ def test_wiener_is_its_formula(size):
 
 
 @pytest.mark.parametrize(
-    ("method", "library", "options", "theirs"),
+    ("method", "options", "theirs"),
     [
-        ("tv", restoration.denoise_tv_chambolle, {"weight": 0.07}, {}),
-        (
-            "nl_means",
-            restoration.denoise_nl_means,
-            {"sigma": 0.05, "patch_size": 3, "patch_distance": 4},
-            {"h": 0.8 * 0.05},
-        ),
+        ("tv_chambolle", {"weight": 0.07}, {}),
+        ("nl_means", {"sigma": 0.05, "patch_size": 3, "patch_distance": 4}, {"h": 0.8 * 0.05}),
         # As the authors set it.
-        (
-            "nl_means",
-            restoration.denoise_nl_means,
-            {"sigma": 0, "patch_size": 7, "patch_distance": 11, "h": 0.1},
-            {},
-        ),
+        ("nl_means", {"sigma": 0, "patch_size": 7, "patch_distance": 11, "h": 0.1}, {}),
     ],
 )
-def test_tv_and_nl_means_are_the_librarys(method, library, options, theirs):
+def test_tv_and_nl_means_are_the_librarys(method, options, theirs):
     image = noisy_photo(height=20, width=24)
+    library = getattr(restoration, f"denoise_{method}")
     expected = 255 * library(image / np.float32(255), channel_axis=-1, **options, **theirs)
-    np.testing.assert_allclose(denoise(image, method, **options), expected, atol=1e-3)
+    found = denoise(image, method.removesuffix("_chambolle"), **options)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -264,21 +225,11 @@ def test_bilateral_takes_the_spread_of_each_image_for_its_own():
     np.testing.assert_allclose(denoise(flat, "bilateral", sigma_color="std"), flat, atol=1e-3)
 
 
-def test_nl_means_takes_h_for_itself():
-    image = noisy_photo(height=20, width=24)
-    np.testing.assert_array_equal(
-        denoise(image, "nl_means", sigma=0.05, h=0.8 * 0.05), denoise(image, "nl_means", sigma=0.05)
-    )
+def test_nl_means_asks_for_a_sigma_where_h_is_left_to_it():
     with pytest.raises(ValueError, match=r"sigma: expected a number above 0, got 0"):
-        denoise(image, "nl_means", sigma=0)
+        denoise(photo(), "nl_means", sigma=0)
     with pytest.raises(ValueError, match=r"sigma: expected at least 0, got -1"):
-        denoise(image, "nl_means", sigma=-1, h=0.1)
-    for h in (0, -1, np.nan, "much"):
-        with pytest.raises(ValueError, match=rf"h: expected a number above 0, got {h!r}"):
-            denoise(image, "nl_means", h=h)
-
-
-# --- windows larger than the image ---
+        denoise(photo(), "nl_means", sigma=-1, h=0.1)
 
 
 @pytest.mark.parametrize(
@@ -300,20 +251,13 @@ def test_a_window_reaches_no_further_than_the_image_is_long(method, option, reac
         np.testing.assert_allclose(result, whole, atol=1e-3)
 
 
-def test_large_windows_on_a_small_image_are_finite_for_any_size():
-    for size in ODD_SIZES[:-1]:
-        image = photo(*size)
-        for method, option, value in (
-            ("bilateral", "sigma_spatial", 75),
-            ("median", "size", 75),
-            ("wiener", "size", 75),
-            ("nl_means", "patch_distance", 75),
-            ("nl_means", "patch_size", 75),
-        ):
-            if min(size) > 1 or method != "nl_means":
-                result = denoise(image, method, **{option: value})
-                assert result.shape == image.shape
-                assert np.isfinite(result).all()
+@pytest.mark.parametrize("size", ODD_SIZES[:-1], ids=str)
+def test_large_windows_on_a_small_image_are_finite_for_any_size(size):
+    wide = [("bilateral", "sigma_spatial"), ("median", "size"), ("wiener", "size")]
+    if min(size) > 1:
+        wide += [("nl_means", "patch_distance"), ("nl_means", "patch_size")]
+    for method, option in wide:
+        assert np.isfinite(denoise(photo(*size), method, **{option: 75})).all()
 
 
 @pytest.mark.parametrize("quality", [1, 75, 95])
@@ -324,21 +268,10 @@ def test_jpeg_is_a_round_trip_through_the_format(quality):
     expected = np.asarray(Image.open(buffer), np.float32)
     result = denoise(image, "jpeg", quality=quality)
     np.testing.assert_allclose(result, expected, atol=1e-4)
-    np.testing.assert_array_equal(np.rint(result), expected)
-
-
-def test_jpeg_takes_what_a_denoiser_left_outside_the_range():
-    image = photo(16, 16)
-    image[0, 0], image[8, 8] = -20, 280
-    np.testing.assert_array_equal(denoise(image, "jpeg"), denoise(np.clip(image, 0, 255), "jpeg"))
-
-
-def cosine_matrix():
-    """The orthonormal cosines of 8 samples, a row a frequency."""
-    frequency, place = np.mgrid[:8, :8]
-    rows = np.cos(np.pi * frequency * (2 * place + 1) / 16) / 2
-    rows[0] /= np.sqrt(2)
-    return rows
+    # What a denoiser left outside the range is clipped.
+    outside = np.where(image < 60, image - 80, image + 20)
+    clipped = denoise(np.clip(outside, 0, 255), "jpeg", quality=quality)
+    np.testing.assert_array_equal(denoise(outside, "jpeg", quality=quality), clipped)
 
 
 def dct_of_every_block(image, sigma, step):
@@ -347,7 +280,10 @@ def dct_of_every_block(image, sigma, step):
     channels = image.astype(np.float64) @ (TO_YCBCR.T / 255)
     mirrored = np.pad(channels, ((8, 8), (8, 8), (0, 0)), mode="symmetric")
     total, count = np.zeros_like(mirrored), np.zeros_like(mirrored)
-    cosines = cosine_matrix()
+    # The orthonormal cosines of 8 samples, a row a frequency.
+    frequency, place = np.mgrid[:8, :8]
+    cosines = np.cos(np.pi * frequency * (2 * place + 1) / 16) / 2
+    cosines[0] /= np.sqrt(2)
     for row in range(step, height + 8, step):
         for column in range(step, width + 8, step):
             for c in range(3):
@@ -374,43 +310,27 @@ def test_dct_is_a_loop_over_the_blocks(size, step):
     assert np.abs(result - image).max() > 1
 
 
-def test_dct_of_sigma_0_gives_the_image():
-    image = noisy_photo()
-    result = denoise(image, "dct", sigma=0)
-    np.testing.assert_array_equal(result, image)
-    assert result is not image
-
-
-# --- what holds for all of them ---
-
-
 @each_method
 def test_denoising_raises_psnr(method):
     clean = fields()
     noise = np.random.default_rng(0).normal(0, 10, clean.shape)
     noisy = np.clip(clean + noise, 0, 255).astype(np.float32)
-    assert psnr(denoise(noisy, method), clean) > psnr(noisy, clean) + 2
+    assert psnr(clean, denoise(noisy, method)) > psnr(clean, noisy) + 2
 
 
 @each_method
-def test_each_image_of_a_batch_is_denoised_as_alone(method):
+def test_each_image_of_a_batch_is_denoised_as_alone_and_none_is_changed(method):
     # More than are denoised at once, and no multiple of that.
     batch = np.stack([noisy_photo(seed=s, height=10, width=9) for s in range(19)])
+    before = batch.copy()
+    batch.flags.writeable = False
     alone = np.stack([denoise(image, method) for image in batch])
-    np.testing.assert_array_equal(denoise(batch, method), alone)
+    result = denoise(batch, method)
+    np.testing.assert_array_equal(result, alone)
     np.testing.assert_array_equal(denoise_batch(batch, method), alone)
-
-
-@each_method
-def test_nothing_is_changed_in_place_and_the_rank_is_kept(method):
-    for images in (photo(20, 16), photos(2, 20, 16)):
-        before = images.copy()
-        images.flags.writeable = False
-        result = denoise(images, method)
-        assert result.shape == images.shape
-        assert result.dtype == np.float32
-        assert not np.shares_memory(result, images)
-        np.testing.assert_array_equal(images, before)
+    np.testing.assert_array_equal(batch, before)
+    assert result.dtype == np.float32
+    assert not np.shares_memory(result, batch)
 
 
 @pytest.mark.parametrize("size", ODD_SIZES, ids=str)
@@ -436,14 +356,6 @@ def test_constant_images_stay():
             np.testing.assert_allclose(result, image, atol=1e-3)
 
 
-def test_a_grey_photo_stays_grey():
-    # Cb and Cr are constant: they cannot be stretched.
-    grey = np.repeat(noisy_photo()[..., :1], 3, axis=-1)
-    result = denoise_wavelet(grey)
-    np.testing.assert_allclose(np.ptp(result, axis=-1), 0, atol=1e-3)
-    assert psnr(result, grey) < 45
-
-
 @pytest.mark.parametrize("sigma", [1e30, 1e300, 2**62])
 @pytest.mark.parametrize("options", [{}, {"sigma_scale": "rgb"}, {"shrinkage": "VisuShrink"}])
 def test_a_huge_sigma_leaves_no_detail(sigma, options):
@@ -463,25 +375,7 @@ def test_bilateral_sigmas_of_any_size(sigma):
     assert np.isfinite(denoise(image, "bilateral", sigma_spatial=sigma)).all()
 
 
-# --- wrong input ---
-
-#: Every option that is a number.
-NUMBERS = [
-    (method, name)
-    for method, denoiser in DENOISERS.items()
-    for name, option in inspect.signature(denoiser).parameters.items()
-    if isinstance(option.default, (int, float)) or name == "h"
-]
-
-
-@pytest.mark.parametrize(("method", "option"), NUMBERS)
-def test_numbers_that_no_library_can_take(method, option):
-    for value in (2**63, 2**70, -(2**70), 10**400):
-        with pytest.raises(ValueError, match=rf"{option}: expected .* got -?\d+"):
-            denoise(photo(), method, **{option: value})
-
-
-#: Of each option what is out of its range, besides NaN, a word and None.
+#: Of each option what is out of its range, besides NaN, a word, None and more than 64 bits.
 OUT_OF_RANGE = {
     ("wavelet", "sigma"): (-0.04, np.inf, [0.04]),
     ("dct", "sigma"): (-0.04, np.inf, [0.04]),
@@ -491,6 +385,7 @@ OUT_OF_RANGE = {
     ("nl_means", "sigma"): (0, -1, np.inf, [0.04]),
     ("nl_means", "patch_size"): (0, -1, 5.5),
     ("nl_means", "patch_distance"): (0, -1, 6.5),
+    ("nl_means", "h"): (0, -1),
     ("wiener", "size"): (0, -1, 4, 3.0),
     ("median", "size"): (0, -1, 2.5),
     ("jpeg", "quality"): (0, -1, 96, 75.5),
@@ -500,21 +395,10 @@ OUT_OF_RANGE = {
 
 @pytest.mark.parametrize(("method", "option"), OUT_OF_RANGE)
 def test_options_out_of_their_range(method, option):
-    for value in (*OUT_OF_RANGE[method, option], np.nan, "much", None):
-        with pytest.raises(ValueError, match=rf"{option}: expected .* got"):
-            denoise(photo(), method, **{option: value})
-
-
-def test_an_unknown_method_lists_the_known():
-    with pytest.raises(ValueError, match=r"method: .*'wavelet', 'tv'.*'jpeg'.* got 'wavelets'"):
-        denoise(photo(), "wavelets")
-
-
-def test_an_unknown_option_lists_the_known():
-    with pytest.raises(ValueError, match=r"median: no option sigma, weight; known: size"):
-        denoise(photo(), "median", sigma=0.04, weight=1)
-    with pytest.raises(ValueError, match=r"wavelet: no option size; known: sigma, wavelet, mode"):
-        denoise(photo(), "wavelet", size=3)
+    for value in (*OUT_OF_RANGE[method, option], np.nan, "much", 2**63, -(2**70), 10**400, None):
+        if value is not None or option != "h":
+            with pytest.raises(ValueError, match=rf"{option}: expected .* got"):
+                denoise(photo(), method, **{option: value})
 
 
 @pytest.mark.parametrize("option", ["wavelet", "mode", "shrinkage", "color", "sigma_scale"])
@@ -523,8 +407,21 @@ def test_unknown_words_of_wavelet_denoising(option):
         denoise_wavelet(photo(), **{option: "nonsense"})
 
 
-@each_method
-@pytest.mark.parametrize("images", [photo() / 255, photo().astype(np.float64), photo()[0]])
-def test_wrong_images(method, images):
-    with pytest.raises(ValueError, match=r"images: expected"):
-        denoise(images, method)
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("wavelets", {}, r"method: .*'wavelet', 'tv'.*'jpeg'.* got 'wavelets'"),
+        ("median", {"weight": 1, "sigma": 0}, r"median: no option sigma, weight; known: size"),
+        ("wavelet", {"size": 3}, r"wavelet: no option size; known: sigma, wavelet, mode"),
+    ],
+)
+def test_an_unknown_method_or_option_lists_the_known(method, options, message):
+    with pytest.raises(ValueError, match=message):
+        denoise(photo(), method, **options)
+
+
+@pytest.mark.parametrize("denoiser", [denoise, *DENOISERS.values()])
+def test_wrong_images(denoiser):
+    for images in (photo() / 255, photo().astype(np.float64), photo()[0]):
+        with pytest.raises(ValueError, match=r"images: expected"):
+            denoiser(images)
