@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from skimage.restoration import denoise_wavelet
 
-from pdutils.images import Array
+from pdutils._utils import Array
 
 
 class Draw(Protocol):

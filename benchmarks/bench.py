@@ -110,7 +110,7 @@ def measured(
         The entries of these keys.
     """
     from benchmarks.measures import MEASURES
-    from pdutils.images import whole_file
+    from pdutils._utils import whole_file
 
     targets = _targets(report)
     for number, key in enumerate(keys, 1):

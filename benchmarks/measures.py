@@ -21,14 +21,14 @@ import numpy as np
 
 from benchmarks import authors
 from benchmarks.timing import Measurement, Side, ratio
-from pdutils._utils import generator, load_tensorflow
+from pdutils._utils import Array, generator, load_tensorflow
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import pixel_deflection
 from pdutils.demo.drawing import draw_animals
 from pdutils.evaluation.datasets import FolderSource, classify
-from pdutils.images import Array, save_image
+from pdutils.images import save_image
 
 load_tensorflow()
 

@@ -2,7 +2,7 @@
 
 The top floor reads like the paper. In this order:
 
-images        the contract of an image; load and save
+images        pictures: load, save, folders of them
 classifiers   a Keras model with its preprocessing, class names and input size
 deflection    pixels replaced by neighbours of theirs
 activation    where a network looks: class activation maps, robust ones
@@ -34,12 +34,16 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["attacks", "defenses", "demo", "evaluation", "explorer"],
     submod_attrs={
-        "images": ["load_image", "load_map", "save_image", "save_map"],
-        "classifiers": ["Classifier", "classifier_from_file", "load_classifier"],
+        "images": ["labelled_files", "load_image", "load_map", "save_image", "save_map"],
+        "classifiers": [
+            "Classifier",
+            "classifier_from_file",
+            "load_classifier",
+            "read_class_names",
+        ],
         "deflection": ["pixel_deflection"],
         "activation": ["cam", "grad_cam", "robust_cam"],
         "denoising": ["denoise"],
-        "files": ["labelled_files", "read_class_names"],
         "defenses": ["Defense"],
     },
 )

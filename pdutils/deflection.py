@@ -12,8 +12,17 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import LARGEST, Rng, check_one_of, check_whole, is_whole, streams
-from pdutils.images import Array, as_batch, as_map_batch
+from pdutils._utils import (
+    LARGEST,
+    Array,
+    Rng,
+    as_batch,
+    as_map_batch,
+    check_one_of,
+    check_whole,
+    is_whole,
+    streams,
+)
 
 Reading = Literal["blog", "repo", "paper"]
 Ints = NDArray[np.int64]

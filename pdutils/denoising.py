@@ -20,8 +20,16 @@ from scipy import fft, ndimage
 from skimage import color as colors
 from skimage import restoration
 
-from pdutils._utils import check_odd, check_one_of, check_whole, is_finite
-from pdutils.images import ROUNDING, Array, as_batch, on_grid
+from pdutils._utils import (
+    ROUNDING,
+    Array,
+    as_batch,
+    check_odd,
+    check_one_of,
+    check_whole,
+    is_finite,
+    on_grid,
+)
 
 Shrinkage = Literal["BayesShrink", "VisuShrink"]
 Mode = Literal["soft", "hard"]

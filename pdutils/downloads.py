@@ -5,44 +5,15 @@ cache folder. What lies there under the right name, with the right hash, is neve
 what lies in Keras's own cache, `~/.keras/models` or where KERAS_HOME says.
 """
 
-import hashlib
 import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pdutils._utils import keras_home, progress_bar
-from pdutils.images import whole_file
-
-_AUTHORS_COMMIT = "0997669e94c711521896a01cc9c0e27723df0841"
-_AUTHORS_URL = f"https://raw.githubusercontent.com/iamaaditya/pixel-deflection/{_AUTHORS_COMMIT}/"
+from pdutils._utils import has_hash, keras_home, progress_bar, whole_file
 
 #: Seconds to wait for a connection, and for the next bytes of a download.
 TIMEOUT = (5.0, 30.0)
-
-#: The names of the authors' images, without the folder.
-AUTHORS_IMAGES = ("n02447366_00008562.png", "n02443114_00000055.png", "n02443114_00032317.png")
-
-#: The SHA-256 of the authors' files, in the order of their images.
-# fmt: off
-_AUTHORS_HASHES = {
-    "images": (
-        "b7bd952f63e32cbefcbc98622b1cc5e6e350cc47ff8ec92c2c85d87a55019475",
-        "b9bd3a51c0492eea407ba0ff0ca4b006e5792135c2ab68b20e49184e3470b2cb",
-        "2173e208303c78fd54ead3de003c6acfc2e45b5d55e5bce60614d34f820cc2ee",
-    ),
-    "maps": (
-        "d342039f81e985eabea88178932e867530424d8a84fe8845e9ee70ccaacdc70d",
-        "bb4ef51e3ff52e51b2410357f4d4d0f4f6a49a4d29620731f24a06f696cb99db",
-        "c9355ade1eddcb9696dfb55b54145a57c2a098db0fc6d552ba548d5201677b45",
-    ),
-    "originals": (
-        "943b7b55e579948e5f1f9c870e7aed10fea3eb861b5f8325e26aab1da86d8a26",
-        "8969e82f5e014141f4a3562fc32c76860b601cb7f8769cb7de67d3c73e477ff8",
-        "4b965a27afd89c590fd5d00b715ecccc215277378346f52544c916775d864d3a",
-    ),
-}
-# fmt: on
 
 
 class Download(NamedTuple):
@@ -52,20 +23,27 @@ class Download(NamedTuple):
     known_hash: str | None
 
 
-#: What can be downloaded by name, apart from Keras's weights.
-REGISTRY: dict[str, Download] = {
-    f"pixel-deflection/{kind}/{name}": Download(f"{_AUTHORS_URL}{kind}/{name}", f"sha256:{digest}")
-    for kind, digests in _AUTHORS_HASHES.items()
-    for name, digest in zip(AUTHORS_IMAGES, digests, strict=True)
-}
-
-
-class DataError(ValueError):
-    """A file that is shipped or installed is missing, or is not the expected one."""
-
-
 class DownloadError(OSError):
     """A file is neither in the cache nor to be had from the network."""
+
+
+def _table(name: str) -> list[list[str]]:
+    text = Path(__file__).with_name(name).read_text("utf-8")
+    return [line.split() for line in text.splitlines()]
+
+
+#: What can be downloaded by name, apart from Keras's weights: what the paper's authors published.
+REGISTRY = {
+    f"pixel-deflection/{file}": Download(
+        "https://raw.githubusercontent.com/iamaaditya/pixel-deflection/"
+        f"0997669e94c711521896a01cc9c0e27723df0841/{file}",
+        known_hash,
+    )
+    for file, known_hash in _table("authors_files.txt")
+}
+
+#: The names of the authors' images, without the folder.
+AUTHORS_IMAGES = tuple(Path(name).name for name in REGISTRY if "/images/" in name)
 
 
 def cache_dir() -> Path:
@@ -74,11 +52,6 @@ def cache_dir() -> Path:
 
     chosen = os.environ.get("PDUTILS_CACHE") or platformdirs.user_cache_dir("pdutils")
     return Path(chosen).expanduser()
-
-
-def is_cached(name: str) -> bool:
-    """Tell whether a file of the registry lies in our cache with the right hash."""
-    return is_whole(cache_dir() / name, REGISTRY[name].known_hash)
 
 
 def fetch(name: str) -> Path:
@@ -100,7 +73,7 @@ def download(name: str, source: Download) -> Path:
 
     target = cache_dir() / name
     try:
-        found = _in_a_cache(name, source.known_hash)
+        found = find_cached(name, source)
         if found is not None:
             return found
         with whole_file(target) as temporary:
@@ -116,32 +89,16 @@ def download(name: str, source: Download) -> Path:
     return target
 
 
-def find_cached(name: str, source: Download) -> Path:
-    """Give the path of a file in our cache or in Keras's own; a `DownloadError` if it lacks."""
-    found = _in_a_cache(name, source.known_hash)
-    if found is None:
-        raise DownloadError(f"{name} is not in the cache ({cache_dir()})")
-    return found
-
-
-def class_index() -> list[tuple[str, str]]:
-    """Give the WordNet ids and Keras's names of ImageNet's 1000 classes, in their order."""
-    lines = Path(__file__).with_name("imagenet_classes.txt").read_text("utf-8").splitlines()
-    return [(line.split()[0], line.split()[1]) for line in lines]
-
-
-def keras_weights() -> dict[str, tuple[str, Download]]:
-    """Give the ImageNet weights of `keras.applications` with their names in the cache.
-
-    The keys are the models' names; where options choose among weights those follow, such as
-    `mobilenet_v2_0.35_96` (alpha, rows). Keras itself shows its hashes nowhere.
-    """
-    lines = Path(__file__).with_name("keras_weights.txt").read_text("utf-8").splitlines()
-    parts = [line.split() for line in lines]
-    return {
-        model: (f"models/{file}", Download(url, None if known_hash == "-" else known_hash))
-        for model, file, url, known_hash in parts
-    }
+def find_cached(name: str, source: Download) -> Path | None:
+    """Find a file in our cache, or where Keras would have put it; what is damaged is not taken."""
+    ours, keras_s = cache_dir() / name, keras_home() / "models" / name.removeprefix("models/")
+    if is_whole(ours, source.known_hash):
+        return ours
+    try:
+        return keras_s if is_whole(keras_s, source.known_hash) else None
+    except OSError:
+        # What of Keras's cannot be read is passed over.
+        return None
 
 
 def authors_file(kind: str, name: str) -> Path | None:
@@ -151,36 +108,35 @@ def authors_file(kind: str, name: str) -> Path | None:
     ResNet-50; and `maps`, their robust CAMs. The names are `AUTHORS_IMAGES`.
     """
     key = f"pixel-deflection/{kind}/{name}"
-    return cache_dir() / key if key in REGISTRY and is_cached(key) else None
+    path, source = cache_dir() / key, REGISTRY.get(key)
+    return path if source and is_whole(path, source.known_hash) else None
+
+
+def class_index() -> list[tuple[str, str]]:
+    """Give the WordNet ids and Keras's names of ImageNet's 1000 classes, in their order."""
+    return [(line[0], line[1]) for line in _table("imagenet_classes.txt")]
+
+
+def keras_weights() -> dict[str, tuple[str, Download]]:
+    """Give the ImageNet weights of `keras.applications` with their names in the cache.
+
+    The keys are the models' names; where options choose among weights those follow, such as
+    `mobilenet_v2_0.35_96` (alpha, rows). Keras itself shows its hashes nowhere.
+    """
+    return {
+        model: (f"models/{file}", Download(url, None if known_hash == "-" else known_hash))
+        for model, file, url, known_hash in _table("keras_weights.txt")
+    }
 
 
 def is_whole(path: Path, known_hash: str | None) -> bool:
-    """Tell whether a file is there with its hash, `algorithm:hex`, or without one is HDF5."""
+    """Tell whether a file is there with its hash, or without a known one, .h5 alone, is HDF5."""
     if not path.is_file():
         return False
-    if known_hash is None:
-        return path.suffix != ".h5" or _is_hdf5(path)
-    algorithm, _, digest = known_hash.partition(":")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest() == digest
-
-
-def _in_a_cache(name: str, known_hash: str | None) -> Path | None:
-    """Find a file in our cache, or where Keras would have put it."""
-    ours = cache_dir() / name
-    return ours if is_whole(ours, known_hash) else _in_keras_cache(name, known_hash)
-
-
-def _in_keras_cache(name: str, known_hash: str | None) -> Path | None:
-    """Find a file where Keras would have put it; what cannot be read there is passed over."""
-    path = keras_home() / "models" / name.removeprefix("models/")
-    try:
-        return path if is_whole(path, known_hash) else None
-    except OSError:
-        return None
-
-
-def _is_hdf5(path: Path) -> bool:
+    if known_hash is not None:
+        return has_hash(path, known_hash)
+    if path.suffix != ".h5":
+        return True
     import h5py
 
     try:
@@ -202,10 +158,8 @@ def _transfer(url: str, path: Path) -> None:
             # pooch itself leaves it open where the download fails.
             stack.callback(response.close)
 
-        fetch_to = pooch.HTTPDownloader(
-            bar, 1 << 16, timeout=TIMEOUT, hooks={"response": close_at_the_end}
-        )
-        fetch_to(url, file, None)
+        hooks = {"response": close_at_the_end}
+        pooch.HTTPDownloader(bar, 1 << 16, timeout=TIMEOUT, hooks=hooks)(url, file, None)
 
 
 def _reason(error: Exception) -> str:

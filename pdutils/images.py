@@ -1,32 +1,20 @@
-"""The image contract: check, load, save, and read the label from a file name.
-
-An image is a float32 array (H, W, 3), RGB, values in [0, 255]; a batch is (N, H, W, 3). A map is
-float32 (H, W) or (N, H, W) in [0, 1].
-"""
+"""A user's pictures: load and save images and maps, and look through folders of them."""
 
 import errno
 import os
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-Array = NDArray[np.float32]
+from pdutils._utils import Array, check_images, check_map, min_max, on_grid, whole_file
 
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-
-#: How far apart values may lie, as a share of the size of what they were made of, and differ by
-#: rounding alone: sums of many float32 terms, on any processor.
-ROUNDING = float(64 * np.finfo(np.float32).eps)
-
-#: How far a denoised image may leave [0, 255]: thresholded wavelets ring a little.
-OVERSHOOT = 128.0
 
 #: A picture of more pixels is refused before it is decoded (a 64-megapixel photo needs 0.8 GB).
 MAX_PIXELS = 64_000_000
@@ -48,61 +36,7 @@ IMAGE_SUFFIXES = frozenset({
 _SURELY_8_BITS, _NOT_SURELY_16_BITS = 255, 32767
 
 
-def check_images(images: Array, name: str = "images") -> Array:
-    """Check the image contract and return the images as they are.
-
-    A denoised image may leave [0, 255] by up to 128. What was scaled for a model is told apart.
-    """
-    _check_array(images, name, "(H, W, 3) or (N, H, W, 3)")
-    if images.ndim == 4:
-        check_some(images, name)
-    if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.size == 0:
-        raise ValueError(
-            f"{name}: expected shape (H, W, 3) or (N, H, W, 3) with at least one pixel, "
-            f"got {images.shape}"
-        )
-    low, high = _extremes(images, name)
-    if low < -OVERSHOOT or high > 255 + OVERSHOOT:
-        raise ValueError(f"{name}: expected values in [0, 255], got [{low:g}, {high:g}]")
-    if high <= 1 and np.mean(images != np.rint(images)) > 0.5:
-        raise ValueError(
-            f"{name}: expected values in [0, 255], got [{low:g}, {high:g}], which looks scaled "
-            "for a model; bring it back to [0, 255] first"
-        )
-    return images
-
-
-def check_some(images: Sequence[Any] | NDArray[Any], name: str = "images") -> None:
-    """Refuse a batch or a list without an image."""
-    if len(images) == 0:
-        shape = f" (shape {images.shape})" if isinstance(images, np.ndarray) else ""
-        raise ValueError(f"{name}: expected at least one image, got none{shape}")
-
-
-def as_batch(images: Array, name: str = "images") -> tuple[Array, bool]:
-    """Check images and give them as a batch (N, H, W, 3), a view; and whether it was one image."""
-    check_images(images, name)
-    single = images.ndim == 3
-    return (images[np.newaxis] if single else images), single
-
-
-def as_map_batch(maps: Array | None, batch: Array, name: str = "activation_map") -> Array | None:
-    """Check that maps fit a batch of images, (H, W) a batch of one, and give them as (N, H, W)."""
-    if maps is None:
-        return None
-    n, height, width, _ = batch.shape
-    expected = f"({n}, {height}, {width})" + (f" or ({height}, {width})" if n == 1 else "")
-    _check_array(maps, name, expected)
-    stacked = maps[np.newaxis] if maps.ndim == 2 else maps
-    if stacked.shape != (n, height, width):
-        raise ValueError(f"{name}: expected shape {expected} as the images, got {maps.shape}")
-    _check_unit_range(maps, name)
-    return stacked
-
-
-def on_grid(images: Array) -> Array:
-    """Clip to [0, 255] and round to whole numbers: what an 8-bit file holds."""
-    return np.rint(np.clip(images, 0, 255)).astype(np.float32)
+# --- one picture
 
 
 def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None = None) -> Array:
@@ -134,9 +68,7 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
     picture = _decoded(path)
     with _reading(path):
         rgb = _to_rgb(picture)
-    if size is not None:
-        rgb = _resized(rgb, _height_and_width(size))
-    return np.asarray(rgb, dtype=np.float32)
+    return np.asarray(rgb if size is None else _resized(rgb, size), dtype=np.float32)
 
 
 def load_map(path: str | os.PathLike[str]) -> Array:
@@ -158,22 +90,6 @@ def load_map(path: str | os.PathLike[str]) -> Array:
     if picture.mode not in ("L", *_DEEP_GREY):
         raise ValueError(f"{path}: expected a grey picture, got mode {picture.mode}")
     return min_max(np.asarray(picture, dtype=np.float64))
-
-
-def min_max(values: NDArray[Any], size: NDArray[Any] | None = None) -> Array:
-    """Stretch each trailing (H, W) linearly so that its least value is 0 and its greatest 1.
-
-    One that is constant, if only but for rounding, becomes zeros. The rounding goes with `size`, of
-    what the values were made of: of a sum, that of its terms; by default their own magnitude.
-    """
-    low = values.min(axis=(-2, -1), keepdims=True)
-    high = values.max(axis=(-2, -1), keepdims=True)
-    if size is None:
-        size = np.maximum(np.abs(low), np.abs(high))
-    span = high - low
-    stretched = np.zeros(values.shape, dtype=np.float64)
-    np.divide(values - low, span, out=stretched, where=span > ROUNDING * size)
-    return stretched.astype(np.float32)
 
 
 def save_image(path: str | os.PathLike[str], image: Array) -> None:
@@ -204,81 +120,42 @@ def save_map(path: str | os.PathLike[str], activation_map: Array) -> None:
     activation_map : ndarray of float32, shape (H, W)
         Values in [0, 1].
     """
-    _check_array(activation_map, "activation_map", "(H, W)")
-    if activation_map.ndim != 2 or activation_map.size == 0:
-        raise ValueError(f"activation_map: expected shape (H, W), got {activation_map.shape}")
-    _check_unit_range(activation_map, "activation_map")
+    check_map(activation_map, "activation_map")
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: expected a name that ends in .png, got {Path(path).suffix!r}")
     _save(Image.fromarray(np.rint(activation_map * 65535).astype(np.uint16)), Path(path))
 
 
-def label_from_name(path: str | os.PathLike[str]) -> str:
-    """Read the label from a file name: what stands before the first underscore."""
-    label, underscore, _ = Path(path).name.partition("_")
-    if not underscore or not label:
-        raise ValueError(f"expected a file name like <label>_<anything>.png, got {Path(path).name}")
-    return label
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that takes its place if the block ends well."""
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A long name would grow beyond what file systems take.
-        start = f".{path.stem[:40]}-"
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=start, suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with naming(path, instead_of=name):
-            yield temporary
-        with naming(path):
-            # mkstemp makes a private file; a finished one gets the rights of any other new file.
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: str | os.PathLike[str], *, instead_of: str | None = None) -> Iterator[None]:
-    """Let an error of the system name the file that was asked for."""
-    try:
-        yield
-    except OSError as error:
-        named = error.filename is None or instead_of in (None, str(error.filename))
-        if error.errno is None or not named:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _check_array(values: Any, name: str, shape: str) -> None:
-    if not isinstance(values, np.ndarray):
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Check, before there is an image to save, that a file of that name could be written."""
+    target = Path(path)
+    Image.init()
+    form = Image.registered_extensions().get(target.suffix.lower())
+    if target.suffix.lower() not in IMAGE_SUFFIXES or form not in Image.SAVE:
         raise ValueError(
-            f"{name}: expected a float32 array of shape {shape}, got {type(values).__name__}"
+            f"{path}: expected a name that ends in .png or .jpg, got {target.suffix!r}"
         )
-    if values.dtype != np.float32:
-        raise ValueError(
-            f"{name}: expected dtype float32, got {values.dtype}; use astype('float32')"
-        )
+    folder = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
+    obstacles = {
+        errno.EISDIR: target.is_dir(),
+        errno.ENOTDIR: not folder.is_dir(),
+        errno.EACCES: not os.access(folder, os.W_OK | os.X_OK),
+    }
+    for code, in_the_way in obstacles.items():
+        if in_the_way:
+            raise OSError(code, os.strerror(code), str(path))
 
 
-def _extremes(values: Array, name: str) -> tuple[float, float]:
-    # NaN and infinity come through min and max, which costs less than asking every value.
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
-    return low, high
-
-
-def _check_unit_range(maps: Array, name: str) -> None:
-    low, high = _extremes(maps, name)
-    if low < 0 or high > 1:
-        raise ValueError(f"{name}: expected values in [0, 1], got [{low:g}, {high:g}]")
+def _save(picture: Image.Image, path: Path) -> None:
+    check_target(path)
+    with whole_file(path) as temporary:
+        try:
+            picture.save(temporary)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            # Some formats hold no colours, or no picture of this size.
+            raise ValueError(f"{path}: expected a format for RGB pictures: {error}") from error
 
 
 def _decoded(path: str | os.PathLike[str]) -> Image.Image:
@@ -287,11 +164,11 @@ def _decoded(path: str | os.PathLike[str]) -> Image.Image:
         raise ValueError(f"{path}: expected a picture, got a folder")
     with _reading(path), Image.open(path) as picture:
         complaint = _complaint(picture)
-        turned = None if complaint else ImageOps.exif_transpose(picture)
+        turned = picture if complaint else ImageOps.exif_transpose(picture)
         # Pillow brings the deep grey of a PGM, of any depth, to 16 bits in its mode of 32.
-        if turned is not None and (picture.format, turned.mode) == ("PPM", "I"):
+        if not complaint and (picture.format, turned.mode) == ("PPM", "I"):
             turned = Image.fromarray(np.asarray(turned).astype(np.uint16))
-    if turned is None:
+    if complaint:
         raise ValueError(f"{path}: {complaint}")
     return turned
 
@@ -312,44 +189,40 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ValueError(f"{path}: expected a picture that can be read: {error}") from error
 
 
-def _complaint(picture: Image.Image) -> str | None:
+def _complaint(picture: Image.Image) -> str:
     """Say, before a picture is decoded, why it is not taken."""
+    # Many telephones write their photos as MPO: the photo first, then a smaller one or a depth map.
+    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     if picture.width * picture.height > MAX_PIXELS:
         return f"expected at most {MAX_PIXELS:,} pixels, got {picture.width} x {picture.height}"
     if picture.mode == "F":
         return "expected 8 or 16 bits a channel, got floats (mode F)"
-    # Many telephones write their photos as MPO: the photo first, then a smaller one or a depth map.
-    frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-    return f"expected a still picture, got an animation of {frames} frames" if frames > 1 else None
+    return f"expected a still picture, got an animation of {frames} frames" if frames > 1 else ""
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in _DEEP_GREY:
         # Pillow's own conversion clips 16 bits at 255 instead of scaling them.
         values = np.asarray(picture, dtype=np.float64)
-        step = _grey_step(values) if picture.mode == "I" else 257
+        low, high = values.min(), values.max()
+        # A picture of 32 bits does not say what one grey level of 8 bits is in it.
+        unsure = picture.mode == "I"
+        if unsure and (low < 0 or high > 65535):
+            raise ValueError(f"it holds {low:g} to {high:g}, not 16 bits")
+        if unsure and _SURELY_8_BITS < high <= _NOT_SURELY_16_BITS:
+            raise ValueError(
+                f"it holds {low:g} to {high:g} in 32 bits, which does not tell its range: save it "
+                "with 8 or 16 bits"
+            )
+        step = 1 if unsure and high <= _SURELY_8_BITS else 257
         picture = Image.fromarray(np.rint(values / step).astype(np.uint8))
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
-        paper = Image.new("RGBA", layer.size, "white")
-        picture = Image.alpha_composite(paper, layer)
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return picture.convert("RGB")
 
 
-def _grey_step(values: NDArray[Any]) -> int:
-    """Tell what one grey level of 8 bits is in a picture of 32 bits, which does not say it."""
-    low, high = values.min(), values.max()
-    if low < 0 or high > 65535:
-        raise ValueError(f"it holds {low:g} to {high:g}, not 16 bits")
-    if _SURELY_8_BITS < high <= _NOT_SURELY_16_BITS:
-        raise ValueError(
-            f"it holds {low:g} to {high:g} in 32 bits, which does not tell its range: save it with "
-            "8 or 16 bits"
-        )
-    return 1 if high <= _SURELY_8_BITS else 257
-
-
-def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+def _resized(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     pair = np.asarray(size)
     whole = pair.dtype.kind in "iu" and pair.shape in ((), (2,))
     height, width = (int(side) for side in np.broadcast_to(pair, 2)) if whole else (0, 0)
@@ -358,11 +231,6 @@ def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
             f"size: expected a whole number of pixels or (height, width), from 1 to "
             f"{MAX_PIXELS:,} in all, got {size!r}"
         )
-    return height, width
-
-
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    height, width = size
     if picture.size == (width, height):
         return picture
     # The centre is scaled alone: all of a very long picture could fill the memory.
@@ -373,31 +241,115 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
-    """Check, before there is an image to save, that a file of that name could be written."""
-    target = Path(path)
-    Image.init()
-    form = Image.registered_extensions().get(target.suffix.lower())
-    if target.suffix.lower() not in IMAGE_SUFFIXES or form not in Image.SAVE:
-        raise ValueError(
-            f"{path}: expected a name that ends in .png or .jpg, got {target.suffix!r}"
-        )
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    folder = next(folder for folder in target.absolute().parents if os.path.lexists(folder))
-    if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+# --- folders of pictures
 
 
-def _save(picture: Image.Image, path: Path) -> None:
-    check_target(path)
-    with whole_file(path) as temporary:
-        try:
-            picture.save(temporary)
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            # Some formats hold no colours, or no picture of this size.
-            raise ValueError(f"{path}: expected a format for RGB pictures: {error}") from error
+@dataclass
+class Pictures:
+    """The pictures in a folder and the folders below it, and how much of what else there is.
+
+    `folders` names those directly in it, with pictures or without; hidden files do not count.
+    """
+
+    root: Path
+    files: list[Path] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        total = self.passed_over.total()
+        if not total:
+            return ""
+        kinds = ", ".join(f"{n} {displayed(k)}" for k, n in sorted(self.passed_over.items()))
+        return f"passed over {total} {'entry' if total == 1 else 'entries'}: {kinds}"
+
+    def take(self, paths: Iterable[Path]) -> None:
+        """Take those files that are pictures."""
+        for path in paths:
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                self.files.append(path)
+            elif path.is_symlink() and not path.exists():
+                self.passed_over["links that lead nowhere"] += 1
+            else:
+                self.passed_over[path.suffix.lower() or "without an ending"] += 1
+
+    def labelled(self) -> list[tuple[Path, str]]:
+        """List the pictures with their labels: of their folder in the root, or of their names."""
+        places = [(path, path.relative_to(self.root).parts) for path in self.files]
+        return [(p, label_from_name(p) if len(parts) == 1 else parts[0]) for p, parts in places]
+
+
+def labelled_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
+    """List the pictures of a folder with their labels, sorted by path.
+
+    Parameters
+    ----------
+    folder : str or path
+        Pictures named `<label>_<anything>.png|jpg|...`, or one sub-folder a class, as ImageNet's,
+        whose name is the label of every picture in it. Symbolic links are followed, loops of them
+        are not. Hidden files are passed over, and so are files whose ending is not in
+        `pdutils.images.IMAGE_SUFFIXES`.
+
+    Returns
+    -------
+    list of (Path, str)
+    """
+    return find_pictures(folder).labelled()
+
+
+def label_from_name(path: str | os.PathLike[str]) -> str:
+    """Read the label from a file name: what stands before the first underscore."""
+    label, underscore, _ = Path(path).name.partition("_")
+    if not underscore or not label:
+        raise ValueError(f"expected a file name like <label>_<anything>.png, got {Path(path).name}")
+    return label
+
+
+def find_pictures(folder: str | os.PathLike[str]) -> Pictures:
+    """Find the pictures in a folder and below it, and count what else is there.
+
+    Symbolic links are followed, loops are not. A folder that a link leads to is looked through
+    once, unless it stands directly in `folder`, as the folder of a class.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FileNotFoundError(f"{root}: no such folder")
+    if not root.is_dir():
+        raise ValueError(f"{root}: expected a folder of pictures, got a file")
+    found, links = Pictures(root), [root]
+    starts: list[Path] = []
+    seen: set[Path] = set()
+    while links:
+        # Level by level; the folders of classes first, for what they hold is theirs.
+        level, links = sorted(links, key=lambda link: (len(link.parts), link)), []
+        for link in level:
+            target, is_class = Path(os.path.realpath(link)), link.parent == root
+            # A class folder may be known under two names, but must not hold the root.
+            above = starts[:1] if is_class else starts
+            if (target in seen and not is_class) or any(s.is_relative_to(target) for s in above):
+                found.passed_over["links to folders that are looked through anyway"] += 1
+                continue
+            starts.append(target)
+            for where, folders, files in os.walk(link, onerror=_refuse):
+                here = Path(where)
+                seen.add(target / here.relative_to(link))
+                if here.parent == root != here:
+                    found.folders.append(here.name)
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                links += [here / name for name in folders if (here / name).is_symlink()]
+                found.take(here / name for name in files if not name.startswith("."))
+    found.files.sort()
+    found.folders.sort()
+    if not found.files:
+        others = f"; {found}" if found.passed_over else ""
+        raise ValueError(f"{root}: expected pictures (.png, .jpg, ...), found none{others}")
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def displayed(text: str) -> str:
+    r"""Write a file name that is not UTF-8 as a text: each byte that is none becomes `\xNN`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

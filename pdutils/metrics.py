@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from pdutils.images import ROUNDING, Array, check_images
+from pdutils._utils import ROUNDING, Array, check_images
 
 #: The window of SSIM, in pixels: smaller images have none.
 SMALLEST_SIDE = 11

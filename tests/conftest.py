@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pdutils._utils import load_tensorflow
+from pdutils._utils import Array, load_tensorflow
 from pdutils.classifiers import Classifier
-from pdutils.images import Array
 
 #: The files whose numbers go through a network, a BLAS or long sums, where processors differ; of
 #: those that are built on one another the lower ones, so that a second pass takes minutes.

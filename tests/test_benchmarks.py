@@ -14,8 +14,7 @@ from pdutils.defenses import PixelDeflection, WaveletDenoising, defended_model
 from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import Writes, apply_writes, pixel_deflection
 from pdutils.denoising import denoise_wavelet
-from pdutils.files import labelled_files
-from pdutils.images import load_image, save_image
+from pdutils.images import labelled_files, load_image, save_image
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from pdutils import _efficientnet
+from pdutils._utils import DataError
 from pdutils.activation import cam
 from pdutils.classifiers import Classifier, classifier_from_file, load_classifier
 from pdutils.demo.examples import photo_path
-from pdutils.downloads import DataError
-from pdutils.files import labelled_files
-from pdutils.images import load_image
+from pdutils.images import labelled_files, load_image
 
 installed = pytest.mark.skipif(
     not _efficientnet.is_installed(), reason=f"{_efficientnet.PACKAGE} is not installed"

@@ -7,25 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import photo, photos
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from pdutils import images
 from pdutils.images import (
     IMAGE_SUFFIXES,
-    as_batch,
-    as_map_batch,
-    check_images,
     check_target,
+    displayed,
+    find_pictures,
     label_from_name,
+    labelled_files,
     load_image,
     load_map,
-    min_max,
-    on_grid,
     save_image,
     save_map,
-    whole_file,
 )
 
 WHITE = [255.0, 255.0, 255.0]
@@ -54,92 +49,6 @@ def saved(folder: Path, name: str, picture: Image.Image, **options: object) -> P
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-# The contract
-
-
-@pytest.mark.parametrize(
-    ("wrong", "found"),
-    [
-        ([[[1.0, 2.0, 3.0]]], "list"),
-        (photo().astype(np.uint8), "uint8"),
-        (photo().astype(np.float64), "float64"),
-        (photo()[..., 0], r"\(32, 32\)"),
-        (photo()[..., :1], r"\(32, 32, 1\)"),
-        (np.zeros((3, 32, 32), np.float32), r"\(3, 32, 32\)"),
-        (photos(2)[np.newaxis], r"\(1, 2, 32, 32, 3\)"),
-        (np.zeros((0, 32, 3), np.float32), r"\(0, 32, 3\)"),
-        (np.zeros((0, 8, 8, 3), np.float32), r"at least one image, got none \(shape \(0, 8"),
-        (np.full((2, 2, 3), np.nan, np.float32), "NaN"),
-        (np.full((2, 2, 3), -np.inf, np.float32), "infinity"),
-        (photo() - 200, r"\[-\d+"),
-        (photo() * 2, r", \d+\]"),
-        (photo() / 255, "looks scaled"),
-        (photo() / 127.5 - 1, "looks scaled"),
-    ],
-)
-def test_what_is_no_image_is_refused_with_what_was_expected_and_what_came(wrong, found):
-    with pytest.raises(ValueError, match=rf"^picture: expected .*{found}"):
-        check_images(wrong, "picture")
-
-
-def test_an_image_comes_back_as_it_is():
-    image = photo()
-    before = image.copy()
-    assert check_images(image) is image
-    np.testing.assert_array_equal(image, before)
-
-
-def test_flat_images_and_a_little_overshoot_are_allowed():
-    for value in (-128.0, 0.0, 1.0, 255.0, 383.0):
-        check_images(np.full((1, 1, 3), value, np.float32))
-    for value in (-128.5, 383.5):
-        with pytest.raises(ValueError, match=r"\[0, 255\]"):
-            check_images(np.full((1, 1, 3), value, np.float32))
-
-
-def test_images_become_a_batch_that_shares_their_memory():
-    for wanted, shape in ((photo(), (1, 32, 32, 3)), (photos(2), (2, 32, 32, 3))):
-        batch, single = as_batch(wanted)
-        assert single == (wanted.ndim == 3)
-        assert batch.shape == shape
-        assert np.shares_memory(batch, wanted)
-
-
-def test_maps_come_back_as_a_batch():
-    one = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
-    np.testing.assert_array_equal(as_map_batch(one, photos(1)), one[np.newaxis])
-    np.testing.assert_array_equal(as_map_batch(np.stack([one, one]), photos(2))[1], one)
-    assert as_map_batch(None, photos(2)) is None
-
-
-@pytest.mark.parametrize(
-    ("wrong", "n", "message"),
-    [
-        (np.zeros((16, 32), np.float32), 1, r"\(1, 32, 32\) or \(32, 32\).*\(16, 32\)"),
-        (np.zeros((32, 32), np.float32), 2, r"\(2, 32, 32\).*\(32, 32\)"),
-        (np.zeros((3, 32, 32), np.float32), 2, r"\(2, 32, 32\).*\(3, 32, 32\)"),
-        (np.zeros((32, 32, 3), np.float32), 1, r"\(32, 32, 3\)"),
-        (np.zeros((32, 32)), 1, "float64"),
-        (np.full((32, 32), 1.1, np.float32), 1, r"\[0, 1\], got \[1.1, 1.1\]"),
-        (np.full((32, 32), -0.5, np.float32), 1, r"\[0, 1\], got \[-0.5, -0.5\]"),
-        (np.full((32, 32), np.nan, np.float32), 1, "NaN"),
-        ("rcam.png", 1, "str"),
-    ],
-)
-def test_a_map_that_does_not_fit_is_refused_with_what_came(wrong, n, message):
-    with pytest.raises(ValueError, match=f"activation_map: expected .*{message}"):
-        as_map_batch(wrong, photos(n))
-
-
-def test_on_grid_clips_and_rounds_a_copy():
-    given = np.array([-3.0, 0.4, 1.6, 254.5, 300.0], np.float32)
-    before = given.copy()
-    result = on_grid(given)
-    np.testing.assert_array_equal(result, np.array([0, 0, 2, 254, 255], np.float32))
-    assert result.dtype == np.float32
-    np.testing.assert_array_equal(given, before)
 
 
 # Reading files that are no good
@@ -216,9 +125,16 @@ def test_floats_and_more_than_16_bits_are_refused(tmp_path, picture, said):
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint32])
 def test_32_bit_grey_is_read_by_what_it_holds(tmp_path, dtype):
+    path, tag = tmp_path / "a.tif", 2 if dtype == np.int32 else 1
+
     def loaded(*values):
-        path = tmp_path / "a.tif"
-        path.write_bytes(tiff32(values, dtype))
+        # A TIFF of one row, from the format's own description.
+        entries = {256: len(values), 257: 1, 258: 32, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1,
+                   279: 4 * len(values), 339: tag}  # fmt: skip
+        content = np.array(values, dtype=dtype).tobytes()
+        table = b"".join(struct.pack("<HHII", key, 4, 1, value) for key, value in entries.items())
+        start = struct.pack("<2sHI", b"II", 42, 8 + len(content))
+        path.write_bytes(start + content + struct.pack("<H", len(entries)) + table + bytes(4))
         return load_image(path)[0, :, 0].tolist()
 
     assert loaded(0, 7, 255) == [0, 7, 255]
@@ -228,16 +144,6 @@ def test_32_bit_grey_is_read_by_what_it_holds(tmp_path, dtype):
     for values in ((0, 256), (0, 4095), (5, 32_767)):
         with pytest.raises(ValueError, match=rf"a\.tif: .*{values[1]} in 32 bits.*with 8 or 16"):
             loaded(*values)
-
-
-def tiff32(values, dtype) -> bytes:
-    """A TIFF of one row of 32-bit grey, from the format's own description."""
-    entries = {256: len(values), 257: 1, 258: 32, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1,
-               279: 4 * len(values), 339: 2 if dtype == np.int32 else 1}  # fmt: skip
-    content = np.array(values, dtype=dtype).tobytes()
-    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
-    start = struct.pack("<2sHI", b"II", 42, 8 + len(content))
-    return start + content + struct.pack("<H", len(entries)) + table + bytes(4)
 
 
 # Reading files of every kind
@@ -318,10 +224,10 @@ def test_palettes_are_read_with_and_without_a_transparent_colour(tmp_path, name)
     picture = Image.new("P", (2, 1))
     picture.putpalette([250, 0, 0, 0, 240, 0])
     picture.putdata([0, 1])
-    opaque = saved(tmp_path, f"opaque_{name}", picture)
-    np.testing.assert_array_equal(load_image(opaque), [[[250, 0, 0], [0, 240, 0]]])
-    pierced = saved(tmp_path, f"pierced_{name}", picture, transparency=1)
-    np.testing.assert_array_equal(load_image(pierced), [[[250, 0, 0], WHITE]])
+    opaque = load_image(saved(tmp_path, f"opaque_{name}", picture))
+    np.testing.assert_array_equal(opaque, [[[250, 0, 0], [0, 240, 0]]])
+    pierced = load_image(saved(tmp_path, f"pierced_{name}", picture, transparency=1))
+    np.testing.assert_array_equal(pierced, [[[250, 0, 0], WHITE]])
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
@@ -331,16 +237,15 @@ def test_a_camera_s_rotation_is_obeyed(tmp_path, name):
     exif = Image.Exif()
     # 6: the camera was held so that the top of the scene is at the right of the file.
     exif[0x0112] = 6
-    turned = np.rot90(upright)
-    path = saved(tmp_path, name, Image.fromarray(turned), exif=exif)
+    path = saved(tmp_path, name, Image.fromarray(np.rot90(upright)), exif=exif)
     assert np.abs(load_image(path) - upright).max() < 12
 
 
 def test_a_telephone_s_photo_with_a_second_picture_in_it_is_its_first_picture(tmp_path):
     first = np.full((16, 16, 3), 90, np.uint8)
     second = Image.fromarray(first[:8, :8] * 2)
-    path = tmp_path / "phone.jpg"
-    Image.fromarray(first).save(path, "MPO", save_all=True, append_images=[second])
+    options = {"format": "MPO", "save_all": True, "append_images": [second]}
+    path = saved(tmp_path, "phone.jpg", Image.fromarray(first), **options)
     np.testing.assert_array_equal(load_image(path), first)
 
 
@@ -418,35 +323,27 @@ def test_a_png_gives_back_exactly_what_lies_on_the_grid(tmp_path):
     # Its rights are those of any other new file.
     (tmp_path / "other").write_text("")
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
-
-
-def test_what_is_saved_is_clipped_and_rounded_and_the_image_is_not_changed(tmp_path):
+    # What is off the grid is clipped and rounded, and the image is not changed; and the longest
+    # name of a file can be saved.
     image = np.array([[[-20.0, 0.6, 270.0]]], np.float32)
-    before = image.copy()
-    save_image(tmp_path / "a.png", image)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), [[[0, 1, 255]]])
-    np.testing.assert_array_equal(image, before)
+    path = tmp_path / f"{'a' * 251}.png"
+    save_image(path, image)
+    np.testing.assert_array_equal(load_image(path), [[[0, 1, 255]]])
+    np.testing.assert_array_equal(image, np.array([[[-20.0, 0.6, 270.0]]], np.float32))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "image", "said"),
     [
-        *((name, r"ends in \.png or \.jpg") for name in ("a.xyz", "a", "a.txt")),
-        *((name, f"{name}: expected a ") for name in ("a.psd", "a.xbm")),
+        *((name, photo(), r"ends in \.png or \.jpg") for name in ("a.xyz", "a", "a.txt")),
+        *((name, photo(), f"{name}: expected a ") for name in ("a.psd", "a.xbm")),
+        ("a.png", photos(2), r"image: expected shape \(H, W, 3\), got \(2, 32"),
+        ("a.png", photo() / 255, "image: expected .*looks scaled"),
     ],
 )
-def test_a_format_that_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, name, said):
+def test_what_cannot_be_saved_is_refused_and_leaves_nothing(tmp_path, name, image, said):
     with pytest.raises(ValueError, match=said):
-        save_image(tmp_path / name, photo())
-    assert names(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    "wrong", [photos(2), photo() / 255, photo().astype(np.uint8), np.full((2, 2, 3), np.nan)]
-)
-def test_what_is_no_image_is_not_saved(tmp_path, wrong):
-    with pytest.raises(ValueError, match="image: expected"):
-        save_image(tmp_path / "a.png", wrong)
+        save_image(tmp_path / name, image)
     assert names(tmp_path) == []
 
 
@@ -464,35 +361,6 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         save_image(tmp_path / "b.png", photo(seed=2))
     assert names(tmp_path) == ["a.png"]
     np.testing.assert_array_equal(load_image(tmp_path / "a.png"), photo(seed=1))
-
-
-def test_a_file_gets_its_name_when_it_is_whole(tmp_path):
-    def interrupted() -> None:
-        with whole_file(tmp_path / "a.txt") as temporary:
-            temporary.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert names(tmp_path) == []
-    with whole_file(tmp_path / "a.txt") as temporary:
-        temporary.write_text("whole")
-        assert not (tmp_path / "a.txt").exists()
-        assert (temporary.suffix, temporary.name[0]) == (".txt", ".")
-    assert (tmp_path / "a.txt").read_text() == "whole"
-
-
-@pytest.mark.parametrize("where", ["mkstemp", "replace"])
-def test_an_error_of_the_system_names_the_file_that_was_asked_for(tmp_path, monkeypatch, where):
-    def denied(*args: object, **options: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/tmp/.other-x7.png")
-
-    place = images.tempfile if where == "mkstemp" else Path
-    monkeypatch.setattr(place, where, denied)
-    with pytest.raises(PermissionError) as caught:
-        save_image(tmp_path / "a.png", photo())
-    assert caught.value.filename == str(tmp_path / "a.png")
-    assert names(tmp_path) == []
 
 
 def test_what_cannot_be_written_is_named_before_there_is_an_image(tmp_path, monkeypatch):
@@ -515,15 +383,10 @@ def test_what_cannot_be_written_is_named_before_there_is_an_image(tmp_path, monk
     assert caught.value.filename == str(tmp_path / "new" / "a.png")
 
 
-def test_the_longest_name_of_a_file_can_be_saved(tmp_path):
-    save_image(tmp_path / f"{'a' * 251}.png", photo())
-    assert len(names(tmp_path)) == 1
-
-
 # Maps
 
 
-def test_a_map_comes_back_to_half_a_step_of_16_bits(tmp_path):
+def test_a_map_comes_back_stretched_to_half_a_step_of_16_bits(tmp_path):
     ramp = np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7)
     save_map(tmp_path / "a.png", ramp)
     loaded = load_map(tmp_path / "a.png")
@@ -532,19 +395,13 @@ def test_a_map_comes_back_to_half_a_step_of_16_bits(tmp_path):
     save_map(tmp_path / "b.png", np.array([[0, 0.25, 1]], np.float32))
     with Image.open(tmp_path / "b.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), [[0, 16_384, 65_535]])
-
-
-def test_a_loaded_map_is_stretched(tmp_path):
     path = saved(tmp_path, "a.png", grey([[1000, 2000, 3000]], np.uint16))
     np.testing.assert_array_equal(load_map(path), [[0, 0.5, 1]])
     path = saved(tmp_path, "b.png", grey([[50, 51, 54]]))
     np.testing.assert_array_equal(load_map(path), [[0, 0.25, 1]])
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_a_constant_map_is_loaded_as_zeros(tmp_path, value):
-    save_map(tmp_path / "a.png", np.full((3, 4), value, np.float32))
-    np.testing.assert_array_equal(load_map(tmp_path / "a.png"), np.zeros((3, 4)))
+    for value in (0.0, 0.3, 1.0):
+        save_map(tmp_path / "a.png", np.full((3, 4), value, np.float32))
+        np.testing.assert_array_equal(load_map(tmp_path / "a.png"), np.zeros((3, 4)))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA", "1", "CMYK", "F"])
@@ -556,71 +413,152 @@ def test_a_map_in_colour_is_refused_by_name(tmp_path, mode):
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("name", "wrong", "said"),
     [
-        np.zeros((1, 4, 4), np.float32),
-        np.zeros((0, 4), np.float32),
-        np.zeros((4, 4)),
-        np.full((4, 4), 2, np.float32),
-        np.full((4, 4), -0.1, np.float32),
-        np.full((4, 4), np.nan, np.float32),
-        None,
+        *(("a.png", np.zeros(shape, np.float32), r"\(H, W\)") for shape in ((1, 4, 4), (0, 4))),
+        ("a.png", np.zeros((4, 4)), "float64"),
+        ("a.png", np.full((4, 4), 2, np.float32), r"values in \[0, 1\]"),
+        ("a.png", None, r"shape \(H, W\), got NoneType"),
+        *((name, np.zeros((4, 4), np.float32), r"in \.png") for name in ("a.jpg", "a.gif", "a")),
     ],
 )
-def test_what_is_no_map_is_not_saved(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r"activation_map: expected .*got"):
-        save_map(tmp_path / "a.png", wrong)
-    for name in ("a.jpg", "a.gif", "a"):
-        with pytest.raises(ValueError, match=r"ends in \.png"):
-            save_map(tmp_path / name, np.zeros((4, 4), np.float32))
+def test_what_is_no_map_is_not_saved(tmp_path, name, wrong, said):
+    with pytest.raises(ValueError, match=f"expected .*{said}"):
+        save_map(tmp_path / name, wrong)
     assert names(tmp_path) == []
 
 
-def test_min_max_stretches_each_map_by_itself():
-    maps = np.array([[[1, 2], [3, 5]], [[-4, -2], [0, 4]], [[7, 7], [7, 7]]], np.float32)
-    before = maps.copy()
-    expected = [[[0, 0.25], [0.5, 1]], [[0, 0.25], [0.5, 1]], [[0, 0], [0, 0]]]
-    result = min_max(maps)
-    np.testing.assert_array_equal(result, expected)
-    assert result.dtype == np.float32
-    np.testing.assert_array_equal(maps, before)
+# Folders of pictures
 
 
-def test_min_max_stretches_whole_numbers_and_the_least_step():
-    stretched = min_max(np.array([[0, 200], [50, 100]], np.uint8))
-    np.testing.assert_array_equal(stretched, [[0, 1], [0.25, 0.5]])
-    np.testing.assert_array_equal(min_max(np.array([[65534, 65535]], np.float64)), [[0, 1]])
+def make(folder, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
+    return folder
 
 
-@given(
-    value=st.floats(-1e6, 1e6).filter(lambda value: abs(value) > 1e-3),
-    seed=st.integers(0, 99),
-    dtype=st.sampled_from([np.float32, np.float64]),
+def below(folder):
+    return [path.relative_to(folder).as_posix() for path in find_pictures(folder).files]
+
+
+def test_folders_and_files_that_are_links_are_followed(tmp_path):
+    make(tmp_path, "away/cats/a.png", "away/cats/more/b.png", "away/one.png", "there/dog/c.png")
+    root = tmp_path / "root"
+    make(root, "ant/d.png")
+    (root / "cat").symlink_to("../away/cats")
+    (root / "ant" / "part").symlink_to(tmp_path / "there", target_is_directory=True)
+    (root / "ant" / "e.png").symlink_to(tmp_path / "away" / "one.png")
+    (root / "f_1.png").symlink_to(tmp_path / "away" / "one.png")
+    found = find_pictures(root)
+    wanted = ["ant/d.png", "ant/e.png", "ant/part/dog/c.png", "cat/a.png", "cat/more/b.png"]
+    assert below(root) == [*wanted, "f_1.png"]
+    assert found.folders == ["ant", "cat"]
+    assert str(found) == ""
+    (tmp_path / "link").symlink_to(root)
+    assert below(tmp_path / "link") == [*wanted, "f_1.png"]
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"root/ant/up": ".."},
+        {"root/again": "."},
+        {"root/above": ".."},
+        {"root/ant/deep/top": "../../.."},
+        {"root/ant/itself": "itself"},
+        {"root/ant/to_bee": "../bee", "root/bee/to_ant": "../ant"},
+        {"root/ant/out": "../../out", "out/back": "../root"},
+        {"root/ant/out": "../../out", "out/on": "../on", "on/back": "../out"},
+        {"root/ant/out": "../../out/in", "out/in/back": ".."},
+        {"root/cat": "../out", "root/dog": "../on", "out/to_on": "../on", "on/to_out": "../out"},
+    ],
 )
-def test_min_max_of_a_map_that_is_constant_but_for_rounding_is_zeros(value, seed, dtype):
-    noise = np.random.default_rng(seed).uniform(-1e-7, 1e-7, (2, 5, 4))
-    np.testing.assert_array_equal(min_max((value * (1 + noise)).astype(dtype)), np.zeros((2, 5, 4)))
+def test_loops_end_and_give_no_picture_twice(tmp_path, links):
+    make(tmp_path, "root/ant/a.png", "root/ant/deep/b.png", "root/bee/c.png")
+    make(tmp_path, "out/in/d.png", "on/e.png")
+    for link, target in links.items():
+        (tmp_path / link).symlink_to(target, target_is_directory=True)
+    found = find_pictures(tmp_path / "root")
+    real = [os.path.realpath(path) for path in found.files]
+    assert len(set(real)) == len(real)
+    assert {"a.png", "b.png", "c.png"} <= {path.name for path in found.files}
+    assert sum(found.passed_over.values()) > 0
+    assert "again" not in found.folders
 
 
-@given(scale=st.floats(1e-12, 1e12), shift=st.floats(-100, 100), seed=st.integers(0, 99))
-def test_min_max_stretches_every_map_that_varies(scale, shift, seed):
-    # By a thousandth of its size or more.
-    rest = np.random.default_rng(seed).uniform(0, 1, (5, 4))
-    rest.flat[:2] = 0, 1
-    stretched = min_max(scale * (shift + rest))
-    np.testing.assert_allclose(stretched, rest, atol=1e-6)
+def test_a_class_may_have_two_names(tmp_path):
+    make(tmp_path, "badger/a.png", "badger/deep/b.png")
+    (tmp_path / "n02447366").symlink_to("badger")
+    own = ["badger/a.png", "badger/deep/b.png"]
+    assert below(tmp_path) == [*own, *(name.replace("badger", "n02447366") for name in own)]
+    assert {label for _, label in labelled_files(tmp_path)} == {"badger", "n02447366"}
 
 
-def test_min_max_measures_rounding_by_the_size_that_it_is_told():
-    # The difference of two sums of about 1000, and a sum of small terms.
-    left_over = np.array([[0, 1e-4], [2e-4, 0]], np.float32)
-    np.testing.assert_array_equal(min_max(left_over, np.full((1, 1), 1000.0)), np.zeros((2, 2)))
-    np.testing.assert_allclose(min_max(left_over, np.full((1, 1), 1.0)), [[0, 0.5], [1, 0]])
-    both = min_max(np.stack([left_over] * 2), np.reshape([1000.0, 1.0], (2, 1, 1)))
-    assert [found.max() for found in both] == [0, 1]
+def test_what_is_passed_over_is_counted_by_its_ending(tmp_path):
+    make(tmp_path, "a_1.PNG", "a_2.heic", "a_3.HEIC", "b/notes.txt", "b/LICENSE", "b/c.JpE")
+    make(tmp_path, ".DS_Store", "b/.thumbs/d.heic")
+    (tmp_path / "b" / "d.png").symlink_to("away.png")
+    (tmp_path / "c").symlink_to("away")
+    assert below(tmp_path) == ["a_1.PNG", "b/c.JpE"]
+    assert str(find_pictures(tmp_path)) == (
+        "passed over 6 entries: 2 .heic, 1 .txt, 2 links that lead nowhere, 1 without an ending"
+    )
 
 
-# Labels
+def test_a_name_that_is_no_utf_8_is_written_out():
+    assert displayed(os.fsdecode(b"caf\xe9_1.png")) == r"caf\xe9_1.png"
+    assert displayed("café_1.png") == "café_1.png"
+
+
+@pytest.mark.parametrize(
+    ("paths", "labels"),
+    [
+        (
+            ["skunk_2.PNG", "badger_1.jpg", "badger_2.jpeg", "notes.txt", "README_first.md"],
+            {"badger_1.jpg": "badger", "badger_2.jpeg": "badger", "skunk_2.PNG": "skunk"},
+        ),
+        (
+            ["n02447366/a.jpg", "n02447366/b_c.png", "n02445715/deep/er/d.webp"],
+            {
+                "n02445715/deep/er/d.webp": "n02445715",
+                "n02447366/a.jpg": "n02447366",
+                "n02447366/b_c.png": "n02447366",
+            },
+        ),
+        # What is hidden is passed over; a folder that is named like a picture is none.
+        ([".owl_1.png", ".cache/owl_2.png", "owl/._3.png", "owl/4.png"], {"owl/4.png": "owl"}),
+        (["owl_1.png/a.txt", "owl_2.png"], {"owl_2.png": "owl"}),
+    ],
+)
+def test_labels_come_from_the_names_of_files_and_folders(tmp_path, paths, labels):
+    # A hidden folder that is asked for is read.
+    root = make(tmp_path / ".root", *paths)
+    expected = [(root / path, label) for path, label in labels.items()]
+    assert labelled_files(root) == labelled_files(str(root)) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        (["badger_1.png", "badger.png"], r"<label>_<anything>\.png, got badger\.png"),
+        ([], r"root: expected pictures .* found none$"),
+        (["notes.txt", ".owl_1.png"], r"root: expected pictures .* found none; .* 1 \.txt"),
+        (["1.heic", "2.heic", "a.txt"], r"found none; passed over 3 entries: 2 \.heic, 1 \.txt"),
+    ],
+)
+def test_pictures_without_labels_and_folders_without_pictures_are_refused(tmp_path, paths, said):
+    (tmp_path / "root").mkdir()
+    with pytest.raises(ValueError, match=said):
+        labelled_files(make(tmp_path / "root", *paths))
+
+
+def test_what_is_no_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"away: no such folder"):
+        labelled_files(tmp_path / "away")
+    make(tmp_path, "owl_1.png")
+    with pytest.raises(ValueError, match=r"owl_1\.png: expected a folder of pictures, got a file"):
+        labelled_files(tmp_path / "owl_1.png")
 
 
 @pytest.mark.parametrize(

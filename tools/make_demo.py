@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from pdutils._utils import generator
+from pdutils._utils import Array, generator, whole_file
 from pdutils.activation import robust_cam
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.demo.drawing import CLASS_NAMES, Drawing, draw_animal
 from pdutils.demo.examples import EPS, ITERATIONS, STEP
 from pdutils.demo.shipped import demo_network, demo_root
-from pdutils.images import Array, save_image, save_map, whole_file
+from pdutils.images import save_image, save_map
 from pdutils.metrics import linf, relative_l2
 from pdutils.stats import Rate
 

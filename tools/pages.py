@@ -27,8 +27,8 @@ from PIL import Image
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from traitlets.config import Config
 
+from pdutils._utils import whole_file
 from pdutils.demo.shipped import demo_root, results_folder
-from pdutils.images import whole_file
 from tools.glossary import terms_of, with_terms_on
 
 _TEMPLATES = Path(__file__).parent / "templates"

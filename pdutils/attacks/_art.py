@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import check_fork, check_one_of
+from pdutils._utils import Array, check_fork, check_one_of, check_some
 from pdutils.attacks.gradient import LEAST, Classifier, Labels, log_probabilities, loss_gradient
 from pdutils.defenses._art import ClipValues, checked_range, importing_art
-from pdutils.images import Array, check_some
 
 with importing_art():
     import tensorflow as tf

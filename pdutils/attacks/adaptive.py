@@ -11,11 +11,10 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import Rng, check_one_of, check_whole, streams
+from pdutils._utils import Array, Rng, as_batch, check_one_of, check_whole, on_grid, streams
 from pdutils.attacks.gradient import Classifier, LabelsLike, as_clean_batch, check_box, walk
 from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import Writes, apply_writes, draw_writes
-from pdutils.images import Array, as_batch, on_grid
 
 BackwardPass = Literal["identity", "wavelet", "exact"]
 

@@ -10,9 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import Rng, check_whole, is_number, streams
+from pdutils._utils import Array, Rng, as_batch, check_whole, is_number, on_grid, streams
 from pdutils.classifiers import Classifier, Labels
-from pdutils.images import Array, as_batch, on_grid
 
 StopAt = float | Literal["success"] | None
 LabelsLike = int | Sequence[int] | Labels

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import check_whole, is_finite
+from pdutils._utils import Array, check_whole, is_finite, on_grid
 from pdutils.attacks.gradient import (
     Classifier,
     Labels,
@@ -27,7 +27,6 @@ from pdutils.attacks.gradient import (
     as_clean_batch,
     loss_gradient,
 )
-from pdutils.images import Array, on_grid
 
 #: The longer and longer perturbations that are tried until one survives its rounding.
 _FACTORS = 1.05 ** np.arange(48)

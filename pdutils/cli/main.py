@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 # The rest of the package loads with the command that needs it: --help is quick.
 if TYPE_CHECKING:
+    from pdutils._utils import Array
     from pdutils.classifiers import Classifier, ClassifierSource, Prediction
     from pdutils.defenses.pipeline import Defense
     from pdutils.evaluation.datasets import FolderResult, Source
-    from pdutils.images import Array
 
 DENOISERS = ("wavelet", "tv", "bilateral", "nl_means", "wiener", "median", "jpeg", "dct")
 MAPS = ("none", "cam", "rcam")
@@ -414,7 +414,7 @@ def _check_paths(options: argparse.Namespace, maps: Path | None) -> "list[tuple[
 
 def _check_folder(options: argparse.Namespace, maps: Path | None) -> "list[tuple[Path, str]]":
     from pdutils.evaluation.datasets import maps_by_name
-    from pdutils.files import labelled, look_through
+    from pdutils.images import find_pictures
 
     if options.save:
         options.parser.error("--save takes the result of one image, not of a folder")
@@ -423,8 +423,8 @@ def _check_folder(options: argparse.Namespace, maps: Path | None) -> "list[tuple
             f"--map takes one of {', '.join(MAPS)} with a folder of pictures, or a folder of maps, "
             f"got {maps}"
         )
-    found = look_through(options.path)
-    files = labelled(options.path, found)
+    found = find_pictures(options.path)
+    files = found.labelled()
     if maps:
         maps_by_name(options.path, found.files, maps)
     _print_passed_over(options.path, str(found))
@@ -480,7 +480,8 @@ def _written(path: Path, defended: "Array", classifier: "Classifier") -> list[st
     """Say what a file holds that does not give back the picture that was saved in it."""
     import numpy as np
 
-    from pdutils.images import load_image, on_grid
+    from pdutils._utils import on_grid
+    from pdutils.images import load_image
 
     back = load_image(path)
     if back.shape == defended.shape and np.array_equal(back, on_grid(defended)):
@@ -675,8 +676,7 @@ def _number_of_drawings(text: str) -> int:
 
 
 def _named_classifier(options: argparse.Namespace, default: str) -> "ClassifierSource":
-    from pdutils.classifiers import ClassifierSource
-    from pdutils.files import read_class_names
+    from pdutils.classifiers import ClassifierSource, read_class_names
 
     name = options.classifier or default
     names = read_class_names(options.class_names) if options.class_names else None

@@ -20,9 +20,8 @@ from typing import Any, ClassVar
 from tqdm import tqdm
 
 from pdutils._notation import literal
-from pdutils._utils import extra
+from pdutils._utils import extra, whole_file
 from pdutils.demo.shipped import checkout, demo_root
-from pdutils.images import whole_file
 
 with extra("notebooks"):
     import nbformat

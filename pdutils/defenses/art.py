@@ -8,11 +8,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pdutils._utils import check_one_of, generator
+from pdutils._utils import OVERSHOOT, Array, check_one_of, check_some, generator
 from pdutils.defenses._art import ClipValues, checked_range, importing_art
 from pdutils.defenses.layers import Mode, SigmaScale, WaveletDenoising
 from pdutils.deflection import Reading, check_knobs, deflect
-from pdutils.images import OVERSHOOT, Array, check_some
 
 with importing_art():
     import tensorflow as tf

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pdutils._utils import load_tensorflow
+from pdutils._utils import ROUNDING, Array, load_tensorflow
 
 # Before Keras is: it says what is amiss with Keras's settings.
 load_tensorflow()
@@ -28,7 +28,6 @@ from pdutils.activation import (
 )
 from pdutils.deflection import Reading, check_knobs
 from pdutils.denoising import BOUNDLESS, FROM_YCBCR, TO_YCBCR, Mode, SigmaScale, check_wavelet_knobs
-from pdutils.images import ROUNDING, Array
 
 Tensor = Any
 

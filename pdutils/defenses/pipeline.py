@@ -17,7 +17,17 @@ from pdutils._notation import (
     spell,
     spell_value,
 )
-from pdutils._utils import Rng, check_one_of, check_whole, is_number, streams
+from pdutils._utils import (
+    Array,
+    Rng,
+    as_batch,
+    as_map_batch,
+    check_images,
+    check_one_of,
+    check_whole,
+    is_number,
+    streams,
+)
 from pdutils.activation import (
     DEFAULT_RANKS,
     Classifier,
@@ -30,7 +40,6 @@ from pdutils.activation import (
 )
 from pdutils.deflection import Reading, check_knobs, deflect
 from pdutils.denoising import DENOISERS, denoise_batch
-from pdutils.images import Array, as_batch, as_map_batch, check_images
 
 MapKind = Literal["none", "cam", "rcam"]
 Aggregate = Literal["mean", "majority"]

@@ -18,9 +18,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pdutils._utils import Rng, check_odd, check_whole, is_finite, is_number, streams
+from pdutils._utils import (
+    Array,
+    Rng,
+    as_batch,
+    check_odd,
+    check_whole,
+    is_finite,
+    is_number,
+    streams,
+)
 from pdutils.denoising import DENOISERS
-from pdutils.images import Array, as_batch
 
 #: What zero is to a network whose input is scaled to [-1, 1], as that of Xie et al. is.
 MID_GREY = 127.5

@@ -8,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import downloads
-from pdutils._utils import check_whole, generator
+from pdutils._utils import Array, check_whole, generator
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, Labels
 from pdutils.demo import shipped
 from pdutils.demo.drawing import CLASS_NAMES, Drawing, draw_animal
-from pdutils.files import labelled, look_through
-from pdutils.images import Array, label_from_name, load_image
+from pdutils.images import find_pictures, label_from_name, load_image
 from pdutils.metrics import linf, relative_l2
 
 #: scikit-image's own photos that ImageNet has a class for; the first is shown by default.
@@ -149,7 +148,7 @@ def load_collection(
     n : int
         How many to gather, at least 1.
     folder : str or path
-        Labelled pictures, see `pdutils.files.labelled_files`; a random choice of them, by the
+        Labelled pictures, see `pdutils.images.labelled_files`; a random choice of them, by the
         seed. Empty: fresh drawings for the demo, never those it was trained on; for ImageNet,
         the few photos that come with scikit-image and those of the authors in the cache.
     seed : int
@@ -251,8 +250,8 @@ def _drawings(classifier: Classifier, n: int, seed: int) -> Collection:
 def _photos(
     classifier: Classifier, n: int, folder: str | os.PathLike[str], seed: int
 ) -> Collection:
-    found = look_through(folder) if folder else None
-    files = labelled(folder, found) if found else _photos_at_hand()
+    found = find_pictures(folder) if folder else None
+    files = found.labelled() if found else _photos_at_hand()
     order = generator(seed).permutation(len(files)) if folder else np.arange(len(files))
     images: list[Array] = []
     labels: list[int] = []

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pdutils._utils import load_tensorflow
+from pdutils._utils import DataError, has_hash, load_tensorflow
 from pdutils.demo.drawing import CLASS_NAMES
-from pdutils.downloads import DataError, is_whole
 
 #: Where a wheel has what lies beside the package in a checkout; setup.py puts it there.
 _SHIPPED = "_shipped"
@@ -145,6 +144,6 @@ def _demo_image(entry: dict[str, Any]) -> DemoImage:
 def _checked(path: Path, sha256: str) -> Path:
     if not path.is_file():
         raise DataError(f"{path} is missing; {_cure()}")
-    if not is_whole(path, f"sha256:{sha256}"):
+    if not has_hash(path, f"sha256:{sha256}"):
         raise DataError(f"{path} is not the file that the manifest lists (its SHA-256 differs)")
     return path

@@ -18,12 +18,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pdutils import files
-from pdutils._utils import check_whole, generator
-from pdutils.classifiers import Classifier
+from pdutils._utils import Array, check_whole, generator
+from pdutils.classifiers import Classifier, read_text
 from pdutils.demo.drawing import CLASS_NAMES, draw_animal
 from pdutils.demo.examples import Collection
-from pdutils.images import IMAGE_SUFFIXES, Array, load_image, load_map
+from pdutils.images import IMAGE_SUFFIXES, displayed, find_pictures, load_image, load_map
 from pdutils.stats import Rate
 
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -169,16 +168,16 @@ def chosen(source: Source, n: int, seed: int = 0) -> Source:
 
 
 def folder_source(folder: str | os.PathLike[str], classifier: Classifier) -> FolderSource:
-    """Take the labelled pictures of a folder, see `pdutils.files.labelled_files`.
+    """Take the labelled pictures of a folder, see `pdutils.images.labelled_files`.
 
     `empty_classes` are the sub-folders without a picture; `passed_over` counts the files that are
     no pictures by their endings.
     """
     root = Path(folder)
-    found = files.look_through(root)
+    found = find_pictures(root)
     seen = {path.relative_to(root).parts[0] for path in found.files}
     return FolderSource(
-        files.labelled(root, found),
+        found.labelled(),
         classifier,
         root=root,
         empty_classes=[name for name in found.folders if name not in seen],
@@ -233,7 +232,7 @@ def read(
         try:
             image = source.load(i)
         except (ValueError, OSError) as error:
-            skipped[name] = files.displayed(str(error))
+            skipped[name] = displayed(str(error))
             continue
         if image.shape != (*size, 3):
             raise ValueError(
@@ -356,7 +355,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list of labels")
-    return files.read_text(path).rstrip().splitlines()
+    return read_text(path).rstrip().splitlines()
 
 
 def _got(line: str) -> str:
@@ -432,7 +431,7 @@ def _hint(label: str | int) -> str:
 def _name(path: Path, root: Path) -> str:
     if not path.is_relative_to(root):
         raise ValueError(f"{path}: expected a file in {root}")
-    return files.displayed(path.relative_to(root).as_posix())
+    return displayed(path.relative_to(root).as_posix())
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import check_whole, extra, progress_bar
+from pdutils._utils import Array, check_whole, extra, on_grid, progress_bar
 from pdutils.classifiers import Classifier, ClassifierSource, Labels, deterministic, fingerprint
 from pdutils.evaluation.datasets import Source, read
 from pdutils.evaluation.registry import AnyDefense, Attack, check_network
 from pdutils.evaluation.store import COLUMNS, Store, StoreError
-from pdutils.images import Array, on_grid
 from pdutils.metrics import SMALLEST_SIDE, linf, psnr, relative_l2, ssim
 
 with extra("evaluation"):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils._notation import Value, check_known, check_name, knobs_of, read, spell, spell_value
-from pdutils._utils import Rng, streams
+from pdutils._utils import Array, Rng, as_batch, on_grid, streams
 from pdutils.activation import number_of_ranks
 from pdutils.classifiers import Classifier, Labels
 from pdutils.defenses.pipeline import (
@@ -31,7 +31,6 @@ from pdutils.defenses.pipeline import (
     required,
 )
 from pdutils.defenses.transformations import PEERS
-from pdutils.images import Array, as_batch, on_grid
 
 #: Where the attack of each name lives, as the function of that name. Some of the modules load
 #: whole frameworks, so each is imported when its attack is asked for.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pdutils import tables
-from pdutils._utils import extra
+from pdutils._utils import extra, whole_file
 from pdutils.evaluation.registry import parse_defense, unlike_knobs, unlike_settings
 from pdutils.evaluation.scores import (
     AGGREGATES,
@@ -17,7 +17,6 @@ from pdutils.evaluation.scores import (
     Strengths,
     compare,
 )
-from pdutils.images import whole_file
 from pdutils.stats import Mean, PairedDifference, Rate
 
 with extra("evaluation"):

@@ -20,8 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import extra
-from pdutils.images import naming
+from pdutils._utils import extra, naming
 
 with extra("evaluation"):
     import pandas as pd

@@ -17,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import _efficientnet, downloads
-from pdutils._utils import check_one_of, check_whole, is_number, streams
+from pdutils._utils import Array, check_one_of, check_whole, is_number, streams
 from pdutils.attacks.gradient import fgsm, igsm
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense
 from pdutils.demo import shipped
 from pdutils.demo.examples import ITERATIONS, PHOTOS, load_case, load_clean, photo_path
 from pdutils.denoising import DENOISERS, Mode, SigmaScale, denoise
-from pdutils.images import Array
 from pdutils.metrics import linf, relative_l2
 
 Attack = Literal["shipped", "igsm", "fgsm", "none"]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pdutils import plots
-from pdutils._utils import extra
+from pdutils._utils import Array, extra, on_grid
 from pdutils.classifiers import Classifier
 from pdutils.explorer.engine import (
     CLASSIFIERS,
@@ -38,7 +38,7 @@ from pdutils.explorer.engine import (
     choices,
     is_at_hand,
 )
-from pdutils.images import Array, load_image, on_grid
+from pdutils.images import load_image
 
 with extra("notebooks"):
     import anywidget

@@ -18,8 +18,7 @@ from pdutils.defenses.pipeline import Defense, OwnDefense
 from pdutils.deflection import draw_writes, pixel_deflection
 from pdutils.demo.examples import load_collection
 from pdutils.denoising import denoise, denoise_wavelet
-from pdutils.files import labelled_files
-from pdutils.images import load_image
+from pdutils.images import labelled_files, load_image
 from pdutils.metrics import linf
 
 BACKWARD = ["identity", "wavelet", "exact"]

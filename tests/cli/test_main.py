@@ -20,7 +20,7 @@ from conftest import photo
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from pdutils import classifiers, deflection, denoising
-from pdutils._utils import streams
+from pdutils._utils import min_max, on_grid, streams
 from pdutils.classifiers import ClassifierSource
 from pdutils.cli import main, runner
 from pdutils.defenses import pipeline
@@ -32,7 +32,7 @@ from pdutils.evaluation.datasets import DrawingSource, chosen, folder_source
 from pdutils.evaluation.evaluate import Bench
 from pdutils.evaluation.store import StoredRecords, StoreError
 from pdutils.evaluation.study import Study
-from pdutils.images import load_image, min_max, on_grid, save_image, save_map
+from pdutils.images import load_image, save_image, save_map
 
 
 @pytest.fixture(scope="module", autouse=True)

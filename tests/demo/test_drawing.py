@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from pdutils._utils import check_images
 from pdutils.demo.drawing import CLASS_NAMES, draw_animal, draw_animals
-from pdutils.images import check_images
 
 
 @pytest.mark.parametrize("label", range(len(CLASS_NAMES)))

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pdutils._utils import DataError
 from pdutils.classifiers import load_classifier
 from pdutils.demo import shipped
 from pdutils.demo.drawing import CLASS_NAMES
 from pdutils.demo.shipped import demo_network
-from pdutils.downloads import DataError
 
 
 def test_its_head_has_a_class_activation_map_of_14_by_14():

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import photo, photos
 
+from pdutils._utils import Array
 from pdutils.activation import robust_cam
 from pdutils.attacks.gradient import igsm, pgd
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
@@ -31,7 +32,6 @@ from pdutils.evaluation.registry import (
     parse_defense,
 )
 from pdutils.evaluation.store import COLUMNS, StoredRecords, StoreError
-from pdutils.images import Array
 
 ATTACKS = ["igsm:eps=4,iterations=2", "pgd:eps=4,iterations=2,targeted=true"]
 DEFENSES = ["pd:deflections=40,window=4", "bit_depth", "pd+rcam:deflections=60,k=3,window=4"]

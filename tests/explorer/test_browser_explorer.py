@@ -21,10 +21,10 @@ from browser import (
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
+from pdutils._utils import on_grid
 from pdutils.classifiers import load_classifier
 from pdutils.demo.shipped import demo_image, demo_root
 from pdutils.explorer.engine import RANGES, Explorer, Result, Settings
-from pdutils.images import on_grid
 
 pytestmark = pytest.mark.slow
 

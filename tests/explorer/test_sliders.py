@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from pdutils import metrics
+from pdutils._utils import Array
 from pdutils.activation import robust_cam
 from pdutils.attacks import gradient
 from pdutils.classifiers import Classifier, load_classifier
@@ -15,7 +16,6 @@ from pdutils.demo.examples import Case, load_case
 from pdutils.denoising import denoise
 from pdutils.explorer import sliders
 from pdutils.explorer.sliders import Sliders, View
-from pdutils.images import Array
 from pdutils.metrics import correlation
 
 

@@ -13,13 +13,14 @@ from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
 from pdutils import downloads
+from pdutils._utils import on_grid
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.demo import shipped
 from pdutils.demo.examples import load_case
 from pdutils.explorer import widget as widget_module
 from pdutils.explorer.engine import Explorer, Settings
 from pdutils.explorer.widget import PICTURES, UPLOAD_LIMIT, ExplorerWidget, explorer, summary
-from pdutils.images import load_image, on_grid
+from pdutils.images import load_image
 
 
 @pytest.fixture(scope="module")
