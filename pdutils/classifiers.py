@@ -27,7 +27,7 @@ Scaling = Literal["-1..1", "0..1", "0..255", "caffe", "torch", "tf"]
 
 #: What stands on this module and is loaded when it is asked for: the shipped network, and the
 #: layers of a defended model, which Keras must know before it can load one.
-_DEMO, _LAYERS = "pdutils.demo.shipped", "pdutils.defenses.layers"
+_DEMO, _LAYERS = "pdutils.demo.examples", "pdutils.defenses.layers"
 
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=V\d|Small|Large|XLarge|Tiny|Base|Mobile|ResNetV)")
 

@@ -18,7 +18,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from pdutils.demo.shipped import demo_root
+from pdutils.demo.examples import demo_root
 
 #: Nothing of its own over the network, and no sandbox, which containers lack.
 QUIET = (

@@ -23,7 +23,7 @@ from pdutils.classifiers import (
     load_classifier,
 )
 from pdutils.deflection import pixel_deflection
-from pdutils.demo import shipped
+from pdutils.demo import examples
 from pdutils.denoising import denoise
 from pdutils.downloads import DownloadError
 from pdutils.images import load_image, save_image
@@ -417,11 +417,11 @@ def test_classes_bear_imagenet_s_names_without_a_network_and_others_numbers(caps
 @pytest.fixture
 def demo_weights(tmp_path, monkeypatch) -> Path:
     """Weights for the demo's network that stand in for the shipped ones."""
-    from pdutils.demo.shipped import demo_network
+    from pdutils.demo.examples import demo_network
 
     path = tmp_path / "demo.weights.h5"
     demo_network(0).save_weights(path)
-    monkeypatch.setattr(shipped, "demo_weights", lambda: path)
+    monkeypatch.setattr(examples, "demo_weights", lambda: path)
     return path
 
 

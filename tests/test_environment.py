@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pdutils.demo.shipped import demo_root
+from pdutils.demo.examples import demo_root
 
 SCRIPT = demo_root() / ".ci" / "environment"
 

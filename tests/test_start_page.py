@@ -5,7 +5,7 @@ import pytest
 from browser import chromium, free_port, lab_settings, made, served, watched
 
 from pdutils.cli import runner
-from pdutils.demo.shipped import demo_root
+from pdutils.demo.examples import demo_root
 
 browser = pytest.fixture(chromium, scope="module")
 

@@ -16,7 +16,7 @@ from zipfile import ZipFile
 import nbformat
 import pytest
 
-from pdutils.demo.shipped import demo_root
+from pdutils.demo.examples import demo_root
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +138,7 @@ def test_it_evaluates_defends_and_finds_its_demo_in_any_folder(installed, tmp_pa
         "import pdutils\n"
         "from pdutils.cli.main import main\n"
         "from pdutils.classifiers import load_classifier\n"
-        "from pdutils.demo.shipped import checkout, demo_images\n"
+        "from pdutils.demo.examples import checkout, demo_images\n"
         "from pdutils.images import load_image\n"
         "words = ['evaluate', 'drawings:2', '--attacks', 'fgsm', '--defenses', 'pd+wd']\n"
         "assert main(words) == 0\n"
@@ -187,8 +187,8 @@ def test_run_says_where_it_finds_notebooks_and_takes_one_by_its_path(installed, 
     notebook = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_code_cell(
-                "import pdutils.demo.shipped\n"
-                "print(len(pdutils.demo.shipped.demo_images()), pdutils.__file__)"
+                "import pdutils.demo.examples\n"
+                "print(len(pdutils.demo.examples.demo_images()), pdutils.__file__)"
             )
         ]
     )

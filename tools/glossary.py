@@ -7,7 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 from nbconvert.filters import markdown2html_mistune
 
-from pdutils.demo.shipped import demo_root
+from pdutils.demo.examples import demo_root
 
 _PATH = demo_root() / "docs" / "glossary.md"
 

@@ -23,8 +23,7 @@ from pdutils.activation import robust_cam
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.demo.drawing import CLASS_NAMES, Drawing, draw_animal
-from pdutils.demo.examples import EPS, ITERATIONS, STEP
-from pdutils.demo.shipped import demo_network, demo_root
+from pdutils.demo.examples import EPS, ITERATIONS, STEP, demo_network, demo_root
 from pdutils.images import save_image, save_map
 from pdutils.metrics import linf, relative_l2
 from pdutils.stats import Rate

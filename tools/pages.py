@@ -28,7 +28,7 @@ from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 from traitlets.config import Config
 
 from pdutils._utils import whole_file
-from pdutils.demo.shipped import demo_root, results_folder
+from pdutils.demo.examples import demo_root, results_folder
 from tools.glossary import terms_of, with_terms_on
 
 _TEMPLATES = Path(__file__).parent / "templates"

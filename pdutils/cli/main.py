@@ -300,7 +300,7 @@ def _add_run(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from pdutils.cli import runner
-    from pdutils.demo.shipped import results_folder
+    from pdutils.demo.examples import results_folder
 
     asked = {} if options.classifier is None else {"classifier": options.classifier}
     asked |= dict(options.parameters)
@@ -642,7 +642,7 @@ def _default_output(options: argparse.Namespace) -> Path:
     """Name a file by what must not be mixed, so that the same command goes on where it ended."""
     import hashlib
 
-    from pdutils.demo.shipped import results_folder
+    from pdutils.demo.examples import results_folder
 
     own = ("images", "images_list", "limit", "classifier", "weights", "runs", "seed", "batch_size")
     settings = repr([str(getattr(options, name)) for name in own]).encode()
@@ -754,7 +754,7 @@ def _app(options: argparse.Namespace) -> NoReturn:
     from importlib.metadata import distribution
 
     from pdutils._utils import extra
-    from pdutils.demo.shipped import demo_root
+    from pdutils.demo.examples import demo_root
 
     with extra("app"):
         # Loading it takes seconds, in a process that another one takes the place of.

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pdutils._notation import literal
 from pdutils._utils import extra, whole_file
-from pdutils.demo.shipped import checkout, demo_root
+from pdutils.demo.examples import checkout, demo_root
 
 with extra("notebooks"):
     import nbformat

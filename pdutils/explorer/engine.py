@@ -21,8 +21,14 @@ from pdutils._utils import Array, check_one_of, check_whole, is_number, streams
 from pdutils.attacks.gradient import fgsm, igsm
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense
-from pdutils.demo import shipped
-from pdutils.demo.examples import ITERATIONS, PHOTOS, load_case, load_clean, photo_path
+from pdutils.demo.examples import (
+    ITERATIONS,
+    PHOTOS,
+    demo_images,
+    load_case,
+    load_clean,
+    photo_path,
+)
 from pdutils.denoising import DENOISERS, Mode, SigmaScale, denoise
 from pdutils.metrics import linf, relative_l2
 
@@ -329,7 +335,7 @@ def choices(network: str) -> list[Choice]:
     scikit-image's photos, and the authors' images if they are cached.
     """
     if network == "demo":
-        return [Choice(Path(d.name).stem, d.label, d.image) for d in shipped.demo_images()]
+        return [Choice(Path(d.name).stem, d.label, d.image) for d in demo_images()]
     cached = [downloads.authors_file("originals", name) for name in downloads.AUTHORS_IMAGES]
     authors = [Choice(str(path), f"the authors' {path.stem}", path) for path in cached if path]
     return [Choice(name, name, photo_path(name)) for name in PHOTOS] + authors

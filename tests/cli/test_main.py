@@ -25,7 +25,7 @@ from pdutils.classifiers import ClassifierSource
 from pdutils.cli import main, runner
 from pdutils.defenses import pipeline
 from pdutils.deflection import pixel_deflection
-from pdutils.demo.shipped import demo_root
+from pdutils.demo.examples import demo_root
 from pdutils.denoising import denoise
 from pdutils.evaluation import estimate, registry, scores, study
 from pdutils.evaluation.datasets import DrawingSource, chosen, folder_source
@@ -758,7 +758,7 @@ def test_evaluate_sends_workers_what_they_find_from_anywhere(
 def test_evaluate_keeps_records_where_the_same_command_finds_them_again(
     capsys, network, folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("pdutils.demo.shipped.checkout", lambda: tmp_path)
+    monkeypatch.setattr("pdutils.demo.examples.checkout", lambda: tmp_path)
     files = []
     for seed in (1, 1, 2):
         status, out, _ = run(capsys, "evaluate", folder, *network, *ASKED, "--seed", seed)

@@ -1,12 +1,18 @@
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import photo
 
 from pdutils import _efficientnet, downloads, metrics
 from pdutils.attacks import gradient
-from pdutils.classifiers import load_classifier
+from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense
-from pdutils.demo import examples, shipped
+from pdutils.demo import examples
+from pdutils.demo.drawing import CLASS_NAMES
+from pdutils._utils import DataError
 from pdutils.images import load_image, save_image
 
 
@@ -21,9 +27,14 @@ def untrained():
 
 
 @pytest.fixture(scope="module")
-def imagenet():
+def imagenet(toy):
     """A network that knows ImageNet's classes by name."""
-    return load_classifier("efficientnet_lite0", "random")
+    import keras
+
+    outputs = keras.layers.Dense(1000, "softmax")(keras.layers.Flatten()(toy.model.output))
+    ids, names = zip(*downloads.class_index(), strict=True)
+    model = keras.Model(toy.model.input, outputs)
+    return Classifier(model, preprocess=toy.preprocess, class_names=names, class_ids=ids)
 
 
 @pytest.fixture
@@ -31,22 +42,30 @@ def empty_cache(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "cache"))
 
 
-def test_the_demo_gets_the_adversary_that_was_made_against_it(demo):
-    drawing = shipped.demo_images()[0]
-    case = examples.load_case(demo, drawing.name)
-    np.testing.assert_array_equal(case.adversary, load_image(drawing.adversary))
+@pytest.fixture
+def seen(toy) -> int:
+    """What the toy takes `photo()` for."""
+    return int(toy.predict(photo()).argmax())
+
+
+# --- one image ---
+
+
+def test_the_demo_gets_the_adversary_that_was_made_against_it_and_no_other_network(
+    demo, untrained, monkeypatch
+):
+    monkeypatch.setattr(examples, "ITERATIONS", 2)
+    drawing = examples.demo_images()[0]
+    case, other = (examples.load_case(network, drawing.name) for network in (demo, untrained))
+    shipped = load_image(drawing.adversary)
+    np.testing.assert_array_equal(case.adversary, shipped)
     assert demo.class_names[case.attacked_label] == drawing.adversarial_label
     assert demo.class_names[case.label] == drawing.label
     assert "shipped" in case.origin
     assert case.mask.dtype == np.bool_
     assert case.mask.shape == (224, 224)
-
-
-def test_another_network_does_not_get_the_demos_adversary(untrained):
-    drawing = shipped.demo_images()[0]
-    case = examples.load_case(untrained, drawing.name)
-    assert "made now" in case.origin
-    assert not np.array_equal(case.adversary, load_image(drawing.adversary))
+    assert "made now" in other.origin
+    assert not np.array_equal(other.adversary, shipped)
 
 
 def test_by_default_the_demo_shows_a_badger_that_is_taken_for_a_skunk(demo):
@@ -58,7 +77,7 @@ def test_by_default_the_demo_shows_a_badger_that_is_taken_for_a_skunk(demo):
 @pytest.mark.parametrize("image", examples.PHOTOS)
 def test_a_photo_by_name_has_its_class_where_the_network_knows_it(imagenet, toy, image):
     clean, label = examples.load_clean(imagenet, image)
-    np.testing.assert_array_equal(clean, load_image(examples.photo_path(image), 224))
+    np.testing.assert_array_equal(clean, load_image(examples.photo_path(image), 32))
     assert imagenet.class_names[label] == examples.PHOTOS[image]
     assert examples.load_clean(toy, image)[1] is None
     assert examples.load_case(toy, image).name == image
@@ -66,11 +85,8 @@ def test_a_photo_by_name_has_its_class_where_the_network_knows_it(imagenet, toy,
 
 @pytest.mark.usefixtures("empty_cache")
 def test_by_default_a_photo_is_shown_to_whoever_does_not_know_the_drawings(imagenet, toy, demo):
-    assert (
-        examples.image_names(imagenet)
-        == examples.image_names(toy)
-        == ["coffee", "chelsea", "rocket"]
-    )
+    for network in (imagenet, toy):
+        assert examples.image_names(network) == ["coffee", "chelsea", "rocket"]
     assert examples.load_case(toy).name == "coffee"
     assert examples.image_names(demo)[:2] == ["badger_000", "badger_001"]
     assert len(examples.image_names(demo)) == 20
@@ -91,14 +107,15 @@ def test_the_authors_badger_is_a_name_where_it_is_cached(real, monkeypatch, imag
     assert examples.image_names(imagenet)[-1] == "badger"
     clean, label = examples.load_clean(imagenet, "badger")
     path = real / "cache" / "pixel-deflection" / "originals" / downloads.AUTHORS_IMAGES[0]
-    np.testing.assert_array_equal(clean, load_image(path, 224))
+    np.testing.assert_array_equal(clean, load_image(path, 32))
     assert imagenet.class_ids[label] == "n02447366"
 
 
-def test_an_adversary_that_is_made_now_stops_at_the_first_half_step_that_succeeds(toy, tmp_path):
+def test_an_adversary_that_is_made_now_stops_at_the_first_half_step_that_succeeds(
+    toy, tmp_path, seen
+):
     save_image(tmp_path / "x.png", photo())
     case = examples.load_case(toy, tmp_path / "x.png")
-    seen = int(toy.predict(case.clean).argmax())
     assert case.attacked_label != seen
 
     def after(steps):
@@ -121,72 +138,80 @@ def test_the_coffee_of_a_real_network_becomes_a_soup_and_denoising_brings_it_bac
     fooled = network.predict(case.adversary)
     assert abs(fooled[case.attacked_label] - 0.57) < 0.1
     assert fooled[espresso] < 0.1
-    defense = Defense(deflections=200, runs=10)
+    defense = Defense(deflections=200, runs=3)
     assert defense.predict(network, case.adversary, rng=0)[espresso] > 0.5
 
 
-def test_an_image_file_is_attacked_live_and_its_name_or_the_caller_tells_its_class(toy, tmp_path):
-    seen = int(toy.predict(photo()).argmax())
+def test_an_image_file_is_attacked_live_and_its_name_or_the_caller_tells_its_class(
+    toy, tmp_path, seen
+):
+    wrong = (seen + 1) % 6
     for name, label, expected in (
-        (f"{toy.class_names[(seen + 1) % 6]}_1.png", "", (seen + 1) % 6),
+        (f"{toy.class_names[wrong]}_1.png", "", wrong),
         ("holiday.png", "", seen),
         ("holiday.png", "eel", 4),
+        # Where the network is wrong it is led away from what it saw.
+        ("holiday.png", toy.class_names[wrong], wrong),
     ):
         save_image(tmp_path / name, photo())
         case = examples.load_case(toy, tmp_path / name, label=label)
         assert case.label == expected
-        assert case.attacked_label == int(toy.predict(case.adversary).argmax())
+        assert case.attacked_label == int(toy.predict(case.adversary).argmax()) != seen
         assert f"IGSM against {toy.name}" in case.origin
-        assert metrics.linf(case.clean, case.adversary) <= examples.EPS
+        assert 0 < metrics.linf(case.clean, case.adversary) <= examples.EPS
+        strength = metrics.relative_l2(case.clean, case.adversary)
+        assert f"strength: L2 {strength:.4f} of the image's" in str(case)
     with pytest.raises(ValueError, match="no class 'yeti'"):
         examples.load_case(toy, tmp_path / "holiday.png", label="yeti")
-
-
-def test_an_image_that_the_network_gets_wrong_is_led_away_from_what_it_saw(toy, tmp_path):
-    seen = int(toy.predict(photo()).argmax())
-    path = tmp_path / "holiday.png"
-    save_image(path, photo())
-    case = examples.load_case(toy, path, label=toy.class_names[(seen + 1) % 6])
-    assert case.attacked_label != seen or "did not succeed" in case.origin
-    assert not np.array_equal(case.clean, case.adversary)
 
 
 def test_an_attack_that_fails_says_so(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "igsm", lambda classifier, clean, *_, **__: clean)
     save_image(tmp_path / "x.png", photo())
-    assert "did not succeed" in examples.load_case(toy, tmp_path / "x.png").origin
+    origin = examples.load_case(toy, tmp_path / "x.png").origin
+    assert origin.endswith(", which did not succeed in 100 steps")
+
+
+# --- many images ---
 
 
 def test_fresh_drawings_are_right_new_and_the_same_for_the_same_seed(demo):
-    one, two = (examples.load_collection(demo, n, seed=3) for n in (4, 6))
-    assert len(one) == 4
-    np.testing.assert_array_equal(one.images, two.images[:4])
+    one, two, other = (
+        examples.load_collection(demo, n, seed=s) for n, s in ((2, 3), (4, 3), (2, 4))
+    )
+    assert len(one) == 2
+    assert two.origin == "fresh drawings (seed 3), 4 right of 4 drawn"
+    np.testing.assert_array_equal(one.images, two.images[:2])
     np.testing.assert_array_equal(demo.predict(two.images).argmax(axis=1), two.labels)
-    assert two.masks.shape == (6, 224, 224)
-    assert not np.array_equal(one.images, examples.load_collection(demo, 4, seed=4).images)
+    assert two.masks.shape == (4, 224, 224)
+    assert not np.array_equal(one.images, other.images)
 
 
 def test_a_folder_gives_only_images_that_are_right_and_counts_the_others(toy, tmp_path):
-    seen = [int(toy.predict(photo(seed=seed)).argmax()) for seed in range(6)]
-    for seed, label in enumerate(seen):
-        shown = toy.class_names[label if seed % 2 else (label + 1) % 6]
+    for seed in range(6):
+        right = int(toy.predict(photo(seed=seed)).argmax())
+        shown = toy.class_names[right if seed % 2 else (right + 1) % 6]
         save_image(tmp_path / f"{shown}_{seed}.png", photo(seed=seed))
     found = examples.load_collection(toy, 10, folder=tmp_path)
     assert len(found) == 3
-    assert found.origin.endswith("3 right of 6 read")
+    assert found.origin == f"photos from {tmp_path.name}, 3 right of 6 read"
     np.testing.assert_array_equal(toy.predict(found.images).argmax(axis=1), found.labels)
     assert found.masks is None
     (tmp_path / "ant_7.png").write_bytes(b"not a picture")
     (tmp_path / "notes.heic").touch()
     found = examples.load_collection(toy, 10, folder=tmp_path)
     assert found.origin.endswith("of 6 read, 1 unreadable; passed over 1 entry: 1 .heic")
+    firsts = [examples.load_collection(toy, 1, folder=tmp_path, seed=s) for s in (0, 0, 1, 2, 3)]
+    np.testing.assert_array_equal(firsts[0].images, firsts[1].images)
+    assert len({first.images.tobytes() for first in firsts}) > 1
 
 
-def test_a_folder_where_none_is_right_is_an_error(toy, tmp_path):
-    seen = int(toy.predict(photo()).argmax())
-    save_image(tmp_path / f"{toy.class_names[(seen + 1) % 6]}_0.png", photo())
-    with pytest.raises(ValueError, match="right about no image"):
-        examples.load_collection(toy, 1, folder=tmp_path)
+def test_photos_at_hand_are_read_where_there_is_no_folder(imagenet, monkeypatch):
+    monkeypatch.setattr(downloads, "authors_file", lambda *_: None)
+    with pytest.raises(
+        ValueError, match="right about no image: the few photos at hand, 0 right of 3"
+    ):
+        examples.load_collection(imagenet, 2)
 
 
 def test_half_an_image_is_no_number_of_images(toy):
@@ -194,6 +219,75 @@ def test_half_an_image_is_no_number_of_images(toy):
         examples.load_collection(toy, 2.5)
 
 
-def test_scikit_images_photos_are_at_hand_under_their_names():
-    for name in examples.PHOTOS:
-        assert load_image(examples.photo_path(name), 224).shape == (224, 224, 3)
+# --- what is shipped ---
+
+
+def test_the_network_has_an_activation_map_of_14_by_14_and_starts_from_its_seed(untrained):
+    features = untrained.features(np.full((224, 224, 3), 128, dtype=np.float32))
+    assert features.maps.shape == (1, 14, 14, 128)
+    assert untrained.head_weights.shape == (128, len(CLASS_NAMES))
+    one, same, other = (examples.demo_network(seed).get_weights() for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not np.array_equal(one[0], other[0])
+
+
+PARTS = {
+    "image": "data/images", "adversary": "data/adversaries", "mask": "data/masks",
+    "activation_map": "maps",
+}  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A checkout with one demo image."""
+
+    def written(path: str, content: bytes) -> str:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+
+    entry = {"name": "badger_000.png", "label": "badger", "adversary": "skunk"}
+    hashes = {part: written(f"{PARTS[part]}/badger_000.png", part.encode()) for part in PARTS}
+    hashes["map"] = hashes.pop("activation_map")
+    entry |= {"sha256": hashes, "attack": {"linf": 3.0}}
+    weights = {"file": "demo.weights.h5", "sha256": written("data/demo.weights.h5", b"weights")}
+    manifest = {"version": 1, "weights": weights, "images": [entry]}
+    written("data/manifest.json", json.dumps(manifest).encode())
+    monkeypatch.setattr(examples, "demo_root", lambda: tmp_path)
+    return tmp_path
+
+
+def test_the_demos_files_are_found_by_name_with_and_without_the_ending(root):
+    (image,) = examples.demo_images()
+    assert (image.name, image.label) == ("badger_000.png", "badger")
+    assert (image.adversarial_label, image.attack) == ("skunk", {"linf": 3.0})
+    for part in PARTS:
+        assert getattr(image, part).read_bytes() == part.encode()
+    assert examples.demo_weights().read_bytes() == b"weights"
+    assert examples.demo_image("badger_000.png") == examples.demo_image("badger_000") == image
+    assert examples.demo_image("badger") is examples.demo_image("") is None
+
+
+@pytest.mark.parametrize("name", [*(f"{f}/badger_000.png" for f in PARTS.values()), "weights"])
+def test_a_missing_or_changed_file_of_the_demo_is_named(root, name):
+    find = examples.demo_weights if name == "weights" else examples.demo_images
+    path = root / ("data/demo.weights.h5" if name == "weights" else name)
+    path.write_bytes(b"another")
+    with pytest.raises(DataError, match=f"{path} is not the file that the manifest lists"):
+        find()
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path} is missing; .*demo make"):
+        find()
+
+
+def test_a_missing_manifest_says_how_to_make_it(root, monkeypatch):
+    (root / "data" / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"manifest\.json is missing; .*demo make"):
+        examples.demo_image("badger_000")
+    monkeypatch.setattr(examples, "checkout", lambda: None)
+    with pytest.raises(DataError, match=r"manifest\.json is missing; install pdutils again"):
+        examples.demo_images()
+
+
+def test_the_demo_lies_beside_the_package():
+    assert (examples.demo_root() / "pdutils" / "downloads.py").is_file()

@@ -23,7 +23,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from pdutils._utils import on_grid
 from pdutils.classifiers import load_classifier
-from pdutils.demo.shipped import demo_image, demo_root
+from pdutils.demo.examples import demo_image, demo_root
 from pdutils.explorer.engine import RANGES, Explorer, Result, Settings
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,7 @@ from pdutils import _efficientnet, downloads
 from pdutils.activation import robust_cam
 from pdutils.classifiers import load_classifier
 from pdutils.defenses.pipeline import Defense
-from pdutils.demo import shipped
-from pdutils.demo.examples import load_case
+from pdutils.demo.examples import demo_image, load_case
 from pdutils.denoising import DENOISERS
 from pdutils.explorer.engine import (
     Choice,
@@ -133,7 +132,7 @@ def test_the_code_gives_the_very_same(explorer, capsys, changes):
 
 def test_the_code_of_an_own_picture_gives_the_very_same(explorer, tmp_path):
     path = tmp_path / "n-o-class.png"
-    save_image(path, load_image(shipped.demo_image("fox_000").image)[10:200, 5:215])
+    save_image(path, load_image(demo_image("fox_000").image)[10:200, 5:215])
     result = explorer.result(settings(image=str(path)))
     found = code_gives(as_code(settings(image=str(path))))
     np.testing.assert_array_equal(found["found"], result.probabilities)
@@ -149,7 +148,7 @@ def test_the_clean_image_and_its_class_are_those_of_a_case(explorer, demo, image
 
 
 def test_a_file_is_labelled_by_its_name_or_by_word(explorer, demo, tmp_path):
-    picture = load_image(shipped.demo_image("fox_000").image)
+    picture = load_image(demo_image("fox_000").image)
     for name, label in (("fox_1.png", ""), ("mink_1.png", ""), ("a.png", ""), ("a.png", "hamster")):
         save_image(tmp_path / name, picture)
         result = explorer.result(settings(image=str(tmp_path / name), label=label, attack="none"))
@@ -340,7 +339,7 @@ def test_a_missing_picture_is_named(explorer, tmp_path):
 def test_the_demo_offers_its_drawings():
     offered = choices("demo")
     assert len(offered) == 20
-    assert offered[0] == Choice("badger_000", "badger", shipped.demo_image("badger_000").image)
+    assert offered[0] == Choice("badger_000", "badger", demo_image("badger_000").image)
     assert all(choice.path.is_file() for choice in offered)
 
 

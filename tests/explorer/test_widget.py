@@ -15,8 +15,7 @@ from PIL import Image
 from pdutils import downloads
 from pdutils._utils import on_grid
 from pdutils.classifiers import Classifier, load_classifier
-from pdutils.demo import shipped
-from pdutils.demo.examples import load_case
+from pdutils.demo.examples import demo_image, load_case
 from pdutils.explorer import widget as widget_module
 from pdutils.explorer.engine import Explorer, Settings
 from pdutils.explorer.widget import PICTURES, UPLOAD_LIMIT, ExplorerWidget, explorer, summary
@@ -52,7 +51,7 @@ def decoded(packed: bytes) -> np.ndarray:
 
 
 def png_of(name: str = "fox_000") -> bytes:
-    return shipped.demo_image(name).image.read_bytes()
+    return demo_image(name).image.read_bytes()
 
 
 def test_the_page_begins_with_the_network_that_its_parameters_name(monkeypatch):
@@ -299,7 +298,7 @@ def upload(widget, name: str, content: bytes) -> ExplorerWidget:
 
 def test_a_picture_of_ones_own_is_shown_and_its_class_is_what_the_network_sees(widget, demo):
     upload(widget, "skunk_of_mine.png", png_of())
-    picture = load_image(shipped.demo_image("fox_000").image)
+    picture = load_image(demo_image("fox_000").image)
     np.testing.assert_array_equal(decoded(widget.picture_clean), picture)
     assert widget.result.label == demo.predict(picture).argmax() != demo.index("skunk")
     assert widget.images[-1]["title"] == "skunk of mine.png"
@@ -311,7 +310,7 @@ def test_a_picture_of_ones_own_is_shown_and_its_class_is_what_the_network_sees(w
 def test_two_pictures_of_one_name_are_two(widget):
     upload(widget, "a.png", png_of("fox_000"))
     upload(widget, "a.png", png_of("hamster_000"))
-    clean = load_image(shipped.demo_image("hamster_000").image)
+    clean = load_image(demo_image("hamster_000").image)
     np.testing.assert_array_equal(widget.result.clean, clean)
 
 

@@ -4,7 +4,7 @@ import nbformat
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 from pdutils.cli import runner
-from pdutils.demo.shipped import demo_root
+from pdutils.demo.examples import demo_root
 from tools import glossary as module
 from tools import pages
 from tools.glossary import glossary, terms_of, with_terms_on

@@ -6,7 +6,7 @@ import pytest
 
 from pdutils.activation import robust_cam
 from pdutils.classifiers import load_classifier
-from pdutils.demo import shipped
+from pdutils.demo import examples
 from pdutils.demo.examples import load_collection
 from pdutils.images import load_image, load_map
 from pdutils.metrics import linf, relative_l2
@@ -20,14 +20,14 @@ def network():
 
 
 def test_every_class_is_shipped_and_every_hash_is_right():
-    images = shipped.demo_images()
+    images = examples.demo_images()
     assert {image.label for image in images} == set(load_classifier("demo").class_names)
-    files = {path.name for path in (shipped.demo_root() / "data" / "images").iterdir()}
+    files = {path.name for path in (examples.demo_root() / "data" / "images").iterdir()}
     assert files == {image.name for image in images}
 
 
 def test_shipped_images_are_right_when_clean_and_fool_the_network_as_listed(network):
-    for image in shipped.demo_images():
+    for image in examples.demo_images():
         clean, adversary = load_image(image.image), load_image(image.adversary)
         assert network.predict(clean)[network.index(image.label)] >= make_demo.SURE - 0.01
         reached = network.predict(adversary)
@@ -39,18 +39,18 @@ def test_shipped_images_are_right_when_clean_and_fool_the_network_as_listed(netw
 
 
 def test_shipped_maps_are_the_robust_maps_of_the_adversaries(network):
-    for image in shipped.demo_images()[::5]:
+    for image in examples.demo_images()[::5]:
         expected = robust_cam(network, load_image(image.adversary))
         np.testing.assert_allclose(load_map(image.activation_map), expected, atol=2e-3)
 
 
 def test_the_blogs_pair_is_the_first_image():
-    first = shipped.demo_images()[0]
+    first = examples.demo_images()[0]
     assert (first.label, first.adversarial_label) == ("badger", "skunk")
 
 
 def test_the_demo_is_small():
-    root = shipped.demo_root()
+    root = examples.demo_root()
     files = [f for folder in ("data", "maps") for f in (root / folder).rglob("*") if f.is_file()]
     assert (root / "data" / make_demo.WEIGHTS).stat().st_size <= 1_000_000
     assert sum(f.stat().st_size for f in files) <= 6_500_000
@@ -94,14 +94,14 @@ def test_what_cannot_be_trained_is_refused(tmp_path, name, options):
 def test_make_writes_the_shipped_pictures_again(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
-    (folder / make_demo.WEIGHTS).write_bytes(Path(shipped.demo_weights()).read_bytes())
+    (folder / make_demo.WEIGHTS).write_bytes(Path(examples.demo_weights()).read_bytes())
     make_demo.make(tmp_path, per_class=1)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [entry["name"] for entry in manifest["images"]][:2] == ["badger_000.png",
                                                                    "skunk_000.png"]  # fmt: skip
     for entry in manifest["images"]:
         again = load_image(folder / "images" / entry["name"])
-        before = load_image(shipped.demo_root() / "data" / "images" / entry["name"])
+        before = load_image(examples.demo_root() / "data" / "images" / entry["name"])
         # Another processor may round a pixel the other way.
         assert np.mean(np.abs(again - before) > 1) < 1e-3
     assert (tmp_path / "maps" / "badger_000.png").is_file()
@@ -120,4 +120,4 @@ def test_the_command_calls_its_makers(capsys, monkeypatch, tmp_path):
     assert "0.75" in capsys.readouterr().out
     make_demo.main(["make"])
     weights = tmp_path / "data" / make_demo.WEIGHTS
-    assert calls == [((weights,), {"seed": 5}), ((shipped.demo_root(),), {"seed": 0})]
+    assert calls == [((weights,), {"seed": 5}), ((examples.demo_root(),), {"seed": 0})]
