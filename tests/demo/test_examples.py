@@ -7,12 +7,12 @@ import pytest
 from conftest import photo
 
 from pdutils import _efficientnet, downloads, metrics
+from pdutils._utils import DataError
 from pdutils.attacks import gradient
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.defenses.pipeline import Defense
 from pdutils.demo import examples
 from pdutils.demo.drawing import CLASS_NAMES
-from pdutils._utils import DataError
 from pdutils.images import load_image, save_image
 
 
