@@ -6,21 +6,18 @@ rerun does what is missing. One run writes at a time (it holds a lock on the emp
 `FILE.lock`, which ends with its process); others may read meanwhile.
 """
 
+import fcntl
 import os
 import sqlite3
-import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from functools import cached_property
-from importlib import metadata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cached_property, partial
+from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pdutils._utils import extra, naming
+from pdutils._utils import extra, installed, naming
 
 with extra("evaluation"):
     import pandas as pd
@@ -64,29 +61,17 @@ PACKAGES = (
 
 _FORMAT = "1"
 
-# SQLite keeps both at fixed places of a file's first page.
-_MAGIC = b"SQLite format 3\x00"
-_APPLICATION_ID, _APPLICATION_ID_AT = 0x50445231, 68
+# SQLite keeps these at fixed places of a file's first page: its kind, ours, and, while a run writes
+# to it and ever after if that run is killed, that there is a companion.
+_MAGIC, _OURS, _WAL = b"SQLite format 3\x00", b"PDR1", b"\x02"
 
-# What a file says at that place while a run writes to it, and ever after if that run is killed.
-_WAL, _WAL_AT = 2, 18
+_BLOCK = 50_000
 
-_BLOCK = 100_000
+#: The columns of texts, of which the tables hold the numbers, and what the texts are called there.
+_TEXTS = {"image": "name", "attack": "text", "defense": "text"}
 
-_OF_A_CASE = ("attack_class", "target", "right_clean", "success", "l2", "linf")
-_OF_A_RUN = (
-    "run",
-    "predicted",
-    "mean_predicted",
-    "p_label",
-    "p_attack",
-    "rank",
-    "psnr",
-    "ssim",
-    "seconds",
-    "seed",
-)
-_TEXTS = ("image", "attack", "defense")
+_OF_A_CASE = ["attack_class", "target", "right_clean", "success", "l2", "linf"]
+_OF_A_RUN = [name for name in COLUMNS if name not in (*_TEXTS, "label", *_OF_A_CASE)]
 
 _SCHEMA = """
 CREATE TABLE meta (kind TEXT, name TEXT, value TEXT, PRIMARY KEY (kind, name)) WITHOUT ROWID;
@@ -122,13 +107,7 @@ class StoredRecords:
             raise FileNotFoundError(f"{path}: no such file of records")
         if _is_new(Path(path)):
             raise StoreError(f"{path}: expected a file of records, got an empty file")
-        _check_companion(Path(path))
-        self._connection = _connect(f"{Path(path).absolute().as_uri()}?mode=ro", self.path)
-        try:
-            self._check_format()
-        except BaseException:
-            self.close()
-            raise
+        self._open(f"{Path(path).absolute().as_uri()}?mode=ro", self._check_format)
 
     def __enter__(self) -> Self:
         return self
@@ -193,72 +172,49 @@ class StoredRecords:
         default as they were first asked for), then by run, whatever the order in which they were
         written. The table's `attrs["skipped"]` is `skipped()`.
         """
-        chosen_attacks = self._places("attacks", attacks)
-        chosen_defenses = self._places("defenses", defenses)
-        columns = self._columns(chosen_attacks, chosen_defenses, places or range(self.images))
-        order = np.lexsort(
-            (
-                columns["run"],
-                _ranks(chosen_defenses, columns["defense"]),
-                _ranks(chosen_attacks, columns["attack"]),
-                columns["image"],
-            )
+        places = places or range(self.images)
+        among, ranks = [f"image BETWEEN {places.start} AND {places.stop - 1}"], ["image"]
+        for name, chosen in (("attack", attacks), ("defense", defenses)):
+            known = self._texts(f"{name}s")
+            asked = [known[text] for text in (known if chosen is None else chosen) if text in known]
+            among.append(f"{name} IN ({', '.join(map(str, asked))})")
+            whens = (f"WHEN {number} THEN {rank}" for rank, number in enumerate(asked))
+            ranks.append(f"CASE {name} {' '.join(whens) or 'WHEN 0 THEN 0'} END")
+        query = (
+            f'SELECT {", ".join(COLUMNS)} FROM cases JOIN runs ON runs."case" = cases.id '
+            f"JOIN images ON images.id = image WHERE {' AND '.join(among)} "
+            f"ORDER BY {', '.join(ranks)}, run"
         )
-        names = pd.Index([name for (name,) in self._rows("SELECT name FROM images ORDER BY id")])
-        texts = {
-            "image": names,
-            "attack": self._index("attacks"),
-            "defense": self._index("defenses"),
-        }
-        frame = pd.DataFrame(
-            {
-                name: texts[name].astype("str").take(columns[name][order])
-                if name in texts
-                else columns[name][order]
-                for name in COLUMNS
-            }
-        ).astype(COLUMNS)
+        numbers = {name: kind.replace("str", "int64") for name, kind in COLUMNS.items()}
+        with _sentences(self.path):
+            cursor = self._connection.execute(query)
+            # Python's own numbers take ten times the memory of an array: a block of them at a time.
+            blocks = chain([[]], iter(lambda: cursor.fetchmany(_BLOCK), []))
+            frame = pd.concat(
+                [pd.DataFrame(rows, columns=list(COLUMNS)).astype(numbers) for rows in blocks],
+                ignore_index=True,
+            )
+        for name, column in _TEXTS.items():
+            texts = [text for (text,) in self._rows(f"SELECT {column} FROM {name}s ORDER BY id")]
+            frame[name] = pd.Index(texts, dtype="str").take(frame[name])
         frame.attrs["skipped"] = self.skipped()
         return frame
-
-    def _columns(
-        self, attacks: Mapping[str, int], defenses: Mapping[str, int], places: range
-    ) -> dict[str, NDArray[Any]]:
-        """Read the chosen records as one array a column, texts as their numbers."""
-        wanted = [f"cases.{name}" for name in (*_TEXTS, *_OF_A_CASE)] + [
-            "images.label",
-            *(f"runs.{name}" for name in _OF_A_RUN),
-        ]
-        types = {n.split(".")[1]: COLUMNS[n.split(".")[1]].replace("str", "int64") for n in wanted}
-        cursor = self._execute(
-            f'SELECT {", ".join(wanted)} FROM cases JOIN runs ON runs."case" = cases.id '
-            f"JOIN images ON images.id = cases.image "
-            f"WHERE attack IN ({_marks(attacks)}) AND defense IN ({_marks(defenses)}) "
-            "AND image BETWEEN ? AND ?",
-            [*attacks.values(), *defenses.values(), places.start, places.stop - 1],
-        )
-        # Python's own numbers take ten times the memory of an array: a block of them at a time.
-        blocks: list[list[NDArray[Any]]] = [[np.empty(0, kind) for kind in types.values()]]
-        while rows := self._fetch(cursor):
-            pairs = zip(zip(*rows, strict=True), types.values(), strict=True)
-            blocks.append([np.array(values, dtype=kind) for values, kind in pairs])
-        arrays = (np.concatenate(column) for column in zip(*blocks, strict=True))
-        return dict(zip(types, arrays, strict=True))
 
     def _texts(self, table: str) -> dict[str, int]:
         return dict(self._rows(f"SELECT text, id FROM {table} ORDER BY id"))
 
-    def _index(self, table: str) -> pd.Index:
-        return pd.Index(list(self._texts(table)))
-
-    def _places(self, table: str, chosen: Sequence[str] | None) -> dict[str, int]:
-        known = self._texts(table)
-        return {
-            text: known[text] for text in (known if chosen is None else chosen) if text in known
-        }
-
     def _meta(self, kind: str) -> dict[str, str]:
         return dict(self._rows("SELECT name, value FROM meta WHERE kind = ?", [kind]))
+
+    def _open(self, uri: str, check: Callable[[], None]) -> None:
+        """Open the file, and close it again if it is not what it should be."""
+        with _sentences(self.path):
+            self._connection = sqlite3.connect(uri, uri=True, isolation_level=None)
+        try:
+            check()
+        except BaseException:
+            self.close()
+            raise
 
     def _check_format(self) -> None:
         found = self._meta("format").get("format")
@@ -268,14 +224,6 @@ class StoredRecords:
     def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         with _sentences(self.path):
             return self._connection.execute(query, values).fetchall()
-
-    def _execute(self, query: str, values: Sequence[Any]) -> sqlite3.Cursor:
-        with _sentences(self.path):
-            return self._connection.execute(query, values)
-
-    def _fetch(self, cursor: sqlite3.Cursor) -> list[Any]:
-        with _sentences(self.path):
-            return cursor.fetchmany(_BLOCK)
 
 
 class Store(StoredRecords):
@@ -294,37 +242,25 @@ class Store(StoredRecords):
         labels: Sequence[int],
         settings: Mapping[str, str | int],
     ) -> None:
-        self.path = ":memory:" if path is None else str(path)
-        self._lock: sqlite3.Connection | None = None
-        if path is None:
-            self._connection = _connect(":memory:", self.path)
-        else:
+        self.path = uri = ":memory:"
+        self._lock = ExitStack()
+        if path is not None:
+            self.path = str(path)
             with naming(path):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
             _is_new(Path(path))
-            self._lock = _lock(self.path)
-            try:
-                _check_companion(Path(path))
-            except StoreError:
-                self._lock.close()
-                raise
-            self._connection = _connect(Path(path).absolute().as_uri(), self.path)
-        try:
-            self._prepare(names, labels, {name: str(value) for name, value in settings.items()})
-        except BaseException:
-            self.close()
-            raise
+            self._lock.enter_context(_locked(self.path))
+            uri = Path(path).absolute().as_uri()
+        texts = {name: str(value) for name, value in settings.items()}
+        self._open(uri, partial(self._prepare, names, labels, texts))
 
     def close(self) -> None:
         """Close the file and let others write to it."""
         # Outside of a run the file needs no companions: it can be copied, and read where nothing
         # can be written. While somebody else reads it, it stays as it is.
-        with suppress(sqlite3.Error):
+        with self._lock, closing(self._connection), suppress(sqlite3.Error):
             self._connection.execute("PRAGMA busy_timeout = 0")
             self._connection.execute("PRAGMA journal_mode = DELETE")
-        self._connection.close()
-        if self._lock is not None:
-            self._lock.close()
 
     def ask(self, attacks: Iterable[str], defenses: Iterable[str]) -> None:
         """Note which attacks and defences a run asks for, before it adds any."""
@@ -332,16 +268,16 @@ class Store(StoredRecords):
             for table, texts in (("attacks", attacks), ("defenses", defenses)):
                 known = self._texts(table)
                 new = (text for text in dict.fromkeys(texts) if text not in known)
-                rows = [(len(known) + i, text) for i, text in enumerate(new)]
-                connection.executemany(f"INSERT INTO {table} VALUES (?, ?)", rows)
+                connection.executemany(
+                    f"INSERT INTO {table} VALUES (?, ?)", enumerate(new, len(known))
+                )
 
     def done(self, chunk: int) -> set[tuple[str, str]]:
         """Tell what is finished of a chunk of images."""
         return set(
             self._rows(
-                "SELECT attacks.text, defenses.text FROM units "
-                "JOIN attacks ON attacks.id = attack JOIN defenses ON defenses.id = defense "
-                "WHERE chunk = ?",
+                "SELECT attacks.text, defenses.text FROM units JOIN attacks ON attacks.id = attack "
+                "JOIN defenses ON defenses.id = defense WHERE chunk = ?",
                 [chunk],
             )
         )
@@ -359,55 +295,51 @@ class Store(StoredRecords):
         They have a run 0 of each image. `skipped` are images of the chunk that could not be read,
         with the reason.
         """
-        unit = (self._place("attacks", attack), self._place("defenses", defense))
+        unit = self._texts("attacks")[attack], self._texts("defenses")[defense]
         first = records[records["run"] == 0]
-        images = [self._image(name) for name in first["image"]]
         with self._transaction() as connection:
             connection.execute("INSERT INTO units VALUES (?, ?, ?)", [chunk, *unit])
-            rows = [(self._image(name), reason) for name, reason in skipped]
-            connection.executemany("INSERT OR IGNORE INTO skipped VALUES (?, ?)", rows)
-            start = connection.execute("SELECT ifnull(max(id), 0) + 1 FROM cases").fetchone()[0]
-            cases = {image: start + i for i, image in enumerate(images)}
-            values = zip(*(first[name].tolist() for name in _OF_A_CASE), strict=True)
             connection.executemany(
-                f"INSERT INTO cases VALUES ({_marks(range(10))})",
-                ((cases[i], i, *unit, *row) for i, row in zip(images, values, strict=True)),
+                "INSERT OR IGNORE INTO skipped VALUES (?, ?)",
+                ((self._numbers[name], reason) for name, reason in skipped),
             )
-            values = zip(*(records[name].tolist() for name in _OF_A_RUN), strict=True)
-            ids = [cases[self._image(name)] for name in records["image"]]
-            connection.executemany(
-                f"INSERT INTO runs VALUES ({_marks(range(11))})",
-                ((case, *row) for case, row in zip(ids, values, strict=True)),
-            )
+            start = self._rows("SELECT ifnull(max(id), 0) + 1 FROM cases")[0][0]
+            cases = dict(zip(first["image"], count(start), strict=False))
+            numbers = [self._numbers[name] for name in cases]
+            self._insert("cases", first[_OF_A_CASE], cases.values(), numbers, *map(repeat, unit))
+            self._insert("runs", records[_OF_A_RUN], [cases[name] for name in records["image"]])
+
+    def _insert(self, table: str, records: pd.DataFrame, *keys: Iterable[int]) -> None:
+        values = [*keys, *(records[name].tolist() for name in records)]
+        marks = ", ".join("?" * len(values))
+        rows = zip(*values, strict=False)
+        self._connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
 
     def _prepare(
         self, names: Sequence[str], labels: Sequence[int], settings: dict[str, str]
     ) -> None:
+        versions = {name: installed(name) for name in PACKAGES}
         if not self._rows("SELECT name FROM sqlite_master"):
-            self._create(names, labels, settings)
+            kinds = {"format": {"format": _FORMAT}, "setting": settings, "version": versions}
+            with self._transaction() as connection:
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {int.from_bytes(_OURS)}")
+                connection.executemany(
+                    "INSERT INTO meta VALUES (?, ?, ?)",
+                    ((kind, *pair) for kind, pairs in kinds.items() for pair in pairs.items()),
+                )
+                rows = zip(count(), names, map(int, labels), strict=False)
+                connection.executemany("INSERT INTO images VALUES (?, ?, ?)", rows)
         self._check_format()
-        self._check_same("setting", "settings", settings)
-        self._check_same("version", "versions", _versions())
+        self._check_same("setting", settings)
+        self._check_same("version", versions)
         with _sentences(self.path):
             # Whoever reads then neither waits for the run nor holds it up.
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
 
-    def _create(
-        self, names: Sequence[str], labels: Sequence[int], settings: dict[str, str]
-    ) -> None:
-        meta = [("format", "format", _FORMAT)]
-        meta += [("setting", name, value) for name, value in settings.items()]
-        meta += [("version", name, value) for name, value in _versions().items()]
-        with self._transaction() as connection:
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.executemany("INSERT INTO meta VALUES (?, ?, ?)", meta)
-            rows = zip(range(len(names)), names, map(int, labels), strict=True)
-            connection.executemany("INSERT INTO images VALUES (?, ?, ?)", rows)
-
-    def _check_same(self, kind: str, what: str, wanted: dict[str, str]) -> None:
+    def _check_same(self, kind: str, wanted: dict[str, str]) -> None:
         found = self._meta(kind)
         different = [
             f"{name}: {_short(found.get(name))} there, {_short(wanted.get(name))} here"
@@ -416,7 +348,7 @@ class Store(StoredRecords):
         ]
         if different:
             raise StoreError(
-                f"{self.path} was begun with other {what} ({'; '.join(different)}); "
+                f"{self.path} was begun with other {kind}s ({'; '.join(different)}); "
                 "take another file, or run with those"
             )
 
@@ -432,49 +364,14 @@ class Store(StoredRecords):
                     self._connection.execute("ROLLBACK")
 
     @cached_property
-    def _image_numbers(self) -> dict[str, int]:
+    def _numbers(self) -> dict[str, int]:
         return dict(self._rows("SELECT name, id FROM images"))
-
-    def _image(self, name: str) -> int:
-        if name not in self._image_numbers:
-            raise StoreError(f"{self.path}: expected an image of this evaluation, got {name!r}")
-        return self._image_numbers[name]
-
-    def _place(self, table: str, text: str) -> int:
-        known = self._texts(table)
-        if text not in known:
-            raise StoreError(f"{self.path}: nobody has asked for {text!r}")
-        return known[text]
-
-
-def _versions() -> dict[str, str]:
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        # An extra brings it, and only some attacks need it.
-        return "none"
 
 
 def _short(value: str | None) -> str:
     """Cut a digest to what people compare."""
-    text = "none" if value is None else value
+    text = value or "none"
     return f"{text[:12]}..." if len(text) == 64 else text
-
-
-def _ranks(places: Mapping[str, int], values: NDArray[Any]) -> NDArray[np.int64]:
-    """Turn the numbers of texts into their ranks in the order asked for."""
-    ranks = np.zeros(max(places.values(), default=0) + 1, dtype=np.int64)
-    ranks[list(places.values())] = np.arange(len(places))
-    taken: NDArray[np.int64] = ranks[values]
-    return taken
-
-
-def _marks(values: Iterable[Any]) -> str:
-    return ", ".join("?" for _ in values)
 
 
 def _is_new(path: Path) -> bool:
@@ -483,66 +380,39 @@ def _is_new(path: Path) -> bool:
         return True
     if not path.is_file():
         raise StoreError(f"{path}: expected a file of records, got a folder")
-    with path.open("rb") as file:
-        head = file.read(100)
-    if not head:
-        return True
-    if not head.startswith(_MAGIC):
-        raise StoreError(f"{path}: expected a file of records, got a file of another kind")
-    ours = len(head) == 100 and struct.unpack_from(">I", head, _APPLICATION_ID_AT)[0]
-    if ours != _APPLICATION_ID:
-        raise StoreError(f"{path}: expected a file of records, got another program's database")
-    return False
-
-
-def _check_companion(path: Path) -> None:
-    """Refuse a file that a killed run left, and that was copied without its companion.
-
-    What was written last is in the companion, and a kill may have come while it was carried over:
-    nothing in the file tells how much of it is whole.
-    """
     # A run that ends well removes the companion a moment before it says so in the file.
     for _ in range(5):
-        if not _lacks_companion(path):
-            return
+        with path.open("rb") as file:
+            head = file.read(100)
+        if not head:
+            return True
+        if not head.startswith(_MAGIC):
+            raise StoreError(f"{path}: expected a file of records, got a file of another kind")
+        if head[68:72] != _OURS:
+            raise StoreError(f"{path}: expected a file of records, got another program's database")
+        if head[18:19] != _WAL or path.with_name(f"{path.name}-wal").exists():
+            return False
         time.sleep(0.1)
+    # What was written last is in the companion, and a kill may have come while it was carried over:
+    # nothing in the file tells how much of it is whole.
     raise StoreError(
         f"{path}: its companion {path.name}-wal is missing; the run that wrote them was killed, "
         "and its last records are in the companion: copy both, or begin again with another file"
     )
 
 
-def _lacks_companion(path: Path) -> bool:
-    if not path.exists() or path.with_name(f"{path.name}-wal").exists():
-        return False
-    with path.open("rb") as file:
-        head = file.read(_WAL_AT + 1)
-    return len(head) > _WAL_AT and head[_WAL_AT] == _WAL
-
-
-def _connect(uri: str, path: str) -> sqlite3.Connection:
-    try:
-        return sqlite3.connect(uri, uri=True, isolation_level=None)
-    except sqlite3.Error as error:
-        raise OSError(f"{path}: the file of records cannot be opened ({error})") from error
-
-
-def _lock(path: str) -> sqlite3.Connection:
-    """Take the lock of a file, or refuse at once; the system drops it when the process ends."""
-    uri = Path(f"{path}.lock").absolute().as_uri()
-    lock = _connect(uri, path)
-    try:
-        lock.execute("PRAGMA busy_timeout = 0")
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.Error as error:
-        lock.close()
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold the lock of a file, or refuse at once; the system drops it when the process ends."""
+    with naming(f"{path}.lock"), open(f"{path}.lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise StoreError(
                 f"{path}: another run writes to it at this moment; wait for its end, or take "
                 "another file"
             ) from None
-        raise OSError(f"{path}: its lock {path}.lock cannot be taken ({error})") from error
-    return lock
+        yield
 
 
 @contextmanager
@@ -551,11 +421,10 @@ def _sentences(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        said = f"the file of records cannot be read or written ({error})"
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise StoreError(
-                f"{path}: no space is left for the records; what was finished is kept, and a "
-                "rerun goes on from there"
-            ) from error
-        raise StoreError(
-            f"{path}: the file of records cannot be read or written ({error})"
-        ) from error
+            said = (
+                "no space is left for the records; what was finished is kept, and a rerun goes on "
+                "from there"
+            )
+        raise StoreError(f"{path}: {said}") from error

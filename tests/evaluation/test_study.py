@@ -10,6 +10,7 @@ from conftest import photo, photos
 from records import cell, cells_of, random_records, records_of, small
 
 from pdutils import evaluation
+from pdutils._utils import installed
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import ClassifierSource
 from pdutils.defenses.pipeline import OwnDefense
@@ -17,7 +18,7 @@ from pdutils.demo.examples import Collection
 from pdutils.evaluation import study as study_module
 from pdutils.evaluation.registry import OwnAttack, parse_attack, parse_defense
 from pdutils.evaluation.scores import compare
-from pdutils.evaluation.store import StoredRecords, _versions
+from pdutils.evaluation.store import PACKAGES, StoredRecords
 from pdutils.evaluation.study import Study
 from pdutils.images import save_image
 from pdutils.stats import Rate
@@ -220,7 +221,7 @@ def before(tmp_path) -> Path:
     with closing(sqlite3.connect(path)) as file, file:
         file.executemany(
             "UPDATE meta SET value = ? WHERE kind = 'version' AND name = ?",
-            [(version, name) for name, version in _versions().items()],
+            [(installed(name), name) for name in PACKAGES],
         )
     return path
 
