@@ -1,18 +1,22 @@
-"""Images x attacks x defences, as records.
+"""Images x attacks x defences, as records; and what that will cost, before it is begun.
 
 A record is one run of one defence on one image under one attack. Its random stream is made from
 what it is (`stream_seed`), so that it depends neither on the other records nor on the order of the
 work, and an evaluation that was interrupted goes on as if it had not been.
 """
 
+import copy
 import hashlib
 import json
 import math
-from collections.abc import Generator, Hashable, Iterator, Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from itertools import groupby
+from dataclasses import astuple, dataclass, field, replace
+from functools import cache, lru_cache, partial
+from itertools import groupby, islice
+from operator import add
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +27,7 @@ from numpy.typing import NDArray
 
 from pdutils._utils import Array, check_whole, extra, on_grid, progress_bar
 from pdutils.classifiers import Classifier, ClassifierSource, Labels, deterministic, fingerprint
+from pdutils.evaluation import executors
 from pdutils.evaluation.datasets import Source, read
 from pdutils.evaluation.registry import AnyDefense, Attack, check_network
 from pdutils.evaluation.store import COLUMNS, Store, StoreError
@@ -30,6 +35,9 @@ from pdutils.metrics import SMALLEST_SIDE, linf, psnr, relative_l2, ssim
 
 with extra("evaluation"):
     import pandas as pd
+
+#: What a record takes in the file where a defence draws ten times, and where it is there once.
+BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD = 85, 120
 
 
 def stream_seed(*parts: str | int) -> int:
@@ -58,32 +66,29 @@ class Job:
         for name, least in (("runs", 1), ("seed", 0), ("batch_size", 1)):
             check_whole(name, getattr(self, name), least)
 
-    def settings(self, name: str, digest: str) -> dict[str, str | int]:
-        """Give what every run that adds to a file of records must have in common."""
-        return {
-            "classifier": name,
-            "weights": digest,
-            "source": self.source.digest,
-            "images": len(self.source.names),
-            "runs": int(self.runs),
-            "seed": int(self.seed),
-            "batch_size": int(self.batch_size),
-        }
-
-    def check_network(self, classifier: Classifier) -> None:
-        """Check that a network has the maps which the defences use, before hours of work."""
+    def check(self, classifier: Classifier) -> None:
+        """Check before hours of work that images, labels and a network's maps are as needed."""
+        names, classes = self.source.names, len(classifier.class_ids)
+        if not names:
+            raise ValueError("expected at least one image, got none")
+        if min(classifier.input_size) < SMALLEST_SIDE:
+            raise ValueError(
+                f"expected images of at least {SMALLEST_SIDE} pixels a side, the window of SSIM; "
+                f"{classifier.name} takes {classifier.input_size[0]} x {classifier.input_size[1]}"
+            )
+        seen: set[str] = set()
+        for name, label in zip(names, self.source.labels, strict=True):
+            if name in seen:
+                raise ValueError(f"expected images of different names, got {name!r} twice")
+            if not 0 <= label < classes:
+                raise ValueError(f"{name}: expected a label from 0 to {classes - 1}, got {label}")
+            seen.add(name)
         for defense in self.defenses.values():
             check_network(defense, classifier)
 
-    @property
-    def chunks(self) -> range:
-        """The numbers of the chunks of consecutive images."""
-        return range(math.ceil(len(self.source.names) / self.batch_size))
-
     def places(self, chunk: int) -> range:
         """Give the places of a chunk's images in the source."""
-        start = chunk * self.batch_size
-        return range(start, min(start + self.batch_size, len(self.source.names)))
+        return range(len(self.source.names))[chunk * self.batch_size :][: self.batch_size]
 
 
 @contextmanager
@@ -100,34 +105,32 @@ def evaluated(
     A unit of work is one attack and one defence on a chunk of images. What was finished stays,
     whatever ends the run.
     """
-    if scheduler is not None and isinstance(classifier, Classifier):
-        raise ValueError(
-            "a cluster cannot be sent a loaded classifier; pass a ClassifierSource, such as "
-            f"ClassifierSource({classifier.name!r}), which each worker loads"
-        )
     network = classifier if isinstance(classifier, Classifier) else classifier.load()
-    _check_source(network, job.source)
-    job.check_network(network)
+    job.check(network)
     digest = fingerprint(network)
+    settings: dict[str, str | int] = {
+        "classifier": network.name,
+        "weights": digest,
+        "source": job.source.digest,
+        "images": len(job.source.names),
+        "runs": int(job.runs),
+        "seed": int(job.seed),
+        "batch_size": int(job.batch_size),
+    }
+    if scheduler is None:
+        done = partial(_done, Bench(network, job))
+    else:
+        work = partial(_work, _for_workers(classifier, network), digest, job)
+        done = partial(_done_by_workers, work, scheduler)
     with Store(
-        store,
-        names=job.source.names,
-        labels=job.source.labels,
-        settings=job.settings(network.name, digest),
+        store, names=job.source.names, labels=job.source.labels, settings=settings
     ) as records:
         records.ask(job.attacks, job.defenses)
-        units = _units(records, job)
-        if scheduler is None or isinstance(classifier, Classifier):
-            parts = _locally(Bench(network, job), units)
-        else:
-            there = _for_workers(classifier, network)
-            parts = _on_workers(there, digest, job, units, scheduler)
-        _collect(parts, records, job, progress)
+        _collect(done(_units(records, job)), records, job, progress)
         skipped = records.skipped()
         if len(skipped) == len(job.source.names):
-            name, reason = skipped[0]
             raise ValueError(
-                f"expected images that can be read, got none; the first: {name}: {reason}"
+                "expected images that can be read, got none; the first: " + ": ".join(skipped[0])
             )
         yield records
 
@@ -145,12 +148,97 @@ class _Unit(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What is finished of a unit: records by defence. `last` if that was all of it."""
+    """The records of one defence of a unit, and what could not be read of its chunk."""
 
     unit: _Unit
-    records: dict[str, pd.DataFrame]
+    defense: str
+    records: pd.DataFrame
     skipped: list[tuple[str, str]]
-    last: bool
+
+
+def _units(store: Store, job: Job) -> Iterator[_Unit]:
+    """List what is missing, one chunk after the other."""
+    for chunk in range(math.ceil(len(job.source.names) / job.batch_size)):
+        done, unreadable = store.done(chunk), tuple(store.skipped(job.places(chunk)))
+        for attack in job.attacks:
+            missing = tuple(text for text in job.defenses if (attack, text) not in done)
+            if missing:
+                yield _Unit(chunk, attack, missing, unreadable)
+
+
+def _collect(parts: Generator[_Part], store: Store, job: Job, progress: bool | None) -> None:
+    """Write what is finished, as it comes."""
+    left = sum(len(job.places(unit.chunk)) for unit in _units(store, job))
+    total = len(job.source.names) * len(job.attacks)
+    right = seen = 0
+    with (
+        closing(parts),
+        progress_bar(shown=progress, total=total, initial=total - left, unit="image") as bar,
+    ):
+        for unit, defense, records, skipped in parts:
+            places = job.places(unit.chunk)
+            if store.done(unit.chunk):
+                _check_same(store.path, dict(store.skipped(places)), dict(skipped))
+            store.add(unit.chunk, unit.attack, defense, records, skipped)
+            if unit.attack == defense == "none":
+                right, seen = right + int(records["right_clean"].sum()), seen + len(records)
+                bar.set_postfix_str(f"{right} of {seen} right when clean", refresh=False)
+            bar.update(len(places) * (defense == unit.defenses[-1]))
+
+
+def _check_same(path: str, before: dict[str, str], now: dict[str, str]) -> None:
+    """Refuse to add to a chunk of which other images could be read before."""
+    for name in before.keys() ^ now.keys():
+        then, again = ("could", "cannot") if name in now else ("could not", "can")
+        raise StoreError(
+            f"{path}: {name} {then} be read when its chunk was begun and {again} be read now: "
+            f"{before.get(name) or now.get(name)}"
+        )
+
+
+def _done(bench: "Bench", units: Iterable[_Unit]) -> Generator[_Part]:
+    for chunk, of_a_chunk in groupby(units, key=lambda unit: unit.chunk):
+        clean = None
+        for unit in of_a_chunk:
+            clean = clean or bench.read(bench.job.places(chunk), unit.unreadable)
+            for text, records in bench.judged(clean, unit.attack, unit.defenses):
+                yield _Part(unit, text, records, clean.skipped)
+
+
+def _done_by_workers(work: Any, scheduler: str, units: Iterable[_Unit]) -> Generator[_Part]:
+    with closing(executors.finished(work, units, scheduler=scheduler)) as answers:
+        for parts in answers:
+            yield from parts
+
+
+def _for_workers(classifier: Classifier | ClassifierSource, loaded: Classifier) -> ClassifierSource:
+    """Describe a classifier so that a process with another folder and cache finds the same."""
+    if isinstance(classifier, Classifier):
+        raise ValueError(
+            "a cluster cannot be sent a loaded classifier; pass a ClassifierSource, such as "
+            f"ClassifierSource({classifier.name!r}), which each worker loads"
+        )
+    if classifier.name.endswith(".keras"):
+        return replace(classifier, name=str(Path(classifier.name).absolute()))
+    weights = classifier.weights
+    if weights not in (None, "random"):
+        weights = str(Path(weights).absolute())
+    # "auto" might be another network there.
+    return replace(classifier, name=loaded.name, weights=weights)
+
+
+def _work(classifier: ClassifierSource, digest: str, job: Job, unit: _Unit) -> list[_Part]:
+    """Do a unit on a worker."""
+    return list(_done(Bench(_same_network(classifier, digest), job), [unit]))
+
+
+@lru_cache(maxsize=1)
+def _same_network(classifier: ClassifierSource, digest: str) -> Classifier:
+    deterministic()
+    network = classifier.load()
+    if fingerprint(network) != digest:
+        raise ValueError(f"{classifier.name}: a worker finds other weights than this process")
+    return network
 
 
 @dataclass(frozen=True)
@@ -167,7 +255,7 @@ class Clean:
 
 @dataclass(frozen=True)
 class Attacked:
-    """The adversaries of a chunk, and what the undefended network makes of them."""
+    """The adversaries of a chunk, what the undefended network makes of them, and their maps."""
 
     images: Array
     targets: Labels
@@ -175,130 +263,14 @@ class Attacked:
     success: NDArray[np.bool_]
     probabilities: Array
     seconds: float
+    maps: dict[Hashable, tuple[Array | None, float]] = field(default_factory=dict)
 
 
-def _check_source(classifier: Classifier, source: Source) -> None:
-    if not source.names:
-        raise ValueError("expected at least one image, got none")
-    if min(classifier.input_size) < SMALLEST_SIDE:
-        raise ValueError(
-            f"expected images of at least {SMALLEST_SIDE} pixels a side, the window of SSIM; "
-            f"{classifier.name} takes {classifier.input_size[0]} x {classifier.input_size[1]}"
-        )
-    seen: set[str] = set()
-    classes = len(classifier.class_ids)
-    for name, label in zip(source.names, source.labels, strict=True):
-        if name in seen:
-            raise ValueError(f"expected images of different names, got {name!r} twice")
-        if not 0 <= label < classes:
-            raise ValueError(f"{name}: expected a label from 0 to {classes - 1}, got {label}")
-        seen.add(name)
-
-
-def _units(store: Store, job: Job) -> Iterator[_Unit]:
-    """List what is missing, one chunk after the other."""
-    for chunk in job.chunks:
-        done = store.done(chunk)
-        unreadable = _unreadable(store, job, chunk)
-        for attack in job.attacks:
-            missing = tuple(text for text in job.defenses if (attack, text) not in done)
-            if missing:
-                yield _Unit(chunk, attack, missing, unreadable)
-
-
-def _unreadable(store: Store, job: Job, chunk: int) -> tuple[tuple[str, str], ...]:
-    names = {job.source.names[i] for i in job.places(chunk)}
-    return tuple((name, reason) for name, reason in store.skipped() if name in names)
-
-
-def _collect(parts: Generator[_Part], store: Store, job: Job, progress: bool | None) -> None:
-    """Write what is finished, as it comes."""
-    left = sum(len(job.places(unit.chunk)) for unit in _units(store, job))
-    total = len(job.source.names) * len(job.attacks)
-    right = seen = 0
-    with (
-        closing(parts),
-        progress_bar(shown=progress, total=total, initial=total - left, unit="image") as bar,
-    ):
-        for part in parts:
-            unit = part.unit
-            _check_same_images(store, job, part)
-            for text, records in part.records.items():
-                store.add(unit.chunk, unit.attack, text, records, part.skipped)
-                if unit.attack == text == "none":
-                    right, seen = right + int(records["right_clean"].sum()), seen + len(records)
-                    bar.set_postfix_str(f"{right} of {seen} right when clean", refresh=False)
-            bar.update(len(job.places(unit.chunk)) * part.last)
-
-
-def _check_same_images(store: Store, job: Job, part: _Part) -> None:
-    """Refuse to add to a chunk of which other images could be read before."""
-    if not store.done(part.unit.chunk):
-        return
-    before, now = dict(_unreadable(store, job, part.unit.chunk)), dict(part.skipped)
-    for name in {**before, **now}:
-        if (name in before) != (name in now):
-            then, again = ("could", "cannot") if name in now else ("could not", "can")
-            raise StoreError(
-                f"{store.path}: {name} {then} be read when its chunk was begun and {again} be read "
-                f"now: {before.get(name) or now.get(name)}"
-            )
-
-
-def _locally(bench: "Bench", units: Iterator[_Unit]) -> Generator[_Part]:
-    for _, of_a_chunk in groupby(units, key=lambda unit: unit.chunk):
-        clean = None
-        for unit in of_a_chunk:
-            clean = clean or bench.read(bench.job.places(unit.chunk), unit.unreadable)
-            for text, records in bench.judged(clean, unit.attack, unit.defenses):
-                yield _Part(unit, {text: records}, clean.skipped, text == unit.defenses[-1])
-
-
-def _for_workers(classifier: ClassifierSource, loaded: Classifier) -> ClassifierSource:
-    """Describe a classifier so that a process with another folder and cache finds the same."""
-    if classifier.name.endswith(".keras"):
-        return replace(classifier, name=str(Path(classifier.name).absolute()))
-    weights = classifier.weights
-    if weights not in (None, "random"):
-        weights = str(Path(weights).absolute())
-    # "auto" might be another network there.
-    return replace(classifier, name=loaded.name, weights=weights)
-
-
-def _on_workers(
-    classifier: ClassifierSource, digest: str, job: Job, units: Iterator[_Unit], scheduler: str
-) -> Generator[_Part]:
-    # Not every evaluation needs it, and a cluster's framework takes a while to load.
-    from pdutils.evaluation.executors import finished
-
-    results: Any = finished(partial(_work, classifier, digest, job), units, scheduler=scheduler)
-    with closing(results):
-        yield from results
-
-
-def _work(classifier: ClassifierSource, digest: str, job: Job, unit: _Unit) -> _Part:
-    """Do a unit on a worker."""
-    bench = Bench(_same_network(classifier, digest), job)
-    clean = bench.read(job.places(unit.chunk), unit.unreadable)
-    records = dict(bench.judged(clean, unit.attack, unit.defenses))
-    return _Part(unit, records, clean.skipped, last=True)
-
-
-@lru_cache(maxsize=1)
-def _same_network(classifier: ClassifierSource, digest: str) -> Classifier:
-    deterministic()
-    network = classifier.load()
-    if fingerprint(network) != digest:
-        raise ValueError(f"{classifier.name}: a worker finds other weights than this process")
-    return network
-
-
-@dataclass(frozen=True)
 class Bench:
     """Reads the images of a job, attacks, defends and classifies them, a chunk at a time."""
 
-    classifier: Classifier
-    job: Job
+    def __init__(self, classifier: Classifier, job: Job) -> None:
+        self.classifier, self.job = classifier, job
 
     def read(self, places: Sequence[int], unreadable: Sequence[tuple[str, str]] = ()) -> Clean:
         """Read and classify images, but for those that are known to be unreadable."""
@@ -316,90 +288,61 @@ class Bench:
             skipped=chunk.skipped,
         )
 
-    def readable(self, n: int) -> list[int]:
-        """Find the first n images that can be read, or fewer."""
-        check_whole("sample", n, 1)
-        found: list[int] = []
-        for i in range(len(self.job.source.names)):
-            if len(found) == n:
-                break
-            found += read(self.job.source, [i], self.classifier.input_size).places
-        if not found:
-            raise ValueError("expected images that can be read, got none")
-        return found
-
     def judged(
-        self, clean: Clean, attack_text: str, defenses: Sequence[str]
+        self, clean: Clean, attack_text: str, defenses: Iterable[str]
     ) -> Iterator[tuple[str, pd.DataFrame]]:
         """Give the records under one attack, one defence after the other."""
-        if not clean.names:
-            yield from ((t, pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)) for t in defenses)
-            return
         attack, attacked = self.job.attacks[attack_text], None
         for text in defenses:
+            if not clean.names:
+                yield text, pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
+                continue
             defense = self.job.defenses[text]
             if attacked is None or attack.adaptive:
                 attacked = self.attacked(clean, attack, defense)
-                maps: dict[Hashable, tuple[Array | None, float]] = {}
-            activation_map = self.map_of(attacked, defense, maps)
-            yield text, self.records(clean, attack, attacked, defense, activation_map)
+            yield text, self.records(clean, attack, attacked, defense)
 
     def attacked(self, clean: Clean, attack: Attack, defense: AnyDefense) -> Attacked:
         """Make the adversaries; only those of an adaptive attack look at the defence."""
-        nothing = np.full(len(clean.names), -1, dtype=np.int64)
-        if attack.text == "none":
-            seen = clean.probabilities.argmax(axis=1)
-            failure = np.zeros(len(clean.names), dtype=np.bool_)
-            return Attacked(
-                clean.images, nothing, seen, failure, clean.probabilities, clean.seconds
+        images, targets = clean.images, None
+        probabilities, seconds = clean.probabilities, clean.seconds
+        if attack.text != "none":
+            made_for = (attack.text, defense.text) if attack.adaptive else (attack.text,)
+            seeds = [stream_seed(self.job.seed, name, *made_for) for name in clean.names]
+            images, targets = attack.make(
+                self.classifier,
+                clean.images,
+                clean.labels,
+                [np.random.default_rng(seed) for seed in seeds],
+                defense=defense if attack.adaptive and defense.text != "none" else None,
+                batch_size=len(seeds),
             )
-        made_for = (attack.text, defense.text) if attack.adaptive else (attack.text,)
-        images, targets = attack.make(
-            self.classifier,
-            clean.images,
-            clean.labels,
-            [np.random.default_rng(stream_seed(self.job.seed, n, *made_for)) for n in clean.names],
-            defense=defense if attack.adaptive and defense.text != "none" else None,
-            batch_size=len(clean.names),
-        )
-        probabilities, seconds = self._predicted(images)
+            probabilities, seconds = self._predicted(images)
         seen = probabilities.argmax(axis=1)
-        if targets is None:
-            return Attacked(images, nothing, seen, seen != clean.labels, probabilities, seconds)
-        return Attacked(images, targets, targets, seen == targets, probabilities, seconds)
+        if targets is not None:
+            return Attacked(images, targets, targets, seen == targets, probabilities, seconds)
+        nothing, success = np.full_like(seen, -1), (seen != clean.labels) & (attack.text != "none")
+        return Attacked(images, nothing, seen, success, probabilities, seconds)
 
-    def map_of(
-        self,
-        attacked: Attacked,
-        defense: AnyDefense,
-        maps: dict[Hashable, tuple[Array | None, float]],
-    ) -> tuple[Array | None, float]:
+    def map_of(self, attacked: Attacked, defense: AnyDefense) -> tuple[Array | None, float]:
         """Make the map of a defence, or take that of another; tell the seconds that it took."""
-        key = defense.map_key
-        if key not in maps:
-            start = perf_counter()
-            made = None
-            if key is not None:
-                made = defense.activation_map(self.classifier, attacked.images)
-            maps[key] = made, perf_counter() - start
-        return maps[key]
+        key, start = defense.map_key, perf_counter()
+        if key is not None and key not in attacked.maps:
+            made = defense.activation_map(self.classifier, attacked.images)
+            attacked.maps[key] = made, perf_counter() - start
+        return attacked.maps.get(key, (None, 0.0))
 
     def records(
-        self,
-        clean: Clean,
-        attack: Attack,
-        attacked: Attacked,
-        defense: AnyDefense,
-        activation_map: tuple[Array | None, float],
+        self, clean: Clean, attack: Attack, attacked: Attacked, defense: AnyDefense
     ) -> pd.DataFrame:
         """Run a defence on the adversaries."""
         n, total = len(clean.names), np.zeros(clean.probabilities.shape)
-        rows = np.arange(n)
+        activation_map, made_in = self.map_of(attacked, defense)
         same = {
             "image": clean.names,
             "label": clean.labels,
-            "attack": [attack.text] * n,
-            "defense": [defense.text] * n,
+            "attack": attack.text,
+            "defense": defense.text,
             "attack_class": attacked.classes,
             "target": attacked.targets,
             "right_clean": clean.probabilities.argmax(axis=1) == clean.labels,
@@ -409,61 +352,207 @@ class Bench:
         }
         tables = []
         for run in range(self.job.runs if defense.random else 1):
-            seeds = [
-                stream_seed(self.job.seed, name, attack.text, defense.text, run)
-                for name in clean.names
-            ]
-            defended, probabilities, seconds = self._run(
-                attacked, defense, seeds, activation_map[0]
-            )
+            made_of = attack.text, defense.text, run
+            seeds = [stream_seed(self.job.seed, name, *made_of) for name in clean.names]
+            if defense.text == "none":
+                defended, probabilities = attacked.images, attacked.probabilities
+                seconds = attacked.seconds
+            else:
+                start = perf_counter()
+                defended = defense.transform(
+                    self.classifier,
+                    attacked.images,
+                    rng=[np.random.default_rng(seed) for seed in seeds],
+                    activation_map=activation_map,
+                )
+                seconds = perf_counter() - start
+                probabilities, more = self._predicted(defended)
+                seconds += more
             total += probabilities
+            # Of equals, the class of the lower number is before the others.
+            order = np.argsort(-probabilities, axis=1, kind="stable")
             own = {
-                "run": np.full(n, run),
+                "run": run,
                 "predicted": probabilities.argmax(axis=1),
                 "mean_predicted": total.argmax(axis=1),
-                "p_label": probabilities[rows, clean.labels],
-                "p_attack": probabilities[rows, attacked.classes],
-                "rank": _ranks(probabilities, clean.labels),
+                "p_label": probabilities[np.arange(n), clean.labels],
+                "p_attack": probabilities[np.arange(n), attacked.classes],
+                "rank": 1 + (order == clean.labels[:, np.newaxis]).argmax(axis=1),
                 "psnr": psnr(clean.images, defended),
                 "ssim": ssim(clean.images, defended),
-                "seconds": np.full(n, (activation_map[1] + seconds) / n),
+                "seconds": (made_in + seconds) / n,
                 "seed": seeds,
             }
-            tables.append(same | own)
+            tables.append({name: np.broadcast_to(x, n) for name, x in (same | own).items()})
         columns = {name: np.concatenate([table[name] for table in tables]) for name in COLUMNS}
         return pd.DataFrame(columns).astype(COLUMNS)
 
-    def _run(
-        self,
-        attacked: Attacked,
-        defense: AnyDefense,
-        seeds: Sequence[int],
-        activation_map: Array | None,
-    ) -> tuple[Array, Array, float]:
-        """Defend and classify once; give the images, the probabilities and the seconds."""
-        if defense.text == "none":
-            return attacked.images, attacked.probabilities, attacked.seconds
-        start = perf_counter()
-        generators = [np.random.default_rng(seed) for seed in seeds]
-        defended = defense.transform(
-            self.classifier, attacked.images, rng=generators, activation_map=activation_map
-        )
-        seconds = perf_counter() - start
-        probabilities, more = self._predicted(defended)
-        return defended, probabilities, seconds + more
-
     def _predicted(self, images: Array) -> tuple[Array, float]:
-        if len(images) == 0:
-            return np.empty((0, len(self.classifier.class_ids)), dtype=np.float32), 0.0
         start = perf_counter()
-        probabilities = self.classifier.predict(images, batch_size=len(images))
-        return probabilities, perf_counter() - start
+        # Of none there is nothing to predict.
+        found = self.classifier.predict(images, batch_size=len(images)) if len(images) else images
+        return found, perf_counter() - start
 
 
-def _ranks(probabilities: Array, labels: Labels) -> Labels:
-    """Give the place of the true class, 1 for the most probable; of equals, the lower number."""
-    own = np.take_along_axis(probabilities, labels[:, np.newaxis], axis=1)
-    lower = np.arange(probabilities.shape[1]) < labels[:, np.newaxis]
-    before = (probabilities > own) | ((probabilities == own) & lower)
-    ranks: Labels = 1 + before.sum(axis=1)
-    return ranks
+@dataclass(frozen=True)
+class Cost:
+    """Passes of single images through the network, and time in this process, at work alone.
+
+    Predictions, feature maps and gradients all take a forward pass; gradients a backward pass too.
+    """
+
+    forward: float = 0.0
+    backward: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*map(add, astuple(self), astuple(other)))
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(*(times * spent for spent in astuple(self)))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an evaluation will cost from its beginning, by what it is spent on; printed, a table.
+
+    `reading` is to read the images and classify them; `attacks`, by their texts, to make the
+    adversaries (those of an adaptive attack for each defence) and classify them; `defenses` are
+    maps, runs and predictions under all attacks, and the comparison with the clean images.
+    """
+
+    images: int
+    sample: int
+    reading: Cost
+    attacks: dict[str, Cost]
+    defenses: dict[str, Cost]
+    records: int
+    bytes: int
+
+    @property
+    def total(self) -> Cost:
+        """The cost of everything."""
+        return sum([*self.attacks.values(), *self.defenses.values()], start=self.reading)
+
+    def __str__(self) -> str:
+        rows = {"reading": self.reading}
+        rows |= {f"attack {text}": cost for text, cost in self.attacks.items()}
+        rows |= {f"defense {text}": cost for text, cost in self.defenses.items()}
+        rows["total"] = self.total
+        width = max(map(len, rows))
+        return "\n".join(
+            [
+                f"{'':{width}}{'forward':>14}{'backward':>14}{'time':>10}",
+                *(
+                    f"{name:{width}}{cost.forward:>14,.0f}{cost.backward:>14,.0f}"
+                    f"{_duration(cost.seconds):>10}"
+                    for name, cost in rows.items()
+                ),
+                "",
+                f"{self.images:,} images, {self.records:,} records, a file of about "
+                f"{_size(self.bytes)}.",
+                f"Passes are counted and times taken on the first {self.sample} images and scaled "
+                "up: attacks that stop early take more on some images and less on others. The time "
+                "is that of this process alone; workers share it.",
+            ]
+        )
+
+
+def estimated(classifier: Classifier, job: Job, sample: int) -> Estimate:
+    """Put the first images that can be read through every attack and, once, every defence."""
+    check_whole("sample", sample, 1)
+    job.check(classifier)
+    # Now, not within the time measured: what attacks of another library load.
+    if "pdutils.attacks.minimum_norm" in sys.modules:
+        import pdutils.attacks._art  # noqa: F401
+    n, size = len(job.source.names), classifier.input_size
+    places = list(islice((i for i in range(n) if read(job.source, [i], size).places), sample))
+    if not places:
+        raise ValueError("expected images that can be read, got none")
+    bench = _Meter(classifier, job)
+    with bench.noted("reading"):
+        clean = bench.read(places)
+    for attack in job.attacks:
+        for _ in bench.judged(clean, attack, job.defenses):
+            pass
+    costs = {spent_on: cost * (n / len(places)) for spent_on, cost in bench.costs.items()}
+    cases = n * len(job.attacks)
+    per_case = [job.runs if defense.random else 1 for defense in job.defenses.values()]
+    each = {1: BYTES_PER_SINGLE_RECORD}
+    return Estimate(
+        images=n,
+        sample=len(places),
+        reading=costs["reading"],
+        attacks={text: costs[f"attack {text}"] for text in job.attacks},
+        defenses={text: costs[f"defense {text}"] for text in job.defenses},
+        records=cases * sum(per_case),
+        bytes=cases * sum(times * each.get(times, BYTES_PER_RECORD) for times in per_case),
+    )
+
+
+class _Meter(Bench):
+    """A bench that notes what its steps cost, each run of a defence counted as one."""
+
+    def __init__(self, classifier: Classifier, job: Job) -> None:
+        counted = copy.copy(classifier)
+        counted.network, self._passes = _counted(classifier.network)
+        super().__init__(counted, replace(job, runs=1))
+        self._runs = job.runs
+        self.costs: dict[str, Cost] = defaultdict(Cost)
+
+    @contextmanager
+    def noted(self, spent_on: str, times: int = 1) -> Iterator[None]:
+        before, start = self._passes.copy(), perf_counter()
+        yield
+        forward, backward, warming = (self._passes - before).tolist()
+        cost = Cost(forward, backward, perf_counter() - start - warming)
+        self.costs[spent_on] += cost * times
+
+    def attacked(self, clean: Clean, attack: Attack, defense: AnyDefense) -> Attacked:
+        with self.noted(f"attack {attack.text}"):
+            return super().attacked(clean, attack, defense)
+
+    def records(
+        self, clean: Clean, attack: Attack, attacked: Attacked, defense: AnyDefense
+    ) -> pd.DataFrame:
+        with self.noted(f"defense {defense.text}"):
+            self.map_of(attacked, defense)
+        with self.noted(f"defense {defense.text}", self._runs if defense.random else 1):
+            return super().records(clean, attack, attacked, defense)
+
+
+def _counted(network: Any) -> tuple[Any, NDArray[np.float64]]:
+    """Copy a network; count the images that pass forward and backward, and the warming up."""
+    passes, counting = np.zeros(3), copy.copy(network)
+
+    @cache
+    def step(name: str) -> Any:
+        run, backward = network.step(name), "gradient" in name
+        # It is compiled at the first use: that happens once.
+        start, labels = perf_counter(), [np.zeros(1, dtype=np.int64)] * backward
+        run(np.zeros((1, *network.size, 3), dtype=np.float32), *labels)
+        passes[2] += perf_counter() - start
+
+        def counted(images: Any, *labels: Any) -> Any:
+            passes[:2] += len(images), len(images) * backward
+            return run(images, *labels)
+
+        return counted
+
+    counting.step = step
+    return counting, passes
+
+
+def _duration(seconds: float) -> str:
+    for name, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:.1f} s"
+
+
+def _size(count: int) -> str:
+    size, name = float(count), "bytes"
+    for greater in ("kB", "MB", "GB", "TB"):
+        if size >= 1000:
+            size, name = size / 1000, greater
+    return f"{size:,.{int(name != 'bytes')}f} {name}"

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
@@ -49,7 +49,7 @@ class ClusterError(OSError):
     """Workers that cannot be used; the message says why."""
 
 
-def finished(work: Callable[[Any], Any], tasks: Iterable[Any], *, scheduler: str) -> Iterator[Any]:
+def finished(work: Callable[[Any], Any], tasks: Iterable[Any], *, scheduler: str) -> Generator[Any]:
     """Give `work(task)` for each task, in the order in which they are finished.
 
     `scheduler` is `local:N` for N processes on this machine, or the address of a Dask scheduler.
@@ -95,7 +95,7 @@ def _answers(
                 yield answer
 
 
-def _on_processes(n: int, work: Any, tasks: Iterator[Any]) -> Iterator[Any]:
+def _on_processes(n: int, work: Any, tasks: Iterator[Any]) -> Generator[Any]:
     deaths, broken = Counter[Any](), list[Any]()
     while True:
         with _processes(n, work) as submit:
@@ -167,7 +167,7 @@ def _do(work: Any, versions: dict[str, str], task: Any) -> Any:
     return work(task)
 
 
-def _on_cluster(address: str, work: Any, tasks: Iterator[Any]) -> Iterator[Any]:
+def _on_cluster(address: str, work: Any, tasks: Iterator[Any]) -> Generator[Any]:
     with extra("cluster"):
         from distributed import Client, KilledWorker
 

@@ -140,10 +140,12 @@ class StoredRecords:
         """List the defences that have been asked for, in the order of asking."""
         return list(self._texts("defenses"))
 
-    def skipped(self) -> list[tuple[str, str]]:
+    def skipped(self, places: range | None = None) -> list[tuple[str, str]]:
         """List the images that could not be read, each with the reason, in the source's order."""
+        places = places or range(self.images)
         return self._rows(
-            "SELECT name, reason FROM skipped JOIN images ON images.id = image ORDER BY image"
+            "SELECT name, reason FROM skipped JOIN images ON images.id = image "
+            f"WHERE image BETWEEN {places.start} AND {places.stop - 1} ORDER BY image"
         )
 
     def blocks(

@@ -14,9 +14,8 @@ from typing import Any
 from pdutils._utils import extra
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
 from pdutils.demo.examples import Collection, load_collection
-from pdutils.evaluation.cost import Estimate, estimated
 from pdutils.evaluation.datasets import CollectionSource, Source, folder_source
-from pdutils.evaluation.evaluate import Bench, Job, evaluated
+from pdutils.evaluation.evaluate import Estimate, Job, estimated, evaluated
 from pdutils.evaluation.registry import read_attack, read_defense, unlike_settings
 from pdutils.evaluation.report import Report
 from pdutils.evaluation.scores import Cells, Rates, Strength, compare
@@ -124,7 +123,7 @@ def estimate(
     met, held = _named(attacks, defenses)
     job = Job(_source(network, examples), _by_text(met), _by_text(held), runs, seed)
     loaded = network if isinstance(network, Classifier) else network.load()
-    return estimated(Bench(loaded, job), sample)
+    return estimated(loaded, job, sample)
 
 
 class Study:

@@ -9,10 +9,10 @@ from conftest import photos
 from records import cell
 
 from pdutils.demo.examples import Collection
-from pdutils.evaluation import cost as module
 from pdutils.evaluation import estimate, run
-from pdutils.evaluation.cost import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD, Cost, Estimate
+from pdutils.evaluation import evaluate as module
 from pdutils.evaluation.datasets import CollectionSource
+from pdutils.evaluation.evaluate import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD, Cost, Estimate
 from pdutils.evaluation.store import COLUMNS, Store
 
 
