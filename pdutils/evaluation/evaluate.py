@@ -100,19 +100,15 @@ def evaluated(
     scheduler: str | None = None,
     progress: bool | None = None,
 ) -> Iterator[Store]:
-    """Do what is missing in a store, and give it while it is open.
-
-    A unit of work is one attack and one defence on a chunk of images. What was finished stays,
-    whatever ends the run.
-    """
+    """Do what is missing in a store, and give it while it is open."""
     network = classifier if isinstance(classifier, Classifier) else classifier.load()
     job.check(network)
-    digest = fingerprint(network)
+    source, digest = job.source, fingerprint(network)
     settings: dict[str, str | int] = {
         "classifier": network.name,
         "weights": digest,
-        "source": job.source.digest,
-        "images": len(job.source.names),
+        "source": source.digest,
+        "images": len(source.names),
         "runs": int(job.runs),
         "seed": int(job.seed),
         "batch_size": int(job.batch_size),
@@ -122,13 +118,11 @@ def evaluated(
     else:
         work = partial(_work, _for_workers(classifier, network), digest, job)
         done = partial(_done_by_workers, work, scheduler)
-    with Store(
-        store, names=job.source.names, labels=job.source.labels, settings=settings
-    ) as records:
+    with Store(store, names=source.names, labels=source.labels, settings=settings) as records:
         records.ask(job.attacks, job.defenses)
         _collect(done(_units(records, job)), records, job, progress)
         skipped = records.skipped()
-        if len(skipped) == len(job.source.names):
+        if len(skipped) == len(source.names):
             raise ValueError(
                 "expected images that can be read, got none; the first: " + ": ".join(skipped[0])
             )
@@ -279,14 +273,9 @@ class Bench:
         # Attacks start from whole values, and so does what is compared with their results.
         images = on_grid(chunk.images)
         probabilities, seconds = self._predicted(images)
-        return Clean(
-            names=[source.names[i] for i in chunk.places],
-            labels=np.array([source.labels[i] for i in chunk.places], dtype=np.int64),
-            images=images,
-            probabilities=probabilities,
-            seconds=seconds,
-            skipped=chunk.skipped,
-        )
+        names = [source.names[i] for i in chunk.places]
+        labels = np.array([source.labels[i] for i in chunk.places], dtype=np.int64)
+        return Clean(names, labels, images, probabilities, seconds, chunk.skipped)
 
     def judged(
         self, clean: Clean, attack_text: str, defenses: Iterable[str]
@@ -416,45 +405,36 @@ class Cost:
 class Estimate:
     """What an evaluation will cost from its beginning, by what it is spent on; printed, a table.
 
-    `reading` is to read the images and classify them; `attacks`, by their texts, to make the
-    adversaries (those of an adaptive attack for each defence) and classify them; `defenses` are
-    maps, runs and predictions under all attacks, and the comparison with the clean images.
+    In `costs`, "reading" is to read the images and classify them; "attack ...", with its text, to
+    make the adversaries (those of an adaptive attack for each defence) and classify them; "defense
+    ..." are maps, runs and predictions under all attacks, and the comparison with the clean images.
     """
 
     images: int
     sample: int
-    reading: Cost
-    attacks: dict[str, Cost]
-    defenses: dict[str, Cost]
+    costs: dict[str, Cost]
     records: int
     bytes: int
 
     @property
     def total(self) -> Cost:
         """The cost of everything."""
-        return sum([*self.attacks.values(), *self.defenses.values()], start=self.reading)
+        return sum(self.costs.values(), start=Cost())
 
     def __str__(self) -> str:
-        rows = {"reading": self.reading}
-        rows |= {f"attack {text}": cost for text, cost in self.attacks.items()}
-        rows |= {f"defense {text}": cost for text, cost in self.defenses.items()}
-        rows["total"] = self.total
-        width = max(map(len, rows))
-        return "\n".join(
+        table = pd.DataFrame(
             [
-                f"{'':{width}}{'forward':>14}{'backward':>14}{'time':>10}",
-                *(
-                    f"{name:{width}}{cost.forward:>14,.0f}{cost.backward:>14,.0f}"
-                    f"{_duration(cost.seconds):>10}"
-                    for name, cost in rows.items()
-                ),
-                "",
-                f"{self.images:,} images, {self.records:,} records, a file of about "
-                f"{_size(self.bytes)}.",
-                f"Passes are counted and times taken on the first {self.sample} images and scaled "
-                "up: attacks that stop early take more on some images and less on others. The time "
-                "is that of this process alone; workers share it.",
-            ]
+                (f"{cost.forward:,.0f}", f"{cost.backward:,.0f}", _duration(cost.seconds))
+                for cost in (*self.costs.values(), self.total)
+            ],
+            index=[*self.costs, "total"],
+            columns=["forward", "backward", "time"],
+        )
+        return (
+            f"{table.to_string()}\n\n{self.images:,} images, {self.records:,} records, a file of "
+            f"about {_size(self.bytes)}.\nPasses are counted and times taken on the first "
+            f"{self.sample} images and scaled up: attacks that stop early take more on some images "
+            "and less on others. The time is that of this process alone; workers share it."
         )
 
 
@@ -465,8 +445,8 @@ def estimated(classifier: Classifier, job: Job, sample: int) -> Estimate:
     # Now, not within the time measured: what attacks of another library load.
     if "pdutils.attacks.minimum_norm" in sys.modules:
         import pdutils.attacks._art  # noqa: F401
-    n, size = len(job.source.names), classifier.input_size
-    places = list(islice((i for i in range(n) if read(job.source, [i], size).places), sample))
+    n, shape = len(job.source.names), classifier.input_size
+    places = list(islice((i for i in range(n) if read(job.source, [i], shape).places), sample))
     if not places:
         raise ValueError("expected images that can be read, got none")
     bench = _Meter(classifier, job)
@@ -475,19 +455,14 @@ def estimated(classifier: Classifier, job: Job, sample: int) -> Estimate:
     for attack in job.attacks:
         for _ in bench.judged(clean, attack, job.defenses):
             pass
-    costs = {spent_on: cost * (n / len(places)) for spent_on, cost in bench.costs.items()}
+    spent_on = ["reading", *(f"attack {text}" for text in job.attacks)]
+    spent_on += [f"defense {text}" for text in job.defenses]
     cases = n * len(job.attacks)
     per_case = [job.runs if defense.random else 1 for defense in job.defenses.values()]
     each = {1: BYTES_PER_SINGLE_RECORD}
-    return Estimate(
-        images=n,
-        sample=len(places),
-        reading=costs["reading"],
-        attacks={text: costs[f"attack {text}"] for text in job.attacks},
-        defenses={text: costs[f"defense {text}"] for text in job.defenses},
-        records=cases * sum(per_case),
-        bytes=cases * sum(times * each.get(times, BYTES_PER_RECORD) for times in per_case),
-    )
+    size = cases * sum(times * each.get(times, BYTES_PER_RECORD) for times in per_case)
+    costs = {name: bench.costs[name] * (n / len(places)) for name in spent_on}
+    return Estimate(n, len(places), costs, cases * sum(per_case), size)
 
 
 class _Meter(Bench):
@@ -534,7 +509,8 @@ def _counted(network: Any) -> tuple[Any, NDArray[np.float64]]:
         passes[2] += perf_counter() - start
 
         def counted(images: Any, *labels: Any) -> Any:
-            passes[:2] += len(images), len(images) * backward
+            # What another library traces has no number of images yet.
+            passes[:2] += np.array([1, backward]) * (images.shape[0] or 0)
             return run(images, *labels)
 
         return counted
@@ -551,8 +527,7 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: int) -> str:
-    size, name = float(count), "bytes"
-    for greater in ("kB", "MB", "GB", "TB"):
-        if size >= 1000:
-            size, name = size / 1000, greater
-    return f"{size:,.{int(name != 'bytes')}f} {name}"
+    for name, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:,.1f} {name}"
+    return f"{count:.0f} bytes"

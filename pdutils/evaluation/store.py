@@ -24,40 +24,16 @@ with extra("evaluation"):
 
 #: The columns of a table of records, with their types.
 COLUMNS: dict[str, str] = {
-    "image": "str",
-    "label": "int64",
-    "attack": "str",
-    "defense": "str",
-    "run": "int64",
-    "predicted": "int64",
-    "mean_predicted": "int64",
-    "p_label": "float64",
-    "p_attack": "float64",
-    "attack_class": "int64",
-    "target": "int64",
-    "rank": "int64",
-    "right_clean": "bool",
-    "success": "bool",
-    "l2": "float64",
-    "linf": "float64",
-    "psnr": "float64",
-    "ssim": "float64",
-    "seconds": "float64",
-    "seed": "int64",
-}
+    "image": "str", "label": "int64", "attack": "str", "defense": "str", "run": "int64",
+    "predicted": "int64", "mean_predicted": "int64", "p_label": "float64", "p_attack": "float64",
+    "attack_class": "int64", "target": "int64", "rank": "int64", "right_clean": "bool",
+    "success": "bool", "l2": "float64", "linf": "float64", "psnr": "float64", "ssim": "float64",
+    "seconds": "float64", "seed": "int64",
+}  # fmt: skip
 
 #: Packages that a result depends on, by the names under which they are installed.
-PACKAGES = (
-    "pdutils",
-    "tensorflow",
-    "keras",
-    "numpy",
-    "scipy",
-    "scikit-image",
-    "PyWavelets",
-    "pillow",
-    "adversarial-robustness-toolbox",
-)
+PACKAGES = ("pdutils", "tensorflow", "keras", "numpy", "scipy", "scikit-image", "PyWavelets",
+            "pillow", "adversarial-robustness-toolbox")  # fmt: skip
 
 _FORMAT = "1"
 
@@ -92,6 +68,10 @@ CREATE TABLE runs (
     PRIMARY KEY ("case", run)
 ) WITHOUT ROWID;
 """
+
+
+#: Of some attacks or defences; by default of all.
+Texts = Sequence[str] | None
 
 
 class StoreError(ValueError):
@@ -134,11 +114,11 @@ class StoredRecords:
 
     def attacks(self) -> list[str]:
         """List the attacks that have been asked for, in the order of asking."""
-        return list(self._texts("attacks"))
+        return list(self._texts("attack"))
 
     def defenses(self) -> list[str]:
         """List the defences that have been asked for, in the order of asking."""
-        return list(self._texts("defenses"))
+        return list(self._texts("defense"))
 
     def skipped(self, places: range | None = None) -> list[tuple[str, str]]:
         """List the images that could not be read, each with the reason, in the source's order."""
@@ -149,11 +129,7 @@ class StoredRecords:
         )
 
     def blocks(
-        self,
-        attacks: Sequence[str] | None = None,
-        defenses: Sequence[str] | None = None,
-        *,
-        images: int = 2000,
+        self, attacks: Texts = None, defenses: Texts = None, *, images: int = 2000
     ) -> Iterator[pd.DataFrame]:
         """Give the records so many images at a time; images without any are passed over."""
         for first in range(0, self.images, images):
@@ -162,11 +138,7 @@ class StoredRecords:
                 yield found
 
     def records(
-        self,
-        attacks: Sequence[str] | None = None,
-        defenses: Sequence[str] | None = None,
-        *,
-        places: range | None = None,
+        self, attacks: Texts = None, defenses: Texts = None, *, places: range | None = None
     ) -> pd.DataFrame:
         """Give the records of all finished units, or of some attacks, defences and images.
 
@@ -177,7 +149,7 @@ class StoredRecords:
         places = places or range(self.images)
         among, ranks = [f"image BETWEEN {places.start} AND {places.stop - 1}"], ["image"]
         for name, chosen in (("attack", attacks), ("defense", defenses)):
-            known = self._texts(f"{name}s")
+            known = self._texts(name)
             asked = [known[text] for text in (known if chosen is None else chosen) if text in known]
             among.append(f"{name} IN ({', '.join(map(str, asked))})")
             whens = (f"WHEN {number} THEN {rank}" for rank, number in enumerate(asked))
@@ -196,14 +168,15 @@ class StoredRecords:
                 [pd.DataFrame(rows, columns=list(COLUMNS)).astype(numbers) for rows in blocks],
                 ignore_index=True,
             )
-        for name, column in _TEXTS.items():
-            texts = [text for (text,) in self._rows(f"SELECT {column} FROM {name}s ORDER BY id")]
-            frame[name] = pd.Index(texts, dtype="str").take(frame[name])
+        for name in _TEXTS:
+            frame[name] = pd.Index(list(self._texts(name)), dtype="str").take(
+                frame[name].to_numpy()
+            )
         frame.attrs["skipped"] = self.skipped()
         return frame
 
-    def _texts(self, table: str) -> dict[str, int]:
-        return dict(self._rows(f"SELECT text, id FROM {table} ORDER BY id"))
+    def _texts(self, kind: str) -> dict[str, int]:
+        return dict(self._rows(f"SELECT {_TEXTS[kind]}, id FROM {kind}s ORDER BY id"))
 
     def _meta(self, kind: str) -> dict[str, str]:
         return dict(self._rows("SELECT name, value FROM meta WHERE kind = ?", [kind]))
@@ -267,11 +240,11 @@ class Store(StoredRecords):
     def ask(self, attacks: Iterable[str], defenses: Iterable[str]) -> None:
         """Note which attacks and defences a run asks for, before it adds any."""
         with self._transaction() as connection:
-            for table, texts in (("attacks", attacks), ("defenses", defenses)):
-                known = self._texts(table)
+            for kind, texts in (("attack", attacks), ("defense", defenses)):
+                known = self._texts(kind)
                 new = (text for text in dict.fromkeys(texts) if text not in known)
                 connection.executemany(
-                    f"INSERT INTO {table} VALUES (?, ?)", enumerate(new, len(known))
+                    f"INSERT INTO {kind}s VALUES (?, ?)", enumerate(new, len(known))
                 )
 
     def done(self, chunk: int) -> set[tuple[str, str]]:
@@ -297,7 +270,7 @@ class Store(StoredRecords):
         They have a run 0 of each image. `skipped` are images of the chunk that could not be read,
         with the reason.
         """
-        unit = self._texts("attacks")[attack], self._texts("defenses")[defense]
+        unit = self._texts("attack")[attack], self._texts("defense")[defense]
         first = records[records["run"] == 0]
         with self._transaction() as connection:
             connection.execute("INSERT INTO units VALUES (?, ?, ?)", [chunk, *unit])
@@ -367,7 +340,7 @@ class Store(StoredRecords):
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
-        return dict(self._rows("SELECT name, id FROM images"))
+        return self._texts("image")
 
 
 def _short(value: str | None) -> str:

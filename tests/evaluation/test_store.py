@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pdutils.evaluation import store as store_module
+from pdutils.evaluation.evaluate import BYTES_PER_RECORD, BYTES_PER_SINGLE_RECORD
 from pdutils.evaluation.store import COLUMNS, Store, StoredRecords, StoreError
 
 NAMES = [f"image_{i:02d}.png" for i in range(8)]
@@ -15,24 +16,24 @@ SETTINGS: dict[str, str | int] = {"runs": 3, "seed": 0, "source": "ab" * 32}
 ALL = [(c, a, d) for c in (0, 1) for a in ("none", "igsm") for d in ("none", "pd")]
 
 
-def unit(chunk: int, attack: str, defense: str) -> pd.DataFrame:
-    """Records of a chunk of four images, all different, image by image and three runs of each."""
-    places = np.repeat(np.arange(chunk * 4, chunk * 4 + 4), 3)
-    rng, n = np.random.default_rng([chunk, len(attack), len(defense)]), 12
+def unit(chunk: int, attack: str, defense: str, images: int = 4, runs: int = 3) -> pd.DataFrame:
+    """Records of a chunk of images, all different, image by image and run by run."""
+    places = np.repeat(np.arange(chunk * images, (chunk + 1) * images), runs)
+    rng, n = np.random.default_rng([chunk, len(attack), len(defense)]), len(places)
     kinds = {"float64": lambda: rng.random(n), "int64": lambda: rng.integers(0, 1000, n)}
     drawn = {name: kinds[kind]() for name, kind in COLUMNS.items() if kind in kinds}
     told = drawn | {
-        "image": [NAMES[i] for i in places],
+        "image": [f"image_{i:02d}.png" for i in places],
         "label": places % 3,
         "attack": attack,
         "defense": defense,
-        "run": np.tile(np.arange(3), 4),
+        "run": np.tile(np.arange(runs), images),
         "attack_class": places % 7,
         "target": places % 5 - 1,
         "right_clean": places % 2 == 0,
         "success": places % 3 == 0,
         "l2": places / 8,
-        "linf": np.sqrt(places),
+        "linf": places % 9.0,
         "psnr": np.where(rng.random(n) < 0.2, np.inf, 40 * rng.random(n)),
         "seed": rng.integers(0, 2**63, n),
     }
@@ -139,6 +140,17 @@ def test_without_a_path_the_records_are_kept_in_memory(tmp_path, monkeypatch):
         add(store, ALL[0])
         assert len(store.records()) == 12
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("runs", "figure"), [(10, BYTES_PER_RECORD), (1, BYTES_PER_SINGLE_RECORD)])
+def test_a_record_takes_about_the_bytes_that_are_told(path, runs, figure):
+    names = [f"image_{i:02d}.png" for i in range(960)]
+    with opened(path, names=names, labels=[0] * 960) as store:
+        store.ask(["igsm"], ["none", "pd"])
+        for chunk in range(30):
+            for defense in ("none", "pd"):
+                store.add(chunk, "igsm", defense, unit(chunk, "igsm", defense, 32, runs))
+    assert 0.8 * figure < path.stat().st_size / (2 * 960 * runs) < 1.2 * figure
 
 
 # One unit, whole or not at all
