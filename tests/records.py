@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pandas as pd
 
-from pdutils.evaluation.scores import Cells
+from pdutils.evaluation.report import Cells
 from pdutils.evaluation.store import COLUMNS
 
 
@@ -71,7 +71,12 @@ def random_records(seed: int) -> pd.DataFrame:
 
 
 def cells_of(records: pd.DataFrame, aggregate: str = "one") -> Cells:
-    return Cells.of([records], aggregate)
+    return Cells.of([records], aggregate, *names_of(records))
+
+
+def names_of(records: pd.DataFrame) -> list[dict]:
+    """The texts of attacks and of defences as their own names."""
+    return [{text: text for text in records[name].unique()} for name in ("attack", "defense")]
 
 
 def by_cell(records: pd.DataFrame) -> dict:

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "study": ["Study", "estimate", "load_classifier", "load_collection", "run"],
         "datasets": ["DrawingSource", "folder_source", "listed_source"],
-        "scores": ["AGGREGATES"],
+        "report": ["AGGREGATES"],
         "store": ["StoreError"],
     },
 )

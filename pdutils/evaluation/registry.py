@@ -5,53 +5,38 @@ A text is a name and, after a colon, knobs: ``igsm:eps=4,iterations=10`` or
 own stands beside them under a name of its choice, with a digest of its source.
 """
 
-import importlib
 import inspect
 import re
 import textwrap
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pdutils import attacks
 from pdutils._notation import Value, check_known, check_name, knobs_of, read, spell, spell_value
 from pdutils._utils import Array, Rng, as_batch, on_grid, streams
-from pdutils.activation import number_of_ranks
-from pdutils.classifiers import Classifier, Labels
-from pdutils.defenses.pipeline import (
-    NAMES,
-    Defense,
-    OwnDefense,
-    called,
-    knobs_of_name,
-    required,
-)
+from pdutils.activation import Classifier, Labels, number_of_ranks
+from pdutils.defenses.pipeline import NAMES, Defense, OwnDefense, called, knobs_of_name, required
 from pdutils.defenses.transformations import PEERS
 
-#: Where the attack of each name lives, as the function of that name. Some of the modules load
-#: whole frameworks, so each is imported when its attack is asked for.
-_ATTACKS = {
-    "fgsm": "pdutils.attacks.gradient",
-    "igsm": "pdutils.attacks.gradient",
-    "pgd": "pdutils.attacks.gradient",
-    "fgsm_smallest": "pdutils.attacks.minimum_norm",
-    "deepfool": "pdutils.attacks.minimum_norm",
-    "carlini_wagner": "pdutils.attacks.minimum_norm",
-    "jsma": "pdutils.attacks.minimum_norm",
-    "lbfgs": "pdutils.attacks.minimum_norm",
-    "bpda": "pdutils.attacks.adaptive",
-}
+#: But for "none" the functions of `pdutils.attacks`, each loaded when its attack is asked for.
+ATTACKS = ("none", "fgsm", "igsm", "pgd", "fgsm_smallest", "deepfool", "carlini_wagner", "jsma",
+           "lbfgs", "bpda")  # fmt: skip
+
+#: "none", pixel deflection, then the peers.
+DEFENSES = (*NAMES, *PEERS)
 
 
 class Adversaries(NamedTuple):
     """Images of whole values in [0, 255], and the classes that a targeted attack was to reach."""
 
     images: Array
-    targets: NDArray[np.int64] | None
+    targets: Labels | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +48,9 @@ class _Named:
     text: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        attack = isinstance(self, NamedAttack)
+        check_name("attack" if attack else "defense", self.name, ATTACKS if attack else DEFENSES)
+        check_known(self.name, self.knobs, _knobs(self.name))
         object.__setattr__(self, "text", spell(self.name, self.knobs))
 
 
@@ -72,8 +60,6 @@ class NamedAttack(_Named):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_name("attack", self.name, attack_names())
-        check_known(self.name, self.knobs, _attack_knobs(self.name))
         targeted = self.knobs.get("targeted", False)
         if not isinstance(targeted, bool):
             raise ValueError(f"{self.name}: targeted: expected true or false, got {targeted}")
@@ -84,50 +70,32 @@ class NamedAttack(_Named):
         return self.name == "bpda"
 
     def make(
-        self,
-        classifier: Classifier,
-        images: Array,
-        labels: int | Sequence[int] | Labels,
-        rng: Rng,
-        *,
-        defense: Any = None,
-        batch_size: int = 32,
+        self, classifier: Classifier, images: Array, labels: Any, rng: Rng, **options: Any
     ) -> Adversaries:
-        """Attack images, rounded to 8 bits first; an adaptive attack attacks the defence.
+        """Attack images, rounded to 8 bits first; an adaptive attack attacks the `defense`.
 
         A targeted attack, too, gets the true classes: the class to reach is drawn for each image
         from its stream, every other class with the same chance. Where an attack fails it leaves
-        the last image that it tried, or the clean one.
+        the last image that it tried, or the clean one. `options` are `defense` and `batch_size`.
         """
-        batch, single = as_batch(images)
-        goals = classifier.check_labels(labels, len(batch))
-        generators = streams(rng, len(batch))
-        targets = None
-        if self.knobs.get("targeted"):
-            goals = targets = _other_classes(goals, len(classifier.class_ids), generators)
-        options: dict[str, Any] = {"rng": generators, "batch_size": batch_size}
-        adversaries = self._function(defense)(classifier, on_grid(batch), goals, **options)
-        return Adversaries(adversaries[0] if single else adversaries, targets)
-
-    def _function(self, defense: Any) -> Callable[..., Array]:
-        """Give the attack as a function that takes rng and batch_size, whether it needs them."""
         if self.name == "none":
-            return lambda classifier, images, labels, **_: images
-        function = _attack_function(self.name)
-        knobs: dict[str, Any] = dict(self.knobs)
-        if self.adaptive:
-            nothing = defense is None or getattr(defense, "text", None) == "none"
-            knobs["defense"] = None if nothing else defense
-            if nothing:
-                # The gradient need not go back through anything, in whatever way.
-                knobs.pop("gradient", None)
-        taken = inspect.signature(function).parameters
-
-        def attack(classifier: Classifier, images: Array, labels: Labels, **options: Any) -> Array:
-            wanted = {name: value for name, value in options.items() if name in taken}
-            return function(classifier, images, labels, **knobs, **wanted)
-
-        return attack
+            return Adversaries(on_grid(images), None)
+        batch, single = as_batch(images)
+        goals, targets = classifier.check_labels(labels, len(batch)), None
+        generators, knobs = streams(rng, len(batch)), dict[str, Any](self.knobs)
+        if knobs.get("targeted"):
+            goals = targets = _other_classes(goals, len(classifier.class_ids), generators)
+        defense = options.get("defense")
+        if defense is None or getattr(defense, "text", "") == "none":
+            # The gradient need not go back through anything, in whatever way.
+            defense = None
+            knobs.pop("gradient", None)
+        function = getattr(attacks, self.name)
+        options |= {"rng": generators, "defense": defense}
+        taken = options.keys() & inspect.signature(function).parameters.keys()
+        knobs |= {name: options[name] for name in taken}
+        adversaries = function(classifier, on_grid(batch), goals, **knobs)
+        return Adversaries(adversaries[0] if single else adversaries, targets)
 
 
 @dataclass(frozen=True)
@@ -151,13 +119,18 @@ class OwnAttack:
         self, classifier: Classifier, images: Array, labels: Labels, rng: Rng, **_: Any
     ) -> Adversaries:
         """Attack a batch of images."""
-        alone = len(required(self.function)) <= 2
-        made = []
-        for i, (image, stream) in enumerate(zip(images, streams(rng, len(images)), strict=True)):
-            batch = image[np.newaxis].copy()
-            given = (batch,) if alone else (classifier, batch, labels[i : i + 1])
-            made.append(_checked(self.name, image, called(self.function, *given, rng=stream)))
-        return Adversaries(on_grid(np.stack(made)), None)
+        alone, made = len(required(self.function)) <= 2, []
+        for i, stream in enumerate(streams(rng, len(images))):
+            one = images[i : i + 1].copy()
+            given = (one,) if alone else (classifier, one, labels[i : i + 1])
+            found = np.asarray(called(self.function, *given, rng=stream), dtype=np.float32)
+            finite = np.isfinite(found).all()
+            if found.shape != one.shape or not finite:
+                got = f"shape {found.shape}" if finite else "NaN or infinity"
+                wanted = f"expected images of shape {one.shape} back"
+                raise ValueError(f"{self.name}: {wanted}, got {got}")
+            made.append(found)
+        return Adversaries(on_grid(np.concatenate(made)), None)
 
 
 @dataclass(frozen=True)
@@ -166,12 +139,10 @@ class NamedDefense(_Named):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_name("defense", self.name, defense_names())
-        check_known(self.name, self.knobs, _defense_knobs(self.name))
         if self.defense is None:
             # A wrong value is found now, before hours of work.
             try:
-                self._peer(np.full((16, 16, 3), 128, dtype=np.float32), rng=0)
+                self.transform(None, np.full((16, 16, 3), 128, dtype=np.float32), rng=0)
             except ValueError as error:
                 raise ValueError(f"{self.name}: {error}") from None
 
@@ -197,21 +168,13 @@ class NamedDefense(_Named):
         return None if self.defense is None else self.defense.activation_map(classifier, images)
 
     def transform(
-        self,
-        classifier: Classifier,
-        images: Array,
-        *,
-        rng: Rng = None,
-        activation_map: Array | None = None,
+        self, classifier: Any, images: Array, *, rng: Rng = None, activation_map: Any = None
     ) -> Array:
         """Defend images once; the peers do not look at the classifier or the map."""
         if self.defense is None:
-            return self._peer(images, rng)
+            drawn: dict[str, Any] = {"rng": rng} if self.random else {}
+            return PEERS[self.name](images, **self.knobs, **drawn)
         return self.defense.transform(classifier, images, rng=rng, activation_map=activation_map)
-
-    def _peer(self, images: Array, rng: Rng) -> Array:
-        options: dict[str, Any] = {"rng": rng} if self.random else {}
-        return PEERS[self.name](images, **self.knobs, **options)
 
 
 Attack = NamedAttack | OwnAttack
@@ -230,16 +193,6 @@ def check_network(defense: AnyDefense, classifier: Classifier) -> None:
         raise ValueError(f"{defense.text} on {classifier.name}: {error}") from None
 
 
-def attack_names() -> list[str]:
-    """List the names of the attacks, "none" first."""
-    return ["none", *_ATTACKS]
-
-
-def defense_names() -> list[str]:
-    """List the names of the defences: "none", pixel deflection, then the peers."""
-    return [*NAMES, *PEERS]
-
-
 def parse_attack(text: str) -> NamedAttack:
     """Read an attack such as ``igsm:eps=4,stop_at=success``."""
     return NamedAttack(*read("attack", text))
@@ -250,39 +203,33 @@ def parse_defense(text: str) -> NamedDefense:
     return NamedDefense(*read("defense", text))
 
 
-def read_attack(name: object, given: str | Callable[..., Array]) -> Attack:
-    """Read an attack, or take a function of one's own under a name."""
-    return OwnAttack(str(name), given) if callable(given) else parse_attack(given)
-
-
-def read_defense(name: object, given: str | Callable[..., Array]) -> AnyDefense:
-    """Read a defence, or take a function of one's own under a name."""
-    return OwnDefense(str(name), given) if callable(given) else parse_defense(given)
-
-
 def unlike_knobs(texts: Mapping[Hashable, str]) -> dict[Hashable, dict[str, str]]:
     """Give the knobs that are not the same in all, if two differ in several things, by name.
 
     `pd+wd` has 200 deflections and `pd+rcam+wd` 1500: their difference is not the map's alone.
     """
-    known = {name: _settings(text) for name, text in texts.items()}
+    known: dict[Hashable, tuple[str, dict[str, Value]]] = {}
+    for name, text in texts.items():
+        kind = text.partition(":")[0]
+        ours = kind in (*ATTACKS, *DEFENSES)
+        known[name] = (kind, _knobs(kind) | read("", text)[1]) if ours else (text, {})
     unlike: set[str] = set()
     for (kind, first), (other, second) in combinations(known.values(), 2):
-        knobs = {knob for knob in {*first} & {*second} if first[knob] != second[knob]}
+        knobs = {knob for knob in first.keys() & second if first[knob] != second[knob]}
         if len(knobs) + (kind != other) > 1:
             unlike |= knobs
     return {
-        name: {knob: spell_value(own[knob]) for knob in sorted(unlike & {*own})}
+        name: {knob: spell_value(own[knob]) for knob in sorted(unlike & own.keys())}
         for name, (_, own) in known.items()
     }
 
 
 def unlike_settings(texts: Mapping[Hashable, str]) -> list[str]:
     """Say in a sentence, if there is something to say, what `unlike_knobs` gives."""
-    values: dict[str, dict[str, list[str]]] = {}
+    values: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, knobs in unlike_knobs(texts).items():
         for knob, value in knobs.items():
-            values.setdefault(knob, {}).setdefault(value, []).append(str(name))
+            values[knob][value].append(str(name))
     said = []
     for knob, found in sorted(values.items()):
         listed = (f"{value} in {', '.join(names)}" for value, names in found.items())
@@ -290,50 +237,50 @@ def unlike_settings(texts: Mapping[Hashable, str]) -> list[str]:
     return [f"More than one thing differs: {'; '.join(said)}."] if said else []
 
 
-@cache
-def _settings(text: str) -> tuple[str, dict[str, Value]]:
-    """Give a name and all its knobs, also those that a text leaves out; none of one's own."""
-    name = text.partition(":")[0]
-    if name not in (*_ATTACKS, *defense_names()):
-        return text, {}
-    known = _attack_knobs if name in _ATTACKS else _defense_knobs
-    return name, known(name) | read("", text)[1]
-
-
 def attacks_help() -> str:
     """Describe the attacks for the help of a command line, with knobs and defaults."""
-    lines = {name: _summary(_attack_function(name)) for name in _ATTACKS}
-    return _described({"none": "The clean image itself."} | lines, _attack_knobs)
+    found = {name: _summary(getattr(attacks, name)) for name in ATTACKS[1:]}
+    return _described({"none": "The clean image itself"} | found)
 
 
 def defenses_help() -> str:
     """Describe the defences for the help of a command line, with knobs and defaults."""
-    lines = {name: _in_words(pipeline) for name, pipeline in NAMES.items()}
-    lines |= {name: _summary(function) for name, function in PEERS.items()}
-    return _described(lines, _defense_knobs)
+    lines = {name: "".join(_STEPS[step] for step in re.findall(r"\+?\w+", name)) for name in NAMES}
+    return _described(lines | {name: _summary(PEERS[name]) for name in PEERS})
 
 
-def _checked(name: str, image: Array, made: Any) -> Array:
-    """Check what a function of one's own gives for one image, which need not be on the grid."""
-    found = np.asarray(made, dtype=np.float32)
-    if found.shape != (1, *image.shape) or not np.isfinite(found).all():
-        what = f"shape {found.shape}" if np.isfinite(found).all() else "NaN or infinity"
-        raise ValueError(f"{name}: expected images of shape {(1, *image.shape)} back, got {what}")
-    clipped: Array = np.clip(found[0], 0, 255)
-    return clipped
+_STEPS = {
+    "none": "Nothing: the image itself",
+    "wd": "Wavelet denoising",
+    "pd": "Pixel deflection",
+    "+cam": ", spared by CAM",
+    "+rcam": ", spared by robust CAM",
+    "+wd": ", then wavelet denoising",
+    "+dct": ", then cosine denoising",
+}
 
 
-def _attack_function(name: str) -> Callable[..., Array]:
-    function: Callable[..., Array] = getattr(importlib.import_module(_ATTACKS[name]), name)
-    return function
+def _described(lines: Mapping[str, str]) -> str:
+    width = max(map(len, lines)) + 2
+    text = []
+    for name, line in lines.items():
+        text.append(f"{name:{width}}{line.removesuffix('.')}.")
+        pairs = ", ".join(f"{knob}={spell_value(value)}" for knob, value in _knobs(name).items())
+        text += [f"{'':{width}}{part}" for part in textwrap.wrap(pairs, 98 - width)]
+    return "\n".join(text)
 
 
-def _attack_knobs(name: str) -> dict[str, Any]:
-    return {} if name == "none" else knobs_of(_attack_function(name))
+def _summary(function: Callable[..., Array]) -> str:
+    """Give the first line of a docstring, without its citation."""
+    line = (function.__doc__ or "").partition("\n")[0].replace("`", "")
+    return re.sub(r" \([^()]*\b\d{4}\b[^()]*\)", "", line)
 
 
-def _defense_knobs(name: str) -> dict[str, Any]:
-    return knobs_of(PEERS[name]) if name in PEERS else knobs_of_name(name)
+def _knobs(name: str) -> dict[str, Any]:
+    """Give the knobs of an attack or a defence with their defaults; "none" has none."""
+    if name in NAMES:
+        return knobs_of_name(name)
+    return knobs_of(PEERS[name] if name in PEERS else getattr(attacks, name))
 
 
 def _other_classes(
@@ -344,30 +291,3 @@ def _other_classes(
         raise ValueError(f"expected a network of at least 2 classes to target, got {classes}")
     draws = np.array([stream.integers(classes - 1) for stream in generators], dtype=np.int64)
     return draws + (draws >= labels)
-
-
-def _summary(function: Callable[..., Array]) -> str:
-    """Give the first line of a docstring, without its citation."""
-    line = (inspect.getdoc(function) or "").partition("\n")[0].replace("`", "")
-    return re.sub(r" \([^()]*\b\d{4}\b[^()]*\)", "", line)
-
-
-def _in_words(pipeline: Defense) -> str:
-    steps = []
-    if pipeline.deflections:
-        by_map = {"none": "", "cam": ", spared by CAM", "rcam": ", spared by robust CAM"}
-        steps.append(f"pixel deflection{by_map[pipeline.activation]}")
-    if pipeline.denoiser:
-        steps.append({"wavelet": "wavelet denoising", "dct": "cosine denoising"}[pipeline.denoiser])
-    sentence = ", then ".join(steps) or "nothing: the image itself"
-    return f"{sentence[0].upper()}{sentence[1:]}."
-
-
-def _described(lines: Mapping[str, str], knobs: Callable[[str], dict[str, Any]]) -> str:
-    width = max(map(len, lines)) + 2
-    text = []
-    for name, line in lines.items():
-        text.append(f"{name:{width}}{line}")
-        pairs = [f"{knob}={spell_value(default)}" for knob, default in knobs(name).items()]
-        text += [f"{'':{width}}{part}" for part in textwrap.wrap(", ".join(pairs), 98 - width)]
-    return "\n".join(text)

@@ -1,29 +1,41 @@
-"""What an evaluation found: its tables, and the sentences that must go with them."""
+"""From the records of an evaluation to rates, tables, and the sentences that must go with them.
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+Records have a row for each image, attack, defence and run. An aggregate turns the runs of one
+image, attack and defence into one outcome.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pdutils import tables
-from pdutils._utils import extra, whole_file
-from pdutils.evaluation.registry import parse_defense, unlike_knobs, unlike_settings
-from pdutils.evaluation.scores import (
-    AGGREGATES,
-    PROTOCOLS,
-    Cells,
-    ComparisonError,
-    Rates,
-    Strengths,
-    compare,
-)
+from pdutils._utils import check_one_of, extra, whole_file
+from pdutils.evaluation.registry import DEFENSES, parse_defense, unlike_knobs, unlike_settings
 from pdutils.stats import Mean, PairedDifference, Rate
 
 with extra("evaluation"):
     import pandas as pd
 
-#: Which sentences name a cost on clean images: those with a p-value below this.
-SIGNIFICANT = 0.05
+#: What the runs of a defence on an image amount to. Of tied classes the majority takes that of the
+#: mean probability if it is among them, else the one seen first. Where the worst run is wrong, the
+#: class is that which the attack aims at if any run saw it, else the first wrong one.
+AGGREGATES: Mapping[str, str] = {
+    "one": "the first run alone",
+    "majority": "the class that most runs see; a tie goes to the class of the mean probability",
+    "mean": "the class of the mean probability over the runs",
+    "worst": "right only if every run is right",
+}
+
+#: Which images count. The paper's own protocol is the first.
+PROTOCOLS: Mapping[str, str] = {
+    "paper": "only images that the undefended network gets right when clean",
+    "plain": "all images",
+}
 
 TITLES = {
     "accuracy": "Share classified right [95% interval, Wilson]",
@@ -37,7 +49,166 @@ TITLES = {
     "names": "Names in full",
 }
 
-Differences = dict[Hashable, dict[Hashable, PairedDifference | None]]
+#: By defence, then attack; None where nothing was evaluated or no image counts.
+Rates = dict[Hashable, dict[Hashable, Rate | None]]
+
+Names = Mapping[Hashable, str]
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How strong an attack was on the undefended network.
+
+    `success` is of the images right when clean; `l2` (||x - x'|| / ||x||) and `linf` (in grey
+    levels of 255) are over all n images that count, or over the successes among those right when
+    clean. None stands where there is no such image.
+    """
+
+    n: int
+    success: Rate | None
+    l2: Mean | None
+    linf: Mean | None
+    l2_of_successes: Mean | None
+    linf_of_successes: Mean | None
+
+
+#: By attack, and by defence where the attack made another adversary for each, else None.
+Strengths = dict[tuple[Hashable, Hashable | None], Strength]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The outcomes of an evaluation under one aggregate, by the names of defences and attacks.
+
+    `attacks` and `defenses` are the texts of the records by name; `cells` has for each pair of
+    texts, attack and defence, a row an image.
+    """
+
+    attacks: Names
+    defenses: Names
+    cells: dict[tuple[str, str], pd.DataFrame]
+    images: int
+
+    @classmethod
+    def of(
+        cls, blocks: Iterable[pd.DataFrame], aggregate: str, attacks: Names, defenses: Names
+    ) -> "Cells":
+        """Aggregate records, sorted as a store gives them, in blocks of whole images."""
+        check_one_of("aggregate", aggregate, tuple(AGGREGATES))
+        parts: dict[Any, list[pd.DataFrame]] = defaultdict(list)
+        images = 0
+        for block in blocks:
+            numbers, names = pd.factorize(block["image"])
+            numbered = block.assign(image=images + numbers)
+            images += len(names)
+            for key, rows in numbered.groupby(["attack", "defense"], sort=False):
+                parts[key].append(_outcomes(rows, aggregate))
+        cells = {key: pd.concat(several, ignore_index=True) for key, several in parts.items()}
+        return cls(attacks, defenses, cells, images)
+
+    def cell(self, defense: Hashable, attack: Hashable) -> pd.DataFrame:
+        """Give the outcomes of one pair, no row where nothing was evaluated."""
+        key = self.attacks.get(attack, ""), self.defenses.get(defense, "")
+        return self.cells.get(key, next(iter(self.cells.values())).iloc[:0])
+
+    @property
+    def made(self) -> list[Hashable]:
+        """The attacks but for the clean images."""
+        return [name for name, text in self.attacks.items() if text != "none"]
+
+    def rates(self, measure: str, protocol: str = "paper") -> Rates:
+        """Count "accuracy", "destruction" or "targeted", see `TITLES`, by defence and attack."""
+        check_one_of("protocol", protocol, tuple(PROTOCOLS))
+        columns: Iterable[Hashable] = self.attacks if measure == "accuracy" else self.made
+        if measure == "targeted":
+            aimed = {text for (text, _), cell in self.cells.items() if (cell["target"] >= 0).any()}
+            columns = [name for name in self.made if self.attacks[name] in aimed]
+
+        def rate(cell: pd.DataFrame) -> Rate | None:
+            hits, counted = cell["right"], _counted(cell, protocol)
+            if measure == "destruction":
+                counted = cell["success"] & cell["right_clean"]
+            elif measure == "targeted":
+                hits, counted = cell["predicted"] == cell["target"], counted & (cell["target"] >= 0)
+            return Rate.of(hits[counted].to_numpy()) if counted.any() else None
+
+        return {d: {a: rate(self.cell(d, a)) for a in columns} for d in self.defenses}
+
+    def strengths(self, protocol: str) -> Strengths:
+        """Give the strength of each attack, without which no rate means anything."""
+        measured: Strengths = {}
+        for attack in self.made:
+            cells = {name: self.cell(name, attack) for name in self.defenses}
+            kinds = pd.concat(cells.values()).drop_duplicates(
+                ["image", "l2", "linf", "success", "target"]
+            )
+            if kinds["image"].duplicated().any():
+                found = {(attack, name): cell for name, cell in cells.items()}
+            else:
+                found = {(attack, None): kinds}
+            measured |= {key: _strength(cell, protocol) for key, cell in found.items() if len(cell)}
+        return measured
+
+
+def compare(
+    first: Cells, one: Sequence[Hashable], second: Cells, other: Sequence[Hashable], protocol: str
+) -> PairedDifference:
+    """Compare two cells, each a defence and an attack, image by image."""
+    left, right = first.cell(*one), second.cell(*other)
+    if left.empty or right.empty:
+        cells, (defense, attack) = (first, one) if left.empty else (second, other)
+        raise ValueError(
+            f"expected records of attack {attack!r} with defence {defense!r}, got the attacks "
+            f"{', '.join(map(str, cells.attacks))} and the defences "
+            f"{', '.join(map(str, cells.defenses))}"
+        )
+    if list(left["image"]) != list(right["image"]):
+        pairs = (" under ".join(map(str, pair)) for pair in (one, other))
+        raise ValueError(
+            f"expected {' and '.join(pairs)} on the same images, got {len(left)} and {len(right)} "
+            "images"
+        )
+    counted = _counted(left, protocol)
+    if not counted.any():
+        raise ValueError("expected an image that is right when clean, got none")
+    return PairedDifference.of(*(cell["right"][counted].to_numpy() for cell in (left, right)))
+
+
+def _outcomes(rows: pd.DataFrame, aggregate: str) -> pd.DataFrame:
+    """Decide each image of one attack and defence; all images have as many runs."""
+    runs = int(rows["run"].max()) + 1
+    cases = rows[["image", "label", "target", "right_clean", "success", "l2", "linf"]].iloc[::runs]
+    seen = rows["predicted"].to_numpy().reshape(-1, runs)
+    mean = rows["mean_predicted"].to_numpy()[runs - 1 :: runs, np.newaxis]
+    label, target = (cases[name].to_numpy()[:, np.newaxis] for name in ("label", "target"))
+    if aggregate == "mean":
+        seen = mean
+    # The class of the first run of the greatest worth.
+    worth = np.zeros(seen.shape)
+    if aggregate == "majority":
+        worth = 2 * (seen[:, :, np.newaxis] == seen[:, np.newaxis]).sum(axis=2) + (seen == mean)
+    elif aggregate == "worst":
+        worth = (seen != label) * (1 + (seen == target))
+    predicted = np.take_along_axis(seen, worth.argmax(axis=1)[:, np.newaxis], axis=1)
+    right = predicted == label
+    return cases.assign(runs=runs, predicted=predicted[:, 0], right=right[:, 0])
+
+
+def _counted(cell: pd.DataFrame, protocol: str) -> "pd.Series[bool]":
+    check_one_of("protocol", protocol, tuple(PROTOCOLS))
+    return cell["right_clean"] | (protocol == "plain")
+
+
+def _strength(cell: pd.DataFrame, protocol: str) -> Strength:
+    right, counted = cell["right_clean"], _counted(cell, protocol)
+
+    def mean(name: str, which: "pd.Series[bool]") -> Mean | None:
+        return Mean.of(cell[name][which].to_numpy()) if which.any() else None
+
+    success = Rate.of(cell["success"][right].to_numpy()) if right.any() else None
+    fooled = cell["success"] & right
+    sizes = (mean(name, which) for which in (counted, fooled) for name in ("l2", "linf"))
+    return Strength(int(counted.sum()), success, *sizes)
 
 
 @dataclass(frozen=True)
@@ -69,26 +240,25 @@ class Report:
         skipped: Sequence[tuple[object, str]] = (),
     ) -> "Report":
         """Report on outcomes; the defences are held against the baseline, by default "none"."""
-        base = _checked_baseline(found, baseline)
-        measures = {"accuracy": found.accuracy(protocol), "destruction": found.destruction()}
-        measures["targeted"] = found.targeted_success(protocol)
+        if baseline is None:
+            baseline = next(name for name, text in found.defenses.items() if text == "none")
+        check_one_of("baseline", baseline, list[Any](found.defenses))
+        measures = "accuracy", "destruction", "targeted"
+        rates = {measure: found.rates(measure, protocol) for measure in measures}
         strengths = found.strengths(protocol)
-        differences = _differences(found, base, protocol)
-        comparisons = sum(cell is not None for row in differences.values() for cell in row.values())
+        differences = {
+            defense: {a: _difference(found, a, defense, baseline, protocol) for a in found.attacks}
+            for defense in found.defenses
+            if defense != baseline
+        }
         sentences = [
-            *_basis(found, protocol, aggregate),
-            *_skipped(skipped),
-            *_uneven(found),
-            *_weak_attacks(strengths),
-            *_adaptive_attacks(strengths),
-            *_single_runs(found),
-            *_costs(found, base),
-            *_uncorrected(comparisons),
-            *unlike_settings(found.defenses),
+            *_said_of_images(found, protocol, aggregate, skipped),
+            *_said_of_attacks(strengths),
+            *_said_of_defenses(found, baseline, differences),
         ]
         return cls(
-            _tables(found, base, measures, strengths, differences),
-            _numbers(found, measures, protocol, aggregate),
+            _tables(found, baseline, rates, strengths, differences),
+            _numbers(found, rates, protocol, aggregate),
             sentences,
         )
 
@@ -117,83 +287,60 @@ class Report:
         return [folder / name for name in texts]
 
 
-def short_names(texts: Sequence[str]) -> dict[str, str]:
-    """Shorten texts of attacks or defences to what tells them apart.
-
-    Each keeps its name and those knobs alone that others of that name do not share: "igsm", or
-    "igsm eps=4" beside an "igsm:eps=2,iterations=10".
-    """
-    parts = {text: (text.partition(":")[0], text.partition(":")[2].split(",")) for text in texts}
-    short = {}
-    for text, (name, knobs) in parts.items():
-        family = [others for other, others in parts.values() if other == name]
-        own = [knob for knob in knobs if not all(knob in others for others in family)]
-        short[text] = " ".join([name, *filter(None, own)])
-    return short if len(set(short.values())) == len(short) else {text: text for text in texts}
-
-
-def _shown(names: Mapping[Hashable, str]) -> dict[Hashable, str]:
-    """Give what stands in tables for each name: itself, or what is short of a text."""
-    if all(name == text for name, text in names.items()):
-        short = short_names(list(names.values()))
-        return {name: short[text] for name, text in names.items()}
-    return {name: str(name) for name in names}
-
-
-def _checked_baseline(found: Cells, baseline: Hashable | None) -> Hashable:
-    if baseline is None:
-        return next(name for name, text in found.defenses.items() if text == "none")
-    if baseline not in found.defenses:
-        raise ValueError(
-            f"baseline: expected one of the defences {_joined(found.defenses)}, got {baseline!r}"
-        )
-    return baseline
-
-
-def _differences(found: Cells, baseline: Hashable, protocol: str) -> Differences:
-    return {
-        defense: {
-            attack: _difference(found, attack, defense, baseline, protocol)
-            for attack in found.attacks
-        }
-        for defense in found.defenses
-        if defense != baseline
-    }
-
-
 def _difference(
     found: Cells, attack: Hashable, first: Hashable, second: Hashable, protocol: str
 ) -> PairedDifference | None:
     try:
         return compare(found, (first, attack), found, (second, attack), protocol)
-    except ComparisonError:
+    except ValueError:
         return None
+
+
+def _shown(names: Names) -> dict[Hashable, str]:
+    """Give what stands in tables for each name: itself, or of texts what tells them apart.
+
+    Each text keeps its name and those knobs alone that others of that name do not share: "igsm", or
+    "igsm eps=4" beside an "igsm:eps=2,iterations=10".
+    """
+    itself = {name: str(name) for name in names}
+    parts = {text: text.partition(":")[::2] for text in names.values()}
+    short = {}
+    for text, (name, knobs) in parts.items():
+        family = [others.split(",") for other, others in parts.values() if other == name]
+        own = [knob for knob in knobs.split(",") if not all(knob in others for others in family)]
+        short[text] = " ".join([name, *filter(None, own)])
+    if itself != dict(names) or len(set(short.values())) < len(short):
+        return itself
+    return {name: short[text] for name, text in names.items()}
 
 
 def _tables(
     found: Cells,
     baseline: Hashable,
-    measures: Mapping[str, Rates],
+    rates: Mapping[str, Rates],
     strengths: Strengths,
-    differences: Differences,
+    differences: Mapping[Hashable, Mapping[Hashable, Any]],
 ) -> dict[str, pd.DataFrame]:
     attacks, defenses = _shown(found.attacks), _shown(found.defenses)
     if "clean" not in attacks.values():
         attacks = {name: "clean" if name == "none" else short for name, short in attacks.items()}
-    made = {
-        measure: _grid(rates, attacks, defenses, "defense")
-        for measure, rates in measures.items()
-        if measure != "targeted" or any(next(iter(rates.values())))
-    }
+
+    def grid(values: Mapping[Hashable, Mapping[Hashable, Any]], corner: str) -> pd.DataFrame:
+        named = {
+            defenses[row]: {attacks[column]: value for column, value in cells.items()}
+            for row, cells in values.items()
+        }
+        return tables.rate_table(named).rename_axis(corner) if named else pd.DataFrame()
+
+    made = {measure: grid(values, "defense") for measure, values in rates.items()}
+    if not made["targeted"].size:
+        del made["targeted"]
     made["strength"] = _strength_table(strengths, attacks, defenses)
-    minus = f"defense, minus {defenses[baseline]}"
-    made["differences"] = _grid(differences, attacks, defenses, minus)
+    made["differences"] = grid(differences, f"defense, minus {defenses[baseline]}")
+    named = {"attack": (found.attacks, attacks), "defense": (found.defenses, defenses)}
     rows = [
         {"name": shorts[name], "kind": kind, "in full": text}
-        for kind, names, shorts in (
-            ("attack", found.attacks, attacks),
-            ("defense", found.defenses, defenses),
-        )
+        for kind, (names, shorts) in named.items()
         for name, text in names.items()
     ]
     unlike: list[dict[str, str]] = [{}] * len(attacks) + list(unlike_knobs(found.defenses).values())
@@ -204,47 +351,28 @@ def _tables(
     return made
 
 
-def _grid(
-    values: Mapping[Hashable, Mapping[Hashable, Any]],
-    columns: Mapping[Hashable, str],
-    rows: Mapping[Hashable, str],
-    corner: str,
-) -> pd.DataFrame:
-    named = {
-        rows[row]: {columns[column]: value for column, value in cells.items()}
-        for row, cells in values.items()
-    }
-    return tables.rate_table(named).rename_axis(corner) if named else pd.DataFrame()
-
-
-def _strength_table(
-    measured: Strengths, attacks: Mapping[Hashable, str], defenses: Mapping[Hashable, str]
-) -> pd.DataFrame:
+def _strength_table(measured: Strengths, attacks: Names, defenses: Names) -> pd.DataFrame:
     rows = {}
     for (attack, defense), found in measured.items():
         against = f" against {defenses[defense]}" if defense is not None else ""
         rows[attacks[attack] + against] = {
             "n": str(found.n),
-            "success": "-" if found.success is None else _with_n(found.success, found.n),
-            "relative L2": _mean(found.l2, 4, found.n),
-            "L-infinity of 255": _mean(found.linf, 1, found.n),
-            "relative L2, successes": _mean(found.l2_of_successes, 4, found.n),
-            "L-infinity of 255, successes": _mean(found.linf_of_successes, 1, found.n),
+            "success": _cell(found.success, 2, found.n),
+            "relative L2": _cell(found.l2, 4, found.n),
+            "L-infinity of 255": _cell(found.linf, 1, found.n),
+            "relative L2, successes": _cell(found.l2_of_successes, 4, found.n),
+            "L-infinity of 255, successes": _cell(found.linf_of_successes, 1, found.n),
         }
     return pd.DataFrame.from_dict(rows, orient="index", dtype=object).rename_axis("attack")
 
 
-def _mean(mean: Mean | None, digits: int, n: int) -> str:
-    if mean is None:
+def _cell(found: Rate | Mean | None, digits: int, n: int) -> str:
+    """Write a rate or a mean; its n only where it is not that of its row."""
+    if found is None:
         return "-"
-    low, high = mean.interval
-    interval = "" if mean.n == 1 else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{mean.value:.{digits}f}{interval}" + (f", n = {mean.n}" if mean.n != n else "")
-
-
-def _with_n(rate: Rate, n: int) -> str:
-    """Write a rate; its n only where it is not that of its row."""
-    return f"{rate}, n = {rate.n}" if rate.n != n else str(rate)
+    ends = ", ".join(f"{end:.{digits}f}" for end in found.interval)
+    interval = "" if "nan" in ends else f" [{ends}]"
+    return f"{found.value:.{digits}f}{interval}" + (f", n = {found.n}" if found.n != n else "")
 
 
 def _numbers(
@@ -265,117 +393,90 @@ def _numbers(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _basis(found: Cells, protocol: str, aggregate: str) -> list[str]:
+def _said_of_images(
+    found: Cells, protocol: str, aggregate: str, skipped: Sequence[tuple[object, str]]
+) -> Iterator[str]:
     right = {image for cell in found.cells.values() for image in cell["image"][cell["right_clean"]]}
-    said = [
+    yield (
         f"Protocol {protocol}: {PROTOCOLS[protocol]}. The undefended network gets {len(right)} of "
-        f"{_counted_noun(found.images, 'image')} right when clean.",
-        f"Aggregate {aggregate}: {AGGREGATES[aggregate]}.",
-    ]
+        f"{_images(found.images)} right when clean."
+    )
+    yield f"Aggregate {aggregate}: {AGGREGATES[aggregate]}."
     if not right:
-        said.append(
+        yield (
             "No image is right when clean, so there is no destruction rate, no success of an "
             "attack, and nothing that counts under the protocol paper."
         )
-    return said
+    if skipped:
+        listed = _joined(f"{name} ({reason})" for name, reason in skipped)
+        yield f"{_images(len(skipped))} skipped: {listed}."
+    counts = {(d, a): len(found.cell(d, a)) for d, a in product(found.defenses, found.attacks)}
+    short = [f"{a} with {d} ({n})" for (d, a), n in counts.items() if n < found.images]
+    if short:
+        yield (
+            f"Not all {found.images} images were evaluated with every attack and defence: "
+            f"{_joined(short)}. A dash stands where a comparison lacks the same images."
+        )
 
 
-def _skipped(skipped: Sequence[tuple[object, str]]) -> list[str]:
-    if not skipped:
-        return []
-    listed = _joined(f"{name} ({reason})" for name, reason in skipped)
-    return [f"{_counted_noun(len(skipped), 'image')} skipped: {listed}."]
-
-
-def _uneven(found: Cells) -> list[str]:
-    cells = {(a, d): found.cell(d, a) for d in found.defenses for a in found.attacks}
-    counts = {pair: 0 if cell is None else len(cell) for pair, cell in cells.items()}
-    short = [f"{a} with {d} ({n})" for (a, d), n in counts.items() if n < found.images]
-    if not short:
-        return []
-    return [
-        f"Not all {found.images} images were evaluated with every attack and defence: "
-        f"{_joined(short)}. A dash stands where a comparison lacks the same images."
-    ]
-
-
-def _weak_attacks(strengths: Strengths) -> list[str]:
-    said = []
+def _said_of_attacks(strengths: Strengths) -> Iterator[str]:
     for (attack, defense), measured in strengths.items():
         success = measured.success
         if success is not None and success.successes == 0:
             against = f" against {defense}" if defense is not None else ""
-            said.append(
+            yield (
                 f"Attack {attack}{against} never succeeded without a defence, on "
-                f"{_counted_noun(success.n, 'image')} right when clean: it has no destruction rate."
+                f"{_images(success.n)} right when clean: it has no destruction rate."
             )
-    return said
+    for attack in dict.fromkeys(attack for attack, defense in strengths if defense is not None):
+        yield (
+            f"Attack {attack} made another adversary for each defence; its success and its "
+            "destruction rate speak of the undefended network, its accuracy of the defended one."
+        )
 
 
-def _adaptive_attacks(strengths: Strengths) -> list[str]:
-    made = [attack for attack, defense in strengths if defense is not None]
-    return [
-        f"Attack {attack} made another adversary for each defence; its success and its destruction "
-        "rate speak of the undefended network, its accuracy of the defended one."
-        for attack in dict.fromkeys(made)
-    ]
-
-
-def _single_runs(found: Cells) -> list[str]:
-    most = {name: 0 for name in found.defenses}
-    for (_, text), cell in found.cells.items():
-        for name in (name for name, other in found.defenses.items() if other == text):
-            most[name] = max(most[name], int(cell["runs"].max()))
-    single = [n for n, runs in most.items() if runs == 1 and _draws(found.defenses[n])]
-    if not single:
-        return []
-    return [
-        f"A single run each of {_joined(single)}: how much the result depends on the random "
-        "numbers drawn is not seen."
-    ]
-
-
-def _draws(text: str) -> bool:
-    """Tell whether a defence may draw random numbers; one of another name may."""
-    try:
-        return parse_defense(text).random
-    except ValueError:
-        return True
-
-
-def _costs(found: Cells, baseline: Hashable) -> list[str]:
-    """Name defences that cost clean accuracy.
-
-    All images count, since of those that the undefended network gets right none can be gained.
-    """
+def _said_of_defenses(
+    found: Cells, baseline: Hashable, differences: Mapping[Hashable, Mapping[Hashable, Any]]
+) -> Iterator[str]:
+    single = []
+    for name, text in found.defenses.items():
+        runs = {n for (_, own), cell in found.cells.items() if own == text for n in cell["runs"]}
+        # One that has no name here may draw random numbers.
+        random = text.partition(":")[0] not in DEFENSES or parse_defense(text).random
+        single += [name] if runs == {1} and random else []
+    if single:
+        yield (
+            f"A single run each of {_joined(single)}: how much the result depends on the random "
+            "numbers drawn is not seen."
+        )
     clean = next(name for name, text in found.attacks.items() if text == "none")
-    said = []
-    for defense in found.defenses:
-        cost = None
-        if defense != baseline:
-            cost = _difference(found, clean, defense, baseline, "plain")
-        if cost is not None and cost.value < 0 and cost.p_value < SIGNIFICANT:
-            said.append(
+    for defense in differences:
+        # All images count: of those that the undefended network gets right none can be gained.
+        cost = _difference(found, clean, defense, baseline, "plain")
+        if cost is not None and cost.value < 0 and cost.p_value < 0.05:
+            yield (
                 f"Defence {defense} costs clean accuracy: {cost} against {baseline}, over all "
-                f"{_counted_noun(cost.n, 'image')}."
+                f"{_images(cost.n)}."
             )
-    return said
+    comparisons = sum(cell is not None for row in differences.values() for cell in row.values())
+    if comparisons > 1:
+        yield f"The p-values of the {comparisons} differences stand uncorrected."
+    yield from unlike_settings(found.defenses)
 
 
-def _uncorrected(comparisons: int) -> list[str]:
-    if comparisons < 2:
-        return []
-    return [f"The p-values of the {comparisons} differences stand uncorrected."]
-
-
-def _counted_noun(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+def _images(n: int) -> str:
+    return f"{n} image" if n == 1 else f"{n} images"
 
 
 def _joined(items: Iterable[Hashable], most: int = 5) -> str:
     listed = [str(item) for item in items]
     rest = len(listed) - most
     return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _rows(table: pd.DataFrame) -> list[list[str]]:
+    head = [str(table.index.name or ""), *map(str, table.columns)]
+    return [head, *([str(cell) for cell in row] for row in table.itertuples(name=None))]
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -391,39 +492,24 @@ def _markdown(table: pd.DataFrame) -> str:
 
 def _latex(table: pd.DataFrame, caption: str) -> str:
     """Write a table in LaTeX, with the rules of the package booktabs."""
-    head, *body = [" & ".join(map(_escaped, row)) + r" \\" for row in _rows(table)]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            r"\begin{table}",
-            rf"\caption{{{_escaped(caption)}}}",
-            rf"\begin{{tabular}}{{{'l' * (1 + len(table.columns))}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    head, *body = (" & ".join(map(_escaped, row)) + r" \\" for row in _rows(table))
+    rows = "\n".join([head, r"\midrule", *body])
+    return rf"""% needs \usepackage{{booktabs}}
+\begin{{table}}
+\caption{{{_escaped(caption)}}}
+\begin{{tabular}}{{{"l" * (1 + len(table.columns))}}}
+\toprule
+{rows}
+\bottomrule
+\end{{tabular}}
+\end{{table}}
+"""
 
 
-def _rows(table: pd.DataFrame) -> list[list[str]]:
-    head = [str(table.index.name or ""), *map(str, table.columns)]
-    return [head, *([str(cell) for cell in row] for row in table.itertuples(name=None))]
-
-
+_NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
 _ESCAPES = str.maketrans(
     {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    | {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-    }
+    | {sign: rf"\text{name}{{}}" for sign, name in _NAMED.items()}
 )
 
 

@@ -6,23 +6,27 @@ then `study.accuracy()`, or `study.compare(("PD + WD", "IGSM"), ("no defence", "
 
 import pickle
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pdutils._utils import extra
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
 from pdutils.demo.examples import Collection, load_collection
 from pdutils.evaluation.datasets import CollectionSource, Source, folder_source
 from pdutils.evaluation.evaluate import Estimate, Job, estimated, evaluated
-from pdutils.evaluation.registry import read_attack, read_defense, unlike_settings
-from pdutils.evaluation.report import Report
-from pdutils.evaluation.scores import Cells, Rates, Strength, compare
+from pdutils.evaluation.registry import (
+    OwnAttack,
+    OwnDefense,
+    parse_attack,
+    parse_defense,
+    unlike_settings,
+)
+from pdutils.evaluation.report import Cells, PairedDifference, Rates, Report, Strength, compare
 from pdutils.evaluation.store import StoredRecords
-from pdutils.stats import PairedDifference
 
-with extra("evaluation"):
+if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["Study", "load_classifier", "load_collection", "run"]
@@ -96,13 +100,11 @@ def run(
     if scheduler is not None and scheduler.startswith("local:"):
         for item in (*met.values(), *held.values()):
             _check_travels(item)
-    source = _source(network, examples)
-    job = Job(source, _by_text(met), _by_text(held), runs, seed, batch_size)
-    attack_texts = {name: item.text for name, item in met.items()}
-    defense_texts = {name: item.text for name, item in held.items()}
+    job = Job(_source(network, examples), _by_text(met), _by_text(held), runs, seed, batch_size)
     with evaluated(network, job, store=store, scheduler=scheduler, progress=progress) as records:
         found = records.records(list(job.attacks), list(job.defenses)) if store is None else store
-    return Study(attack_texts, defense_texts, found)
+    attack_texts = {name: item.text for name, item in met.items()}
+    return Study(attack_texts, {name: item.text for name, item in held.items()}, found)
 
 
 def estimate(
@@ -122,8 +124,7 @@ def estimate(
     """
     met, held = _named(attacks, defenses)
     job = Job(_source(network, examples), _by_text(met), _by_text(held), runs, seed)
-    loaded = network if isinstance(network, Classifier) else network.load()
-    return estimated(loaded, job, sample)
+    return estimated(_loaded(network), job, sample)
 
 
 class Study:
@@ -163,14 +164,15 @@ class Study:
         the clean one. `seconds` is the time of a map, a run and its prediction by itself, divided
         by the images of its chunk.
         """
-        blocks = list(self._blocks())
-        self._check_begun(blocks)
-        return pd.concat(blocks, ignore_index=True)
+        if not isinstance(self._records, (str, PathLike)):
+            return self._records
+        with StoredRecords(self._records) as store:
+            return store.records(list(self.attacks.values()), list(self.defenses.values()))
 
     def progress(self) -> tuple[int, int]:
         """Count the images begun, those that cannot be read too, and all of them."""
         begun = self._outcomes("one").images + len(self.skipped)
-        if isinstance(self._records, pd.DataFrame):
+        if not isinstance(self._records, (str, PathLike)):
             return begun, begun
         with StoredRecords(self._records) as store:
             return begun, store.images
@@ -178,7 +180,7 @@ class Study:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """The images that could not be read, each with the reason."""
-        if isinstance(self._records, pd.DataFrame):
+        if not isinstance(self._records, (str, PathLike)):
             return list(self._records.attrs["skipped"])
         with StoredRecords(self._records) as store:
             return store.skipped()
@@ -207,7 +209,7 @@ class Study:
         dict of name to dict of name to (Rate or None)
             By defence, then attack; None where no image counts.
         """
-        return _picked(self._outcomes(aggregate).accuracy(protocol), defenses, attacks)
+        return _picked(self._outcomes(aggregate).rates("accuracy", protocol), defenses, attacks)
 
     def destruction(
         self, aggregate: str = "one", *, attacks: Chosen = None, defenses: Chosen = None
@@ -218,7 +220,7 @@ class Study:
         turned back if the defended network sees the true class (the destruction rate of Kurakin
         2017, arXiv 1607.02533, as in Table 4 of the paper).
         """
-        return _picked(self._outcomes(aggregate).destruction(), defenses, attacks)
+        return _picked(self._outcomes(aggregate).rates("destruction"), defenses, attacks)
 
     def targeted_success(
         self,
@@ -232,15 +234,12 @@ class Study:
 
         Attacks without an aim are left out. With "worst" any run that sees it counts.
         """
-        return _picked(self._outcomes(aggregate).targeted_success(protocol), defenses, attacks)
+        return _picked(self._outcomes(aggregate).rates("targeted", protocol), defenses, attacks)
 
     def strength(self, protocol: str = "paper") -> dict[Hashable, Strength]:
         """Give the strength of each attack, without which no rate means anything.
 
-        Returns
-        -------
-        dict of name to Strength
-            By attack; by "attack against defence" where it made another adversary for each.
+        By attack; by "attack against defence" where it made another adversary for each.
         """
         return {
             attack if defense is None else f"{attack} against {defense}": measured
@@ -248,10 +247,7 @@ class Study:
         }
 
     def compare(
-        self,
-        first: tuple[Hashable, ...],
-        second: tuple[Hashable, ...],
-        protocol: str = "paper",
+        self, first: tuple[Hashable, ...], second: tuple[Hashable, ...], protocol: str = "paper"
     ) -> PairedDifference:
         """Compare two cells on the same images.
 
@@ -270,28 +266,32 @@ class Study:
             The share right in the first minus that in the second. Its `note` says so where the two
             differ in more than one knob.
         """
-        (defense, attack, how), (other, against, way) = (
-            (*cell, "one")[:3] if len(cell) in (2, 3) else _no_cell(cell)
-            for cell in (first, second)
-        )
-        found = compare(
-            self._outcomes(how), (defense, attack), self._outcomes(way), (other, against), protocol
-        )
+        for cell in (first, second):
+            if len(cell) not in (2, 3):
+                raise ValueError(
+                    f"expected (defence, attack) or (defence, attack, aggregate), got {cell!r}"
+                )
+        (*one, how), (*other, way) = ((*cell, "one")[:3] for cell in (first, second))
+        found = compare(self._outcomes(how), one, self._outcomes(way), other, protocol)
+        defenses, attacks = zip(one, other, strict=True)
         notes = [
-            *unlike_settings({name: self.attacks[name] for name in (attack, against)}),
-            *unlike_settings({name: self.defenses[name] for name in (defense, other)}),
+            *unlike_settings({name: self.attacks[name] for name in attacks}),
+            *unlike_settings({name: self.defenses[name] for name in defenses}),
         ]
         return replace(found, note=" ".join(notes))
 
     def check_successes(self) -> None:
         """Refuse to go on with an attack that leaves nothing to turn back."""
-        self._outcomes("one").check_successes()
+        rows = self.destruction().values()
+        for attack in next(iter(rows)):
+            if all(row[attack] is None for row in rows):
+                raise ValueError(
+                    f"{attack} fooled the network on none of the images that are right when clean, "
+                    "so there is nothing to turn back: take a stronger one"
+                )
 
     def report(
-        self,
-        aggregate: str = "one",
-        protocol: str = "paper",
-        baseline: Hashable | None = None,
+        self, aggregate: str = "one", protocol: str = "paper", baseline: Hashable | None = None
     ) -> Report:
         """Give all tables, and the sentences that must go with them; printed, a page.
 
@@ -315,31 +315,29 @@ class Study:
     def _outcomes(self, aggregate: Any) -> Cells:
         if aggregate not in self._cells:
             found = Cells.of(self._blocks(), aggregate, self.attacks, self.defenses)
-            self._check_begun(found.cells)
+            if not found.cells:
+                raise ValueError(f"{self._records}: no record is finished yet")
             self._cells[aggregate] = found
         return self._cells[aggregate]
 
-    def _check_begun(self, found: Sized) -> None:
-        if not found:
-            raise ValueError(f"{self._records}: no record is finished yet")
-
     def _blocks(self) -> "Iterator[pd.DataFrame]":
         """Give the records, of a file some images at a time."""
-        if isinstance(self._records, pd.DataFrame):
+        if not isinstance(self._records, (str, PathLike)):
             yield self._records
             return
-        asked = list(self.attacks.values()), list(self.defenses.values())
         with StoredRecords(self._records) as store:
-            yield from store.blocks(*asked)
+            yield from store.blocks(list(self.attacks.values()), list(self.defenses.values()))
+
+
+def _loaded(network: Classifier | ClassifierSource) -> Classifier:
+    return network if isinstance(network, Classifier) else network.load()
 
 
 def _source(network: Classifier | ClassifierSource, examples: Any) -> Source:
     if isinstance(examples, Collection):
         return CollectionSource(examples)
     if isinstance(examples, (str, PathLike)):
-        return folder_source(
-            examples, network if isinstance(network, Classifier) else network.load()
-        )
+        return folder_source(examples, _loaded(network))
     source: Source = examples
     return source
 
@@ -347,17 +345,19 @@ def _source(network: Classifier | ClassifierSource, examples: Any) -> Source:
 def _named(attacks: Given, defenses: Given) -> tuple[dict[Hashable, Any], dict[Hashable, Any]]:
     """Read attacks and defences; "none" is among each, the first if it was not given."""
 
-    def named(given: Given, read: Callable[..., Any], nothing: str) -> dict[Hashable, Any]:
+    def named(given: Given, parse: Any, own: Any, nothing: str) -> dict[Hashable, Any]:
         if isinstance(given, str):
             raise ValueError(f"expected a list of attacks and one of defences, got {given!r}")
         if not isinstance(given, Mapping):
             given = {getattr(item, "__name__", item): item for item in given}
-        found = {name: read(name, item) for name, item in given.items()}
-        if any(item.text == "none" for item in found.values()):
-            return found
-        return {nothing: read(nothing, "none"), **found}
+        found = {n: own(str(n), x) if callable(x) else parse(x) for n, x in given.items()}
+        listed = any(item.text == "none" for item in found.values())
+        return found if listed else {nothing: parse("none"), **found}
 
-    return named(attacks, read_attack, "clean"), named(defenses, read_defense, "no defence")
+    return (
+        named(attacks, parse_attack, OwnAttack, "clean"),
+        named(defenses, parse_defense, OwnDefense, "no defence"),
+    )
 
 
 def _by_text(named: Mapping[Hashable, Any]) -> dict[str, Any]:
@@ -369,19 +369,17 @@ def _by_text(named: Mapping[Hashable, Any]) -> dict[str, Any]:
 def _check_travels(item: Any) -> None:
     """Refuse a function that a worker, which is another process, could not find."""
     function = getattr(item, "function", None)
-    if function is None:
-        return
     # What a notebook defines can be pickled, but not found by whoever unpickles it.
-    typed = function.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__")
-    try:
+    module = getattr(function, "__module__", "")
+    typed = module == "__main__" and not hasattr(sys.modules[module], "__file__")
+    with suppress(pickle.PicklingError, AttributeError, TypeError):
         pickle.dumps(function)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        typed = True
-    if typed:
-        raise ValueError(
-            f"{item.name}: expected a function that workers can import, got one that only this "
-            "process knows; put it into a file of its own and import it, or run without scheduler"
-        )
+        if not typed:
+            return
+    raise ValueError(
+        f"{item.name}: expected a function that workers can import, got one that only this "
+        "process knows; put it into a file of its own and import it, or run without scheduler"
+    )
 
 
 def _picked(rates: Rates, defenses: Chosen, attacks: Chosen) -> Rates:
@@ -394,13 +392,8 @@ def _picked(rates: Rates, defenses: Chosen, attacks: Chosen) -> Rates:
                 raise ValueError(f"expected one of {', '.join(map(str, known))}, got {name!r}")
         return dict(found)
 
-    rows = chosen(defenses, rates)
     columns = chosen(attacks, next(iter(rates.values())))
     return {
         row: {column: rates[defense][attack] for column, attack in columns.items()}
-        for row, defense in rows.items()
+        for row, defense in chosen(defenses, rates).items()
     }
-
-
-def _no_cell(cell: Any) -> Any:
-    raise ValueError(f"expected (defence, attack) or (defence, attack, aggregate), got {cell!r}")

@@ -27,7 +27,7 @@ from pdutils.defenses import pipeline
 from pdutils.deflection import pixel_deflection
 from pdutils.demo.examples import demo_root
 from pdutils.denoising import denoise
-from pdutils.evaluation import estimate, registry, scores, study
+from pdutils.evaluation import estimate, registry, report, study
 from pdutils.evaluation.datasets import DrawingSource, chosen, folder_source
 from pdutils.evaluation.evaluate import Bench
 from pdutils.evaluation.store import StoredRecords, StoreError
@@ -140,8 +140,8 @@ def test_the_words_of_the_options_are_those_of_the_functions():
     assert get_args(deflection.Reading) == main.READINGS
     assert get_args(denoising.SigmaScale) == main.SIGMA_SCALES
     assert tuple(classifiers._SCALINGS) == get_args(classifiers.Scaling) == main.SCALINGS
-    assert tuple(scores.PROTOCOLS) == main.PROTOCOLS
-    assert tuple(scores.AGGREGATES) == main.AGGREGATES
+    assert tuple(report.PROTOCOLS) == main.PROTOCOLS
+    assert tuple(report.AGGREGATES) == main.AGGREGATES
     assert defense() == pipeline.Defense()
     assert main._parser().parse_args(["run"]).timeout == runner.TIMEOUT
 
@@ -806,7 +806,7 @@ def test_what_cannot_be_evaluated_is_told_in_one_line(
 
 def test_the_help_of_evaluate_lists_attacks_and_defences_with_their_knobs(capsys):
     _, out, _ = run(capsys, "evaluate", "--help")
-    for name in (*registry.attack_names(), *registry.defense_names()):
+    for name in (*registry.ATTACKS, *registry.DEFENSES):
         assert f"\n{name} " in out
     assert "eps=8, step=1, iterations=50" in out
 
@@ -844,7 +844,7 @@ def test_table_compares_with_the_defence_that_is_asked_for(capsys, records):
     assert str(wanted) != str(Study.open(records).report("majority"))
     status, _, err = run(capsys, "table", records, "--baseline", "tv")
     assert status == 1
-    assert "baseline: expected one of the defences none, " in err
+    assert "baseline: expected one of ('none', " in err
 
 
 def test_table_says_when_the_evaluation_is_not_finished(

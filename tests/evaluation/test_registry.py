@@ -1,8 +1,6 @@
 import inspect
 import pickle
-import sys
-from importlib import import_module
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,18 +8,18 @@ from conftest import photo, photos
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdutils import attacks
 from pdutils._utils import streams
 from pdutils.activation import cam, robust_cam
-from pdutils.attacks import gradient
 from pdutils.defenses.pipeline import NAMES, Defense
 from pdutils.defenses.transformations import PEERS
 from pdutils.denoising import denoise
 from pdutils.evaluation.registry import (
+    ATTACKS,
+    DEFENSES,
     NamedAttack,
     NamedDefense,
-    attack_names,
     attacks_help,
-    defense_names,
     defenses_help,
     parse_attack,
     parse_defense,
@@ -84,47 +82,37 @@ def test_other_knobs_make_another_attack():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("parse", "text", "message"),
     [
-        ("pgd:", r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got 'pgd:'"),
-        (4, r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got 4"),
-        ("", r"attack: expected one of none, fgsm, .*bpda; got ''"),
-        ("pd+wd", r"attack: expected one of none, fgsm, .*bpda; got 'pd"),
-        ("fgsm:stop=1,step=2", r"^fgsm: no knob step, stop; known: eps, targeted$"),
-        ("none:eps=4", r"^none: no knob eps; it has none$"),
-        ("bpda:rng=1", r"bpda: no knob rng; known: eps, "),
-        ("bpda:batch_size=1", r"bpda: no knob batch_size; known: eps, "),
-        ("bpda:defense=1", r"bpda: no knob defense; known: eps, "),
-        ("igsm:eps=[1]", r"^igsm: eps: expected a number, true, false, none or a"),
-        ("igsm:eps=1e999", r"^igsm: eps: expected a number, true, false, none or a"),
-        ("igsm:eps=4,eps=5", r"igsm: eps is given twice, in 'igsm:eps=4,eps=5'"),
-        ("igsm:targeted=1", r"igsm: targeted: expected true or false, got 1"),
+        (parse_attack, "pgd:", r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got 'pgd:'"),
+        (parse_attack, 4, r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got 4"),
+        (parse_attack, "", r"attack: expected one of none, fgsm, .*bpda; got ''"),
+        (parse_attack, "pd+wd", r"attack: expected one of none, fgsm, .*bpda; got 'pd"),
+        (parse_attack, "fgsm:stop=1,step=2", r"^fgsm: no knob step, stop; known: eps, targeted$"),
+        (parse_attack, "none:eps=4", r"^none: no knob eps; it has none$"),
+        (parse_attack, "bpda:rng=1", r"bpda: no knob rng; known: eps, "),
+        (parse_attack, "bpda:batch_size=1", r"bpda: no knob batch_size; known: eps, "),
+        (parse_attack, "bpda:defense=1", r"bpda: no knob defense; known: eps, "),
+        (parse_attack, "igsm:eps=[1]", r"^igsm: eps: expected a number, true, false, none or a"),
+        (parse_attack, "igsm:eps=1e999", r"^igsm: eps: expected a number, true, false, none or a"),
+        (parse_attack, "igsm:eps=4,eps=5", r"igsm: eps is given twice, in 'igsm:eps=4,eps=5'"),
+        (parse_attack, "igsm:targeted=1", r"igsm: targeted: expected true or false, got 1"),
+        (parse_defense, "pd:eps=4,", r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got"),
+        (parse_defense, "igsm", r"defense: expected one of none, wd, pd, .*scale; got '"),
+        (parse_defense, "pd:sigma=0.04", r"^pd: no knob sigma; known: deflections, window, read"),
+        (parse_defense, "pd+cam:k=3", r"^pd\+cam: no knob k; known: .*, bias$"),
+        (parse_defense, "random_pad:rng=3", r"^random_pad: no knob rng; known: smallest, fill$"),
+        (parse_defense, "pd:deflections=-1", r"^pd: deflections: expected .* got"),
+        (parse_defense, "pd+cam:bias=2", r"^pd\+cam: bias: expected .* got"),
+        (parse_defense, "wd:wavelet=db999", r"^wd: wavelet: expected .* got"),
+        (parse_defense, "median:size=0", r"^median: size: expected .* got"),
+        (parse_defense, "jpeg:quality=100", r"^jpeg: quality: expected .* got"),
+        (parse_defense, "crop_rescale:side=90", r"^crop_rescale: side: expected .* got"),
     ],
 )
-def test_what_is_no_attack_is_refused(text, message):
+def test_what_is_no_attack_or_no_defence_is_refused_at_once(parse, text, message):
     with pytest.raises(ValueError, match=message):
-        parse_attack(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("pd:eps=4,", r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got"),
-        ("igsm", r"defense: expected one of none, wd, pd, .*scale; got '"),
-        ("pd:sigma=0.04", r"^pd: no knob sigma; known: deflections, window, read"),
-        ("pd+cam:k=3", r"^pd\+cam: no knob k; known: .*, bias$"),
-        ("random_pad:rng=3", r"^random_pad: no knob rng; known: smallest, fill$"),
-        ("pd:deflections=-1", r"^pd: deflections: expected .* got"),
-        ("pd+cam:bias=2", r"^pd\+cam: bias: expected .* got"),
-        ("wd:wavelet=db999", r"^wd: wavelet: expected .* got"),
-        ("median:size=0", r"^median: size: expected .* got"),
-        ("jpeg:quality=100", r"^jpeg: quality: expected .* got"),
-        ("crop_rescale:side=90", r"^crop_rescale: side: expected .* got"),
-    ],
-)
-def test_what_is_no_defence_is_refused_at_once(text, message):
-    with pytest.raises(ValueError, match=message):
-        parse_defense(text)
+        parse(text)
 
 
 def test_what_is_named_by_hand_is_checked_as_a_text_is(toy):
@@ -150,25 +138,25 @@ def test_settings_that_differ_besides_are_told():
 # Names
 
 
-def test_the_names():
-    assert attack_names() == ["none", "fgsm", "igsm", "pgd", *MINIMAL, "bpda"]
-    assert defense_names() == [*NAMES, *PEERS]
-    assert defense_names()[0] == "none"
-
-
-@pytest.mark.parametrize("name", ["fgsm", "igsm", "pgd", *MINIMAL, "bpda"])
+@pytest.mark.parametrize("name", ATTACKS[1:])
 def test_an_attacks_knobs_are_its_functions_keywords(name):
-    modules = dict.fromkeys(MINIMAL, "minimum_norm") | {"bpda": "adaptive"}
-    function = getattr(import_module(f"pdutils.attacks.{modules.get(name, 'gradient')}"), name)
     given_by_the_caller = {"classifier", "images", "labels", "rng", "batch_size", "defense"}
-    keywords = inspect.signature(function).parameters
+    keywords = inspect.signature(getattr(attacks, name)).parameters
     knobs = {key: keywords[key].default for key in keywords if key not in given_by_the_caller}
     assert NamedAttack(name, knobs).knobs == knobs
     assert len(knobs) >= 2
 
 
-@pytest.mark.parametrize("described", [attacks_help, defenses_help])
-def test_the_help_names_each_with_its_knobs(described):
+@pytest.mark.parametrize(
+    ("described", "parse", "names", "said"),
+    [
+        (attacks_help, parse_attack, ATTACKS, {"none": "", "fgsm": "eps=8, targeted=false"}),
+        (attacks_help, parse_attack, ATTACKS, {"bpda": "gradient=identity"}),
+        (defenses_help, parse_defense, DEFENSES, {"none": "", "pd+cam+wd": "deflections=1500"}),
+        (defenses_help, parse_defense, DEFENSES, {"pd": "deflections=200, window=10, reading"}),
+    ],
+)
+def test_the_help_names_each_with_its_knobs(described, parse, names, said):
     paragraphs: dict[str, str] = {}
     for line in described().splitlines():
         assert len(line) <= 110
@@ -179,34 +167,14 @@ def test_the_help_names_each_with_its_knobs(described):
             assert "`" not in line
         else:
             paragraphs[name] += line.strip() + " "
-    if described is attacks_help:
-        parse, names = parse_attack, attack_names()
-        assert paragraphs["fgsm"].strip() == "eps=8, targeted=false"
-        assert "gradient=identity" in paragraphs["bpda"]
-    else:
-        parse, names = parse_defense, defense_names()
-        assert paragraphs["none"] == ""
-        assert "deflections=200, window=10, reading=blog" in paragraphs["pd"]
-        assert "deflections=1500" in paragraphs["pd+cam+wd"]
-    assert list(paragraphs) == names
+    assert tuple(paragraphs) == names
     for name, knobs in paragraphs.items():
         # What the help prints can be typed.
         assert parse(f"{name}:{knobs.strip()}" if knobs else name).name == name
+        assert said.get(name, "") in knobs
 
 
 # Attacks are their functions
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Replace a module of attacks by one whose functions note what they are given."""
-
-    def put(module, name, function):
-        made = ModuleType(module)
-        setattr(made, name, function)
-        monkeypatch.setitem(sys.modules, module, made)
-
-    return put
 
 
 @pytest.mark.parametrize("single", [True, False])
@@ -222,7 +190,7 @@ def test_make_is_the_function_of_that_name(toy, name, knobs, single):
     images, labels = (photo(), 2) if single else (photos(3), [2, 0, 5])
     made = parse_attack(spelled(name, knobs)).make(toy, images, labels, 7)
     drawn = {"rng": streams(7, 1 if single else 3)} if name == "pgd" else {}
-    expected = getattr(gradient, name)(toy, images, labels, **knobs, **drawn)
+    expected = getattr(attacks, name)(toy, images, labels, **knobs, **drawn)
     np.testing.assert_array_equal(made.images, expected)
     assert made.images.shape == images.shape
     assert made.targets is None
@@ -241,18 +209,18 @@ def test_a_targeted_attack_reaches_for_the_class_that_it_drew(toy):
     made = parse_attack("igsm:targeted=true,iterations=3").make(toy, batch, labels, 11)
     assert (made.targets.dtype, made.targets.shape) == (np.int64, (4,))
     assert not (made.targets == labels).any()
-    expected = gradient.igsm(toy, batch, made.targets, targeted=True, iterations=3)
+    expected = attacks.igsm(toy, batch, made.targets, targeted=True, iterations=3)
     np.testing.assert_array_equal(made.images, expected)
 
 
-def test_targets_are_each_other_class_with_the_same_chance(stand_in):
-    stand_in("pdutils.attacks.minimum_norm", "deepfool", lambda c, x, y, *, targeted=False: x)
+def test_targets_are_each_other_class_with_the_same_chance(monkeypatch):
+    monkeypatch.setattr(attacks, "igsm", lambda c, x, y, *, targeted=False: x)
     network = SimpleNamespace(
         class_ids=list("abcd"), check_labels=lambda labels, n: np.full(n, labels)
     )
     tiny = np.zeros((900, 1, 1, 3), np.float32)
     for label, others in ((0, [1, 2, 3]), (2, [0, 1, 3]), (3, [0, 1, 2])):
-        targets = parse_attack("deepfool:targeted=true").make(network, tiny, label, 5).targets
+        targets = parse_attack("igsm:targeted=true").make(network, tiny, label, 5).targets
         classes, counts = np.unique(targets, return_counts=True)
         np.testing.assert_array_equal(classes, others)
         np.testing.assert_allclose(counts, 300, atol=52)
@@ -271,38 +239,33 @@ def test_an_attacks_result_depends_on_the_images_stream_alone(toy):
         assert np.mean(alone.images != together.images[i]) < 2e-3
 
 
-def test_an_attack_of_a_module_that_loads_late_gets_what_it_takes(toy, stand_in):
+def test_an_attack_gets_what_it_takes(toy, monkeypatch):
     calls = []
 
-    def deepfool(classifier, images, labels, *, overshoot=0.02, targeted=False, batch_size=32):
-        calls.append((classifier, images.shape, labels.tolist(), overshoot, batch_size))
+    def pgd(classifier, images, labels, *, eps=8, targeted=False, batch_size=32):
+        calls.append((classifier, images.shape, labels.tolist(), eps, batch_size))
         return images + 1
 
-    stand_in("pdutils.attacks.minimum_norm", "deepfool", deepfool)
-    attack = parse_attack("deepfool:overshoot=0.5")
-    assert not attack.adaptive
-    made = attack.make(toy, photo(), 4, 0, batch_size=5, defense=parse_defense("pd"))
-    assert calls == [(toy, (1, 32, 32, 3), [4], 0.5, 5)]
-    np.testing.assert_array_equal(made.images, photo() + 1)
-
-
-def test_an_adaptive_attack_gets_the_defense_and_the_streams(toy, stand_in):
-    calls = []
-
-    def bpda(
-        classifier, images, labels, *, defense, eps=4, gradient="identity", rng=None, batch_size=32
-    ):
-        calls.append((defense, eps, gradient, [stream.random() for stream in rng], batch_size))
+    def bpda(classifier, images, labels, *, defense, gradient="identity", rng=None, batch_size=32):
+        calls.append((defense, gradient, [stream.random() for stream in rng], batch_size))
         return images
 
-    stand_in("pdutils.attacks.adaptive", "bpda", bpda)
-    attack, defense = parse_attack("bpda:eps=3,gradient=wavelet"), parse_defense("pd+wd")
-    assert attack.adaptive
-    draws = [stream.random() for stream in streams(9, 2)]
+    monkeypatch.setattr(attacks, "pgd", pgd)
+    monkeypatch.setattr(attacks, "bpda", bpda)
+    plain, knows = parse_attack("pgd:eps=0.5"), parse_attack("bpda:gradient=wavelet")
+    defense = parse_defense("pd+wd")
+    assert (plain.adaptive, knows.adaptive) == (False, True)
+    made = plain.make(toy, photo(), 4, 0, batch_size=5, defense=defense)
+    np.testing.assert_array_equal(made.images, photo() + 1)
     for against in (defense, None, parse_defense("none")):
-        attack.make(toy, photos(2), 0, 9, defense=against, batch_size=4)
+        knows.make(toy, photos(2), 0, 9, defense=against, batch_size=4)
+    draws = [stream.random() for stream in streams(9, 2)]
     # Where nothing defends there is nothing to take a gradient back through.
-    assert calls == [(defense, 3, "wavelet", draws, 4)] + [(None, 3, "identity", draws, 4)] * 2
+    assert calls == [
+        (toy, (1, 32, 32, 3), [4], 0.5, 5),
+        (defense, "wavelet", draws, 4),
+        *[(None, "identity", draws, 4)] * 2,
+    ]
 
 
 def test_the_adaptive_attack_takes_a_named_defense_as_its_pipeline(toy):
@@ -316,20 +279,17 @@ def test_the_adaptive_attack_takes_a_named_defense_as_its_pipeline(toy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("targeted", [False, True])
-@pytest.mark.parametrize("name", MINIMAL)
-def test_the_minimal_attacks_are_made_by_name(toy, name, targeted):
-    batch = photos(2)
+@pytest.mark.parametrize("name", [*MINIMAL, "lbfgs:targeted=true"])
+def test_the_minimal_attacks_are_made_by_name(toy, name):
+    batch, targeted = photos(2), "targeted" in name
     labels = toy.predict(batch).argmax(axis=1)
-    attack = parse_attack(f"{name}:{MINIMAL[name]},targeted={targeted}")
-    if targeted and name == "deepfool":
-        with pytest.raises(ValueError, match="targeted"):
-            attack.make(toy, batch, labels, 0)
-        return
-    made = attack.make(toy, batch, labels, 0)
+    name, _, knob = name.partition(":")
+    made = parse_attack(f"{name}:{MINIMAL[name]}{knob and ','}{knob}").make(toy, batch, labels, 0)
     assert (made.images.shape, made.images.dtype) == (batch.shape, np.float32)
     np.testing.assert_array_equal(made.images, np.rint(np.clip(made.images, 0, 255)))
     assert (made.targets is not None) == targeted
+    with pytest.raises(ValueError, match="targeted"):
+        parse_attack("deepfool:targeted=true").make(toy, batch, labels, 0)
 
 
 # Defences are their functions
