@@ -52,6 +52,7 @@ TITLES = {
 #: By defence, then attack; None where nothing was evaluated or no image counts.
 Rates = dict[Hashable, dict[Hashable, Rate | None]]
 
+Differences = dict[Hashable, dict[Hashable, PairedDifference | None]]
 Names = Mapping[Hashable, str]
 
 
@@ -159,8 +160,7 @@ def compare(
         cells, (defense, attack) = (first, one) if left.empty else (second, other)
         raise ValueError(
             f"expected records of attack {attack!r} with defence {defense!r}, got the attacks "
-            f"{', '.join(map(str, cells.attacks))} and the defences "
-            f"{', '.join(map(str, cells.defenses))}"
+            f"{_joined(cells.attacks)} and the defences {_joined(cells.defenses)}"
         )
     if list(left["image"]) != list(right["image"]):
         pairs = (" under ".join(map(str, pair)) for pair in (one, other))
@@ -232,12 +232,7 @@ class Report:
 
     @classmethod
     def of(
-        cls,
-        found: Cells,
-        protocol: str,
-        aggregate: str,
-        baseline: Hashable | None = None,
-        skipped: Sequence[tuple[object, str]] = (),
+        cls, found: Cells, protocol: str, aggregate: str, baseline: Any = None, skipped: Any = ()
     ) -> "Report":
         """Report on outcomes; the defences are held against the baseline, by default "none"."""
         if baseline is None:
@@ -251,15 +246,14 @@ class Report:
             for defense in found.defenses
             if defense != baseline
         }
-        sentences = [
-            *_said_of_images(found, protocol, aggregate, skipped),
-            *_said_of_attacks(strengths),
-            *_said_of_defenses(found, baseline, differences),
-        ]
         return cls(
             _tables(found, baseline, rates, strengths, differences),
             _numbers(found, rates, protocol, aggregate),
-            sentences,
+            [
+                *_said_of_images(found, protocol, aggregate, skipped),
+                *_said_of_attacks(strengths),
+                *_said_of_defenses(found, baseline, differences),
+            ],
         )
 
     def __str__(self) -> str:
@@ -315,11 +309,7 @@ def _shown(names: Names) -> dict[Hashable, str]:
 
 
 def _tables(
-    found: Cells,
-    baseline: Hashable,
-    rates: Mapping[str, Rates],
-    strengths: Strengths,
-    differences: Mapping[Hashable, Mapping[Hashable, Any]],
+    found: Cells, base: Hashable, rates: dict[str, Rates], strengths: Strengths, minus: Differences
 ) -> dict[str, pd.DataFrame]:
     attacks, defenses = _shown(found.attacks), _shown(found.defenses)
     if "clean" not in attacks.values():
@@ -336,19 +326,15 @@ def _tables(
     if not made["targeted"].size:
         del made["targeted"]
     made["strength"] = _strength_table(strengths, attacks, defenses)
-    made["differences"] = grid(differences, f"defense, minus {defenses[baseline]}")
-    named = {"attack": (found.attacks, attacks), "defense": (found.defenses, defenses)}
-    rows = [
-        {"name": shorts[name], "kind": kind, "in full": text}
-        for kind, (names, shorts) in named.items()
-        for name, text in names.items()
-    ]
-    unlike: list[dict[str, str]] = [{}] * len(attacks) + list(unlike_knobs(found.defenses).values())
+    made["differences"] = grid(minus, f"defense, minus {defenses[base]}")
+    kinds = ("attack", found.attacks, attacks), ("defense", found.defenses, defenses)
+    rows = [(shown[n], kind, text) for kind, own, shown in kinds for n, text in own.items()]
+    names = pd.DataFrame(rows, columns=["name", "kind", "in full"], dtype=object).set_index("name")
+    unlike: list[dict[str, str]] = [{}] * len(attacks) + [*unlike_knobs(found.defenses).values()]
     if any(unlike):
-        for row, knobs in zip(rows, unlike, strict=True):
-            row["settings that differ"] = ", ".join(f"{k}={value}" for k, value in knobs.items())
-    made["names"] = pd.DataFrame(rows, dtype=object).set_index("name")
-    return made
+        told = [", ".join(f"{knob}={value}" for knob, value in own.items()) for own in unlike]
+        names["settings that differ"] = told
+    return made | {"names": names}
 
 
 def _strength_table(measured: Strengths, attacks: Names, defenses: Names) -> pd.DataFrame:
@@ -435,12 +421,10 @@ def _said_of_attacks(strengths: Strengths) -> Iterator[str]:
         )
 
 
-def _said_of_defenses(
-    found: Cells, baseline: Hashable, differences: Mapping[Hashable, Mapping[Hashable, Any]]
-) -> Iterator[str]:
+def _said_of_defenses(found: Cells, baseline: Hashable, differences: Differences) -> Iterator[str]:
     single = []
     for name, text in found.defenses.items():
-        runs = {n for (_, own), cell in found.cells.items() if own == text for n in cell["runs"]}
+        runs = {cell["runs"].max() for (_, own), cell in found.cells.items() if own == text}
         # One that has no name here may draw random numbers.
         random = text.partition(":")[0] not in DEFENSES or parse_defense(text).random
         single += [name] if runs == {1} and random else []

@@ -66,12 +66,12 @@ def run(
         folder of labelled pictures.
     attacks, defenses : mapping of name to str or function
         Texts such as ``igsm:eps=4`` and ``pd+rcam+wd:deflections=600``, see
-        `python -m pdutils evaluate --help`. Or a function of your own, ``images, rng -> images``;
-        an attack may also be ``classifier, images, labels, rng -> images``. It gets one image at a
-        time, shape (1, H, W, 3), RGB in [0, 255], and a `numpy.random.Generator`. A store keeps it
-        by its name and a digest of its source. The attacker who knows, ``bpda``, takes the gradient
-        straight through it. The text "none" is always evaluated, as "clean" and "no defence" where
-        it has no other name.
+        `python -m pdutils evaluate --help`; "none" is always evaluated, as "clean" and "no defence"
+        where it has no other name. Or a function of your own, ``images, rng -> images``; an attack
+        may also be ``classifier, images, labels, rng -> images``. It gets one image at a time,
+        shape (1, H, W, 3), RGB in [0, 255], and a `numpy.random.Generator`. A store keeps it by its
+        name and a digest of its source. The attacker who knows, ``bpda``, takes the gradient
+        straight through it.
     runs : int
         How many times a defence that draws random numbers is run, at least 1; others once.
     seed : int
@@ -85,10 +85,6 @@ def run(
         ``tcp://host:8786``. By default this process works alone.
     progress : bool, optional
         Whether to show a bar over images x attacks. By default on a terminal and in a notebook.
-
-    Returns
-    -------
-    Study
 
     Raises
     ------
@@ -124,7 +120,8 @@ def estimate(
     """
     met, held = _named(attacks, defenses)
     job = Job(_source(network, examples), _by_text(met), _by_text(held), runs, seed)
-    return estimated(_loaded(network), job, sample)
+    loaded = network if isinstance(network, Classifier) else network.load()
+    return estimated(loaded, job, sample)
 
 
 class Study:
@@ -193,7 +190,9 @@ class Study:
         attacks: Chosen = None,
         defenses: Chosen = None,
     ) -> Rates:
-        """Give the share of images classified right.
+        """Give the share of images classified right, by defence, then attack.
+
+        It is None where no image counts.
 
         Parameters
         ----------
@@ -203,38 +202,26 @@ class Study:
             Which images count.
         attacks, defenses : list of names, or mapping of other names to them, optional
             By default all. A curve over eps has numbers for names: ``{4: "eps 4", 8: "eps 8"}``.
-
-        Returns
-        -------
-        dict of name to dict of name to (Rate or None)
-            By defence, then attack; None where no image counts.
         """
-        return _picked(self._outcomes(aggregate).rates("accuracy", protocol), defenses, attacks)
+        return _picked(self._outcomes(aggregate).rates("accuracy", protocol), attacks, defenses)
 
-    def destruction(
-        self, aggregate: str = "one", *, attacks: Chosen = None, defenses: Chosen = None
-    ) -> Rates:
+    def destruction(self, aggregate: str = "one", **chosen: Chosen) -> Rates:
         """Give the share of adversaries that are turned back, as `accuracy` does.
 
         An adversary counts if it succeeded without a defence on an image right when clean; it is
         turned back if the defended network sees the true class (the destruction rate of Kurakin
         2017, arXiv 1607.02533, as in Table 4 of the paper).
         """
-        return _picked(self._outcomes(aggregate).rates("destruction"), defenses, attacks)
+        return _picked(self._outcomes(aggregate).rates("destruction"), **chosen)
 
     def targeted_success(
-        self,
-        aggregate: str = "one",
-        protocol: str = "plain",
-        *,
-        attacks: Chosen = None,
-        defenses: Chosen = None,
+        self, aggregate: str = "one", protocol: str = "plain", **chosen: Chosen
     ) -> Rates:
         """Give the share of adversaries seen as the class aimed at, as `accuracy` does.
 
         Attacks without an aim are left out. With "worst" any run that sees it counts.
         """
-        return _picked(self._outcomes(aggregate).rates("targeted", protocol), defenses, attacks)
+        return _picked(self._outcomes(aggregate).rates("targeted", protocol), **chosen)
 
     def strength(self, protocol: str = "paper") -> dict[Hashable, Strength]:
         """Give the strength of each attack, without which no rate means anything.
@@ -249,7 +236,9 @@ class Study:
     def compare(
         self, first: tuple[Hashable, ...], second: tuple[Hashable, ...], protocol: str = "paper"
     ) -> PairedDifference:
-        """Compare two cells on the same images.
+        """Give the share right in one cell minus that in another, on the same images.
+
+        Its `note` says so where the two differ in more than one knob.
 
         Parameters
         ----------
@@ -259,12 +248,6 @@ class Study:
             "IGSM")`` two aggregates, of which "one" goes without saying.
         protocol : {"paper", "plain"}
             Which images count.
-
-        Returns
-        -------
-        PairedDifference
-            The share right in the first minus that in the second. Its `note` says so where the two
-            differ in more than one knob.
         """
         for cell in (first, second):
             if len(cell) not in (2, 3):
@@ -329,17 +312,11 @@ class Study:
             yield from store.blocks(list(self.attacks.values()), list(self.defenses.values()))
 
 
-def _loaded(network: Classifier | ClassifierSource) -> Classifier:
-    return network if isinstance(network, Classifier) else network.load()
-
-
 def _source(network: Classifier | ClassifierSource, examples: Any) -> Source:
-    if isinstance(examples, Collection):
-        return CollectionSource(examples)
     if isinstance(examples, (str, PathLike)):
-        return folder_source(examples, _loaded(network))
-    source: Source = examples
-    return source
+        loaded = network if isinstance(network, Classifier) else network.load()
+        return folder_source(examples, loaded)
+    return CollectionSource(examples) if isinstance(examples, Collection) else examples
 
 
 def _named(attacks: Given, defenses: Given) -> tuple[dict[Hashable, Any], dict[Hashable, Any]]:
@@ -382,7 +359,7 @@ def _check_travels(item: Any) -> None:
     )
 
 
-def _picked(rates: Rates, defenses: Chosen, attacks: Chosen) -> Rates:
+def _picked(rates: Rates, attacks: Chosen = None, defenses: Chosen = None) -> Rates:
     """Pick rates, and call them by other names."""
 
     def chosen(names: Chosen, known: Mapping[Hashable, Any]) -> dict[Hashable, Hashable]:
