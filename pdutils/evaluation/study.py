@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
 from pdutils.demo.examples import Collection, load_collection
+from pdutils.evaluation import registry
 from pdutils.evaluation.datasets import CollectionSource, Source, folder_source
 from pdutils.evaluation.evaluate import Estimate, Job, estimated, evaluated
-from pdutils.evaluation.registry import (
-    OwnAttack,
-    OwnDefense,
-    parse_attack,
-    parse_defense,
-    unlike_settings,
-)
 from pdutils.evaluation.report import Cells, PairedDifference, Rates, Report, Strength, compare
 from pdutils.evaluation.store import StoredRecords
 
@@ -258,8 +252,8 @@ class Study:
         found = compare(self._outcomes(how), one, self._outcomes(way), other, protocol)
         defenses, attacks = zip(one, other, strict=True)
         notes = [
-            *unlike_settings({name: self.attacks[name] for name in attacks}),
-            *unlike_settings({name: self.defenses[name] for name in defenses}),
+            *registry.unlike_settings({name: self.attacks[name] for name in attacks}),
+            *registry.unlike_settings({name: self.defenses[name] for name in defenses}),
         ]
         return replace(found, note=" ".join(notes))
 
@@ -332,8 +326,8 @@ def _named(attacks: Given, defenses: Given) -> tuple[dict[Hashable, Any], dict[H
         return found if listed else {nothing: parse("none"), **found}
 
     return (
-        named(attacks, parse_attack, OwnAttack, "clean"),
-        named(defenses, parse_defense, OwnDefense, "no defence"),
+        named(attacks, registry.parse_attack, registry.OwnAttack, "clean"),
+        named(defenses, registry.parse_defense, registry.OwnDefense, "no defence"),
     )
 
 
