@@ -404,6 +404,14 @@ def classifier_names() -> list[str]:
     return ["efficientnet_lite0", "demo", *(_snake(c.__name__) for c in _constructors().values())]
 
 
+def is_at_hand(name: str) -> bool:
+    """Tell whether the weights of one of `classifier_names` lie on this machine."""
+    if name == "efficientnet_lite0":
+        return _efficientnet.is_installed()
+    files = (downloads.cache_dir() / "models").glob(f"{name}_weights*")
+    return name == "demo" or any("notop" not in path.name for path in files)
+
+
 def _auto(weights: Any, options: dict[str, Any]) -> Classifier:
     # Whoever names no network gets an answer at once: no download, and no wait for one.
     if weights is not None or downloads.find_cached(*_published_weights("resnet50")):

@@ -10,12 +10,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from tqdm import tqdm
 
@@ -33,42 +33,26 @@ with extra("notebooks"):
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
-#: Seconds that one notebook may take, once its kernel is there: many times what the demo's take.
-TIMEOUT = 3600
-
-#: Seconds until a kernel must answer; the first one on a cold disk takes its time.
-START_TIMEOUT = 600
-
-_NUMBERED = re.compile(r"\d\d_\w+\.ipynb")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_MARKER = "papermill-error-cell-tag"
 
 
 class UsageError(ValueError):
     """What was asked for does not exist; the message lists what does."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """The error that ended a notebook (name and message), and the source of the cell that did."""
-
-    error: str
-    source: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the run of a notebook, named without suffix, ended; no failure if it ran to its end."""
+class Outcome(NamedTuple):
+    """How a notebook, named without suffix, ended: its error, or none, and the cell it is from."""
 
     name: str
     seconds: float
-    failure: Failure | None
+    error: str
+    source: str
 
 
 def find_notebooks(folder: Path | None = None) -> list[Path]:
     """List what is named `NN_topic.ipynb` in a folder, by default the checkout's, in its order."""
     found = (folder or demo_root() / "notebooks").glob("*.ipynb")
-    return sorted(path for path in found if _NUMBERED.fullmatch(path.name))
+    return sorted(path for path in found if re.fullmatch(r"\d\d_\w+\.ipynb", path.name))
 
 
 def choose_notebooks(
@@ -81,31 +65,25 @@ def choose_notebooks(
     UsageError lists those that there are.
     """
     known = find_notebooks(folder)
-    by_path = bool(names) and all(Path(name).is_file() for name in names)
-    if not by_path and folder is None and checkout() is None:
+    by_path = {
+        name: Path(name) for name in names if name.endswith(".ipynb") and Path(name).is_file()
+    }
+    if len(by_path) < max(len(names), 1) and folder is None and checkout() is None:
         raise UsageError(
             "the notebooks are not in the installed package but in its repository: run this in a "
             "clone of it, or name a notebook by its path"
         )
-    if names:
-        chosen = {_choose(name, known) for name in names}
-    else:
-        chosen = {path for path in known if everything or path.name < "10"}
+    by_name = {name: path for path in known for name in (path.stem, path.name, path.name[:2])}
+    by_name |= by_path
+    for name in names:
+        if name not in by_name:
+            listed = ", ".join(path.stem for path in known) or "none"
+            raise UsageError(f"no notebook {name!r}; known: {listed}")
+    blog = [path for path in known if everything or path.name < "10"]
+    chosen = {by_name[name] for name in names} if names else set(blog)
     if not chosen:
         raise UsageError(f"no notebook NN_topic.ipynb in {folder or demo_root() / 'notebooks'}")
     return sorted(chosen, key=lambda path: path.name)
-
-
-def _choose(name: str, known: Sequence[Path]) -> Path:
-    path = Path(name)
-    if path.suffix == ".ipynb" and path.is_file():
-        return path
-    stem = name.removesuffix(".ipynb")
-    for notebook in known:
-        if stem in (notebook.stem, notebook.stem[:2]):
-            return notebook
-    listed = ", ".join(notebook.stem for notebook in known) or "none"
-    raise UsageError(f"no notebook {name!r}; known: {listed}")
 
 
 def _defaults(notebook: Path) -> dict[str, Any]:
@@ -146,40 +124,36 @@ def parse_value(text: str, default: Any = None) -> Any:
         raise ValueError(f"expected {error}, got {text!r}") from None
 
 
+#: What a value may be, by what the notebook's own is; the first that fits counts.
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    (int, float): "a number",
+    str: "a text in quotes",
+    list: "a list such as {}",
+    dict: "a dictionary such as {}",
+}
+
+
 def _of_kind(value: Any, default: Any) -> Any:
     """Bring a value to the kind of another; a TypeError says which kind that is."""
-    expected, right = "", True
-    if isinstance(default, bool):
-        expected, right = "true or false", isinstance(value, bool)
-    elif isinstance(default, (int, float)):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        expected, right = "a number", is_number and -math.inf < value < math.inf
-    elif isinstance(default, str):
-        expected, right = "a text in quotes", isinstance(value, str)
-    elif isinstance(default, (list, tuple)):
-        expected, right = f"a list such as {list(default)}", isinstance(value, list)
-    elif isinstance(default, dict):
-        expected, right = f"a dictionary such as {default}", isinstance(value, dict)
-    if not right:
+    default = list(default) if isinstance(default, tuple) else default
+    kind: Any = next((kind for kind in _KINDS if isinstance(default, kind)), object)
+    expected = _KINDS.get(kind, "").format(default)
+    if not isinstance(value, kind) or (kind == (int, float) and isinstance(value, bool)):
         raise TypeError(expected)
-    if isinstance(default, (list, tuple, dict)):
-        entries = default.values() if isinstance(default, dict) else default
+    if kind in (list, dict):
+        first = next(iter(default.values() if kind is dict else default), None)
         try:
-            return _each(value, next(iter(entries), None))
+            if kind is dict:
+                return {key: _of_kind(entry, first) for key, entry in value.items()}
+            return [_of_kind(entry, first) for entry in value]
         except TypeError:
             raise TypeError(expected) from None
-    is_real = isinstance(default, (int, float)) and not isinstance(default, bool)
-    return _number(value, whole=isinstance(default, int)) if is_real else value
-
-
-def _each(value: Any, default: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _of_kind(entry, default) for key, entry in value.items()}
-    return [_of_kind(entry, default) for entry in value]
-
-
-def _number(value: float, *, whole: bool) -> float:
-    if whole:
+    if kind != (int, float):
+        return value
+    if not -math.inf < value < math.inf:
+        raise TypeError(expected)
+    if isinstance(default, int):
         return int(value) if value == int(value) else value
     try:
         return float(value)
@@ -197,41 +171,31 @@ def assign_parameters(
     """
     known = {path: _defaults(path) for path in notebooks}
     every = sorted({name for names in known.values() for name in names})
-    for name in parameters:
+    assigned: dict[Path, dict[str, Any]] = {path: {} for path in notebooks}
+    for name, value in parameters.items():
         if name not in every:
             where = notebooks[0].stem if len(notebooks) == 1 else "any of the notebooks"
-            raise UsageError(
-                f"no parameter {name!r} in {where}; known: {', '.join(every) or 'none'}"
-            )
-    return {
-        path: {
-            name: _assigned(path, name, value, defaults[name])
-            for name, value in parameters.items()
-            if name in defaults
-        }
-        for path, defaults in known.items()
-    }
-
-
-def _assigned(notebook: Path, name: str, value: Any, default: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    # A notebook is a file in UTF-8.
-    written = value.encode("utf-8", "backslashreplace").decode("utf-8")
-    if written != value:
-        raise UsageError(f"{name}: expected a text in UTF-8, got {written}")
-    try:
-        return parse_value(value, default)
-    except ValueError as error:
-        raise UsageError(f"{name}: {error} ({notebook.stem})") from None
+            listed = ", ".join(every) or "none"
+            raise UsageError(f"no parameter {name!r} in {where}; known: {listed}")
+        # A notebook is a file in UTF-8.
+        written = str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+        if written != str(value):
+            raise UsageError(f"{name}: expected a text in UTF-8, got {written}")
+        for path, defaults in known.items():
+            if name in defaults:
+                is_typed, own = isinstance(value, str), defaults[name]
+                try:
+                    assigned[path][name] = parse_value(value, own) if is_typed else value
+                except ValueError as error:
+                    raise UsageError(f"{name}: {error} ({path.stem})") from None
+    return assigned
 
 
 def run_notebooks(
     notebooks: Sequence[Path],
     output: Path,
     parameters: Mapping[str, Any] | None = None,
-    *,
-    timeout: int = TIMEOUT,
+    timeout: int = 3600,
     jobs: int = 1,
 ) -> list[Outcome]:
     """Execute notebooks in this order, `jobs` at once, and leave each in a folder, which is made.
@@ -246,80 +210,56 @@ def run_notebooks(
         raise ValueError(f"expected a timeout and jobs of at least 1, got {timeout} and {jobs}")
     assigned = assign_parameters(notebooks, parameters or {})
     output.mkdir(parents=True, exist_ok=True)
-    cells = sum(_count_cells(*task) for task in assigned.items())
-    run = _Run(output, timeout, jobs, cells)
     # What papermill would say stands in the outcomes.
     logger = logging.getLogger("papermill")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        return run.all(list(assigned.items()))
+        return _Run(output, timeout, jobs).all(assigned)
     finally:
         logger.setLevel(level)
 
 
-class _Kernel(AsyncKernelManager):
-    """A kernel of this very interpreter; the subclass of a run knows those that it started."""
-
-    started: ClassVar[list["_Kernel"]]
-    environment: ClassVar[dict[str, str]]
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            kernel_spec_manager=_ThisInterpreter(self.environment),
-            transport_encryption="auto" if zmq.has("curve") else "disabled",
-            **options,
-        )
-        self.started.append(self)
-
-    def kill(self) -> None:
-        process = getattr(self.provisioner, "process", None)
-        if process is not None:
-            process.kill()
-
-
-def _kernel_class(jobs: int) -> type[_Kernel]:
+def _kernel_class(jobs: int) -> Any:
+    """Make the class of the kernels of one run: of this very interpreter, and known to it."""
     # Each OpenBLAS has a thread a core, which spins while those of other notebooks work.
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads, share = "OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs))
+    # A bar in an executed notebook would be a hundred lines of its stages.
+    own = {"TQDM_DISABLE": "1"} | {threads: os.environ.get(threads, share)}
 
-    class RunKernel(_Kernel):
-        started: ClassVar[list[_Kernel]] = []
-        environment: ClassVar[dict[str, str]] = {
-            # A bar in an executed notebook would be a hundred lines of its stages.
-            "TQDM_DISABLE": "1",
-            "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", threads),
-        }
+    class ThisInterpreter(KernelSpecManager):
+        # What is installed as `python3` on a machine may be another environment's Python.
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict(), env=own)
 
-    return RunKernel
+    class Kernel(AsyncKernelManager):
+        started: ClassVar[list[Any]] = []
 
+        def __init__(self, **options: Any) -> None:
+            encryption = "auto" if zmq.has("curve") else "disabled"
+            specs = ThisInterpreter()
+            super().__init__(kernel_spec_manager=specs, transport_encryption=encryption, **options)
+            self.started.append(self)
 
-class _ThisInterpreter(KernelSpecManager):
-    # What is installed as `python3` on a machine may be another environment's Python.
-    def __init__(self, environment: dict[str, str]) -> None:
-        super().__init__()
-        self._environment = environment
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        return KernelSpec(**get_kernel_dict(), env=self._environment)
+    return Kernel
 
 
 class _Run:
     """What the notebooks of one run share: their kernels, the bar, the folder of the results."""
 
-    def __init__(self, output: Path, timeout: int, jobs: int, cells: int) -> None:
-        self.output = output
-        self.timeout = timeout
+    def __init__(self, output: Path, timeout: int, jobs: int) -> None:
+        self.output, self.timeout, self.jobs = output, timeout, jobs
         self.lock = threading.Lock()
         self.stopped = False
-        self.jobs = jobs
         self.kernel_class = _kernel_class(jobs)
         self.active: list[str] = []
-        self.bar = tqdm(total=cells, unit="cell", disable=None, dynamic_ncols=True)
 
-    def all(self, tasks: Sequence[tuple[Path, dict[str, Any]]]) -> list[Outcome]:
+    def all(self, assigned: Mapping[Path, dict[str, Any]]) -> list[Outcome]:
+        cells = sum(_count_cells(*task) for task in assigned.items())
+        self.bar = tqdm(total=cells, unit="cell", disable=None, dynamic_ncols=True)
         # The main thread only waits, since Ctrl-C reaches no other.
         with self.bar, ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self.one, path, parameters) for path, parameters in tasks]
+            futures = [pool.submit(self.one, *task) for task in assigned.items()]
             try:
                 return [future.result() for future in futures]
             except BaseException:
@@ -333,10 +273,13 @@ class _Run:
             future.cancel()
         while wait(futures, timeout=0.1).not_done:
             for kernel in self.kernel_class.started:
-                kernel.kill()
+                if process := getattr(kernel.provisioner, "process", None):
+                    process.kill()
 
     def one(self, path: Path, parameters: dict[str, Any]) -> Outcome:
-        self.begin(path.stem)
+        with self.lock:
+            self.active.append(path.stem)
+            self.bar.set_description(", ".join(self.active))
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             executed = Path(folder) / path.name
@@ -344,119 +287,94 @@ class _Run:
             if self.stopped:
                 raise InterruptedError(f"{path.stem} was stopped")
             notebook = _read(executed if executed.exists() else path)
-        failure = None if error is None else self.failure(error, notebook, path)
-        outcome = Outcome(path.stem, time.monotonic() - start, failure)
+        failure = self.failure(error, notebook, path) if error else ("", "")
+        outcome = Outcome(path.stem, time.monotonic() - start, *failure)
         with self.lock:
             with whole_file(self.output / path.name) as place:
                 place.write_text(nbformat.writes(_finished(notebook, outcome)), "utf-8")
-            self.end(outcome)
+            self.active.remove(path.stem)
+            self.bar.set_description(", ".join(self.active))
+            state = "failed" if error else "ok"
+            self.bar.write(f"{path.stem}  {outcome.seconds:.1f} s  {state}", file=sys.stderr)
         return outcome
 
     def execute(self, path: Path, executed: Path, parameters: dict[str, Any]) -> Exception | None:
+        begun = cache(time.monotonic)
+
+        def left(_: Any) -> int:
+            # Counted from the first cell on; no time at all would be no limit to the client.
+            return max(1, math.ceil(begun() + self.timeout - time.monotonic()))
+
         try:
-            with _own_event_loop():
-                execute_notebook(
-                    path.resolve(),
-                    executed,
-                    parameters,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    start_timeout=START_TIMEOUT,
-                    timeout_func=_Remaining(self.timeout),
-                    kernel_manager_class=self.kernel_class,
-                    on_cell_executed=self.step,
-                    shutdown_kernel="immediate",
-                )
+            execute_notebook(
+                path.resolve(),
+                executed,
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                # Seconds until a kernel must answer; the first on a cold disk takes its time.
+                start_timeout=600,
+                timeout_func=left,
+                kernel_manager_class=self.kernel_class,
+                on_cell_executed=self.step,
+                shutdown_kernel="immediate",
+            )
         except Exception as error:
             # Whatever ends a notebook (its own code, a dead kernel, a cell out of time, a full
             # disk) is that notebook's failure: the others go on.
             return error
+        finally:
+            # The client leaves its thread's loop open, and in it what waits for a dead kernel.
+            loop = ensure_event_loop()
+            waiting = asyncio.all_tasks(loop)
+            for task in waiting:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
+            loop.close()
         return None
-
-    def failure(self, error: Exception, notebook: Any, path: Path) -> Failure:
-        if isinstance(error, PapermillExecutionError):
-            return Failure(_plain(f"{error.ename}: {error.evalue}"), error.source)
-        kind, reason = type(error).__name__, str(error)
-        if kind == "CellTimeoutError":
-            less = ", and -p images N less to do" if "images" in _defaults(path) else ""
-            reason = f"the {self.timeout} s of the notebook are over: --timeout S gives it more"
-            reason += less
-        cell = _last_started(notebook)
-        return Failure(_plain(f"{kind}: {reason}"), cell.source if cell else "")
-
-    def begin(self, name: str) -> None:
-        with self.lock:
-            self.active.append(name)
-            self.bar.set_description(", ".join(self.active))
 
     def step(self, **_: Any) -> None:
         with self.lock:
             self.bar.update()
 
-    def end(self, outcome: Outcome) -> None:
-        self.active.remove(outcome.name)
-        self.bar.set_description(", ".join(self.active))
-        state = "failed" if outcome.failure else "ok"
-        self.bar.write(f"{outcome.name}  {outcome.seconds:.1f} s  {state}", file=sys.stderr)
-
-
-class _Remaining:
-    """How many of a notebook's seconds are left for a cell; they begin with the first one."""
-
-    def __init__(self, seconds: int) -> None:
-        self.seconds = seconds
-        self.deadline: float | None = None
-
-    def __call__(self, _: Any) -> int:
-        now = time.monotonic()
-        if self.deadline is None:
-            self.deadline = now + self.seconds
-        # No time at all would be no limit to the client.
-        return max(1, math.ceil(self.deadline - now))
-
-
-@contextmanager
-def _own_event_loop() -> Iterator[None]:
-    # The client leaves its thread's loop open, and in it what waits for a kernel that has died.
-    try:
-        yield
-    finally:
-        loop = ensure_event_loop()
-        waiting = asyncio.all_tasks(loop)
-        for task in waiting:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
-        loop.close()
+    def failure(self, error: Exception, notebook: Any, path: Path) -> tuple[str, str]:
+        """Give the error and the source of the cell that it came from."""
+        kind, reason, cell = type(error).__name__, str(error), _last_started(notebook)
+        source = cell.source if cell else ""
+        if isinstance(error, PapermillExecutionError):
+            kind, reason, source = error.ename, error.evalue, error.source
+        elif kind == "CellTimeoutError":
+            reason = f"the {self.timeout} s of the notebook are over: --timeout S gives it more"
+            if "images" in _defaults(path):
+                reason += ", and -p images N less to do"
+        return _ANSI.sub("", f"{kind}: {reason}").strip(), source
 
 
 def _finished(notebook: Any, outcome: Outcome) -> Any:
     """Put into an executed notebook how its run ended, in place of papermill's own marks."""
-    notebook.cells = [cell for cell in notebook.cells if not _is_tagged(cell, _MARKER)]
+    marker = "papermill-error-cell-tag"
+    notebook.cells = [cell for cell in notebook.cells if not _is_tagged(cell, marker)]
     record = notebook.metadata.setdefault("papermill", nbformat.NotebookNode())
-    record.update(duration=outcome.seconds, exception=outcome.failure is not None)
+    record.update(duration=outcome.seconds, exception=bool(outcome.error))
     for path in ("input_path", "output_path"):
         record.pop(path, None)
-    if outcome.failure is not None:
-        record["error"] = outcome.failure.error
-        _show_error(notebook, outcome.failure.error)
+    if outcome.error:
+        record["error"] = outcome.error
+        # A kernel that is stopped or dies leaves no error among the outputs.
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        cell = _last_started(notebook)
+        if cell and not any(output.output_type == "error" for output in outputs):
+            name, _, message = outcome.error.partition(": ")
+            told = {"ename": name, "evalue": message, "traceback": [outcome.error]}
+            cell.outputs.append(nbformat.v4.new_output("error", **told))
     return notebook
-
-
-def _show_error(notebook: Any, error: str) -> None:
-    # A kernel that is stopped or dies leaves no error among the outputs.
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    cell = _last_started(notebook)
-    if cell and not any(output.output_type == "error" for output in outputs):
-        name, _, message = error.partition(": ")
-        shown = nbformat.v4.new_output("error", ename=name, evalue=message, traceback=[error])
-        cell.outputs.append(shown)
 
 
 def _last_started(notebook: Any) -> Any:
     """Give the code cell that was last to start, else the first one, else None."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     started = [cell for cell in cells if cell.metadata.get("papermill", {}).get("start_time")]
-    return started[-1] if started else next(iter(cells), None)
+    return (started[-1:] or cells[:1] or [None])[0]
 
 
 def _read(path: Path) -> Any:
@@ -476,7 +394,3 @@ def _count_cells(notebook: Path, parameters: Mapping[str, Any]) -> int:
     cells = _read(notebook).cells
     code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     return len(code) + bool(parameters)
-
-
-def _plain(text: str) -> str:
-    return _ANSI.sub("", text).strip()

@@ -196,7 +196,7 @@ def load_collection(
     elif drawn:
         where, files = f"fresh drawings (seed {seed})", []
     else:
-        where, files = "the few photos at hand", _photos_at_hand()
+        where, files = "the few photos at hand", photos_at_hand()
     drawings = _drawings(stream, 20 * n + 100)
     tried, right = 0, list[tuple[Array, int, Any]]()
     for image, label, mask in drawings if drawn else _photos(classifier, files, unreadable):
@@ -235,7 +235,8 @@ def _photos(
             yield image, label, None
 
 
-def _photos_at_hand() -> list[tuple[Path, str]]:
+def photos_at_hand() -> list[tuple[Path, str]]:
+    """List scikit-image's photos, and the authors' where they are cached, with their labels."""
     cached = [downloads.authors_file("originals", name) for name in downloads.AUTHORS_IMAGES]
     photos = [(photo_path(name), label) for name, label in PHOTOS.items()]
     return photos + [(path, label_from_name(path)) for path in cached if path is not None]

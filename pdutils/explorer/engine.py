@@ -4,49 +4,39 @@ What a reader does by hand in notebooks 1 to 7 is one call here, `Explorer.resul
 keeps what each stage gave, so that a changed setting costs only the stages that it touches.
 """
 
-import threading
+import copy
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils import _efficientnet, downloads
 from pdutils._utils import Array, check_one_of, check_whole, is_number, streams
 from pdutils.attacks.gradient import fgsm, igsm
 from pdutils.classifiers import Classifier, load_classifier
-from pdutils.defenses.pipeline import Defense
+from pdutils.defenses.pipeline import DENOISERS, Defense
 from pdutils.demo.examples import (
     ITERATIONS,
     PHOTOS,
     demo_images,
     load_case,
     load_clean,
-    photo_path,
+    photos_at_hand,
 )
-from pdutils.denoising import DENOISERS, Mode, SigmaScale, denoise
 from pdutils.metrics import linf, relative_l2
-
-Attack = Literal["shipped", "igsm", "fgsm", "none"]
 
 #: Told what is being done, how much of it is done, and how much there is (0: nobody knows).
 Progress = Callable[[str, int, int], None]
 
 #: The two networks that need no download, and those that the blog's notebook can be run with.
-CLASSIFIERS = (
-    "efficientnet_lite0",
-    "demo",
-    "resnet50",
-    "mobilenet_v2",
-    "inception_v3",
-    "xception",
-    "vgg19",
-)
+CLASSIFIERS = ("efficientnet_lite0", "demo", "resnet50", "mobilenet_v2", "inception_v3", "xception",
+               "vgg19")  # fmt: skip
 
 #: The least and the greatest whole number that a setting takes; a page that anybody may open must
 #: not be asked for an hour's work.
@@ -60,25 +50,17 @@ RANGES = {
     "seed": (0, 2**53 - 1),
 }
 
-#: Settings that are knobs of the defence, by the same names.
-_KNOBS = ("deflections", "window", "reading", "activation", "k", "combine", "runs")
+_TEXTS = ("classifier", "weights", "image", "label")
 
-_KINDS = get_type_hints(Defense)
+_KINDS = get_type_hints(Defense) | get_type_hints(DENOISERS["wavelet"])
 
-WORDS: dict[str, tuple[str, ...]] = {
-    "attack": get_args(Attack),
-    **{name: get_args(_KINDS[name]) for name in ("reading", "activation", "combine")},
-    "denoiser": ("none", *DENOISERS),
-    "mode": get_args(Mode),
-    "sigma_scale": get_args(SigmaScale),
-}
+#: The words that a setting takes.
+WORDS = {"attack": ("shipped", "igsm", "fgsm", "none"), "denoiser": ("none", *DENOISERS)}
+WORDS |= {name: get_args(_KINDS[name]) for name in ("reading", "activation", "combine")}
+WORDS |= {name: get_args(_KINDS[name]) for name in ("mode", "sigma_scale")}
 
 #: The denoisers that are told how much noise to expect.
 WITH_SIGMA = ("wavelet", "dct", "nl_means")
-
-#: How many values of a stage are kept, more than the runs that a result can have; and of networks,
-#: which are large.
-_KEPT, _NETWORKS_KEPT = 64, 3
 
 _T = TypeVar("_T")
 
@@ -96,21 +78,14 @@ class Settings:
     attack : {"shipped", "igsm", "fgsm", "none"}
         ``shipped``: the adversary that comes with the image; where none does, one that stops as
         soon as the network is fooled. ``igsm``, ``fgsm``: made now. ``none``: the clean image.
-    eps : int
-        Greatest change of a channel by `igsm` and `fgsm`, in grey levels of 255.
-    steps : int
-        How many steps of 1 grey level `igsm` takes.
-    stop : bool
-        Whether `igsm` stops as soon as the network is fooled: a weak attack. One that goes on is
-        strong.
+    eps, steps, stop
+        Greatest change of a channel by `igsm` and `fgsm`, in grey levels; how many steps of 1
+        `igsm` takes, and whether it stops once the network is fooled: a weak attack, else a strong.
     deflections, window, reading, activation, combine, k, runs
         As in `pdutils.defenses.pipeline.Defense`.
-    denoiser : str
-        As `method` in `pdutils.denoising.denoise`, or ``none``.
-    sigma : float
-        Noise that the denoisers of `WITH_SIGMA` are to expect, in (0, 1].
-    mode, sigma_scale
-        As in `pdutils.denoising.denoise_wavelet`.
+    denoiser, sigma, mode, sigma_scale
+        `method` in `pdutils.denoising.denoise` or ``none``; the noise that those of `WITH_SIGMA`
+        are to expect, in (0, 1]; the others as in `denoise_wavelet`.
     seed : int
         Of the deflections.
     """
@@ -119,7 +94,7 @@ class Settings:
     weights: str = ""
     image: str = ""
     label: str = ""
-    attack: Attack = "shipped"
+    attack: str = "shipped"
     eps: int = 8
     steps: int = 10
     stop: bool = True
@@ -131,13 +106,13 @@ class Settings:
     k: int = 5
     denoiser: str = "none"
     sigma: float = 0.04
-    mode: Mode = "soft"
-    sigma_scale: SigmaScale = "channel"
+    mode: str = "soft"
+    sigma_scale: str = "channel"
     runs: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("classifier", "weights", "image", "label"):
+        for name in _TEXTS:
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
         for name, words in WORDS.items():
@@ -163,7 +138,8 @@ class Settings:
         options: dict[str, Any] = {"sigma": self.sigma} if self.denoiser in WITH_SIGMA else {}
         if self.denoiser == "wavelet":
             options |= {"mode": self.mode, "sigma_scale": self.sigma_scale}
-        knobs: dict[str, Any] = {name: getattr(self, name) for name in _KNOBS}
+        same = {field.name for field in fields(self)} & {field.name for field in fields(Defense)}
+        knobs: dict[str, Any] = {name: getattr(self, name) for name in same - {"denoiser"}}
         denoiser = None if self.denoiser == "none" else self.denoiser
         return Defense(**knobs, denoiser=denoiser, denoiser_options=options)
 
@@ -219,11 +195,6 @@ class Result:
         changed: NDArray[np.bool_] = (self.deflected != self.adversary).any(axis=-1)
         return changed
 
-    @property
-    def remaining(self) -> Array:
-        """What still tells the defended image from the clean one, shape (H, W, 3)."""
-        return self.defended - self.clean
-
     @cached_property
     def strength(self) -> dict[str, float]:
         """How far the adversary and the defended image are from the clean one."""
@@ -236,10 +207,8 @@ class Result:
     @property
     def sentence(self) -> str:
         """What happened, such as `skunk 0.51 -> badger 0.70, in 48 ms`."""
-        best = [
-            self.network.top(p, 1)[0] for p in (self.steps[1].probabilities, self.probabilities)
-        ]
-        before, after = (f"{found.class_name} {found.probability:.2f}" for found in best)
+        seen, names = (self.steps[1].probabilities, self.probabilities), self.network.class_names
+        before, after = (f"{names[row.argmax()]} {row.max():.2f}" for row in seen)
         return f"{before} -> {after}, in {1000 * self.seconds:.0f} ms"
 
     @property
@@ -257,21 +226,18 @@ class Result:
         if attacked == true:
             back = "" if final == true else f" The defence itself turns it into {names[final]}."
             return f"The attack did not fool the network.{back}"
-        if final == true:
-            return f"{names[true]} is back: {self._what_did_it(deflected)}"
         if final == attacked:
             return f"The network still sees {names[attacked]}."
-        return f"Neither one nor the other: the network now sees {names[final]}."
-
-    def _what_did_it(self, deflected: int) -> str:
+        if final != true:
+            return f"Neither one nor the other: the network now sees {names[final]}."
+        how = "deflection alone had done it before the denoiser came."
         if self.settings.deflections == 0:
-            return "denoising alone did it."
-        if self.settings.denoiser == "none":
-            return "deflection alone did it."
-        if deflected == self.label:
-            return "deflection alone had done it before the denoiser came."
-        seen = self.network.class_names[deflected]
-        return f"deflection alone still gave {seen}; it took the denoiser too."
+            how = "denoising alone did it."
+        elif self.settings.denoiser == "none":
+            how = "deflection alone did it."
+        elif deflected != true:
+            how = f"deflection alone still gave {names[deflected]}; it took the denoiser too."
+        return f"{names[true]} is back: {how}"
 
 
 class Choice(NamedTuple):
@@ -296,7 +262,6 @@ class Explorer:
         self._kept: _Kept = {
             "network": OrderedDict((key, (n, 0.0)) for key, n in (networks or {}).items())
         }
-        self._lock = threading.RLock()
 
     def result(self, settings: Settings, *, progress: Progress | None = None) -> Result:
         """Attack, defend and classify; the result is equal to what the lines of `as_code` give.
@@ -304,28 +269,20 @@ class Explorer:
         `progress` is told of what takes long. What it raises ends the computation; the stages that
         are done are kept.
         """
-        with self._lock:
-            return _Stages(settings, self._kept, progress).result()
+        return _Stages(settings, self._kept, progress).result()
 
     def warm(self, settings: Settings) -> None:
         """Have TensorFlow compile what later results on this network and image will need."""
-        with self._lock:
-            stages = _Stages(settings, self._kept)
-            stages.network.loss_gradient(stages.clean.image, stages.clean.label)
-            stages.network.features(stages.clean.image)
+        stages = _Stages(settings, self._kept)
+        image, label, _ = stages.clean
+        stages.network.loss_gradient(image, label)
+        stages.network.features(image)
 
 
 def adversary_key(settings: Settings) -> tuple[Any, ...]:
     """Give what the adversary depends on: settings of equal keys have the same one."""
-    knobs: dict[str, tuple[Any, ...]] = {
-        "igsm": (settings.eps, settings.steps, settings.stop),
-        "fgsm": (settings.eps,),
-    }
-    return (*_clean_key(settings), settings.attack, *knobs.get(settings.attack, ()))
-
-
-def _clean_key(settings: Settings) -> tuple[Any, ...]:
-    return settings.classifier, settings.weights, settings.image, settings.label
+    used = {"igsm": ("eps", "steps", "stop"), "fgsm": ("eps",)}.get(settings.attack, ())
+    return tuple(getattr(settings, name) for name in (*_TEXTS, "attack", *used))
 
 
 def choices(network: str) -> list[Choice]:
@@ -336,17 +293,11 @@ def choices(network: str) -> list[Choice]:
     """
     if network == "demo":
         return [Choice(Path(d.name).stem, d.label, d.image) for d in demo_images()]
-    cached = [downloads.authors_file("originals", name) for name in downloads.AUTHORS_IMAGES]
-    authors = [Choice(str(path), f"the authors' {path.stem}", path) for path in cached if path]
-    return [Choice(name, name, photo_path(name)) for name in PHOTOS] + authors
-
-
-def is_at_hand(classifier: str) -> bool:
-    """Tell whether the weights of one of `CLASSIFIERS` lie on this machine."""
-    if classifier == "efficientnet_lite0":
-        return _efficientnet.is_installed()
-    files = (downloads.cache_dir() / "models").glob(f"{classifier}_weights*")
-    return classifier == "demo" or any("notop" not in path.name for path in files)
+    paths = {path.stem: path for path, _ in photos_at_hand()}
+    return [
+        Choice(*((name, name) if name in PHOTOS else (str(path), f"the authors' {name}")), path)
+        for name, path in paths.items()
+    ]
 
 
 def as_code(settings: Settings) -> str:
@@ -355,37 +306,31 @@ def as_code(settings: Settings) -> str:
     They leave `network`, `case`, `adversary`, `defended` (the first run's image) and `found` (the
     mean probabilities).
     """
-    attack, imports = settings.attack, ["from pdutils.classifiers import load_classifier"]
-    if attack in ("igsm", "fgsm"):
-        imports.insert(0, f"from pdutils.attacks import {attack}")
-    defense = _spelled(settings.defense())
-    if defense.startswith("replace"):
-        imports.insert(0, "from dataclasses import replace\n")
+    attack, defense = settings.attack, _spelled(settings.defense())
     knobs = f"eps={settings.eps}"
     if attack == "igsm":
         knobs += f", iterations={settings.steps}" + (', stop_at="success"' if settings.stop else "")
-    made = [
-        "seen = int(network.predict(case.clean).argmax())",
-        f"adversary = {attack}(network, case.clean, seen, {knobs})",
-    ]
-    given = {"none": ["adversary = case.clean"], "shipped": ["adversary = case.adversary"]}
+    given = {"none": "case.clean", "shipped": "case.adversary"}.get(attack)
     weights = f", {settings.weights!r}" if settings.weights else ""
     label = f", label={settings.label!r}" if settings.label else ""
     lines = [
-        *imports,
+        "from dataclasses import replace\n" if defense.startswith("replace") else None,
+        None if given else f"from pdutils.attacks import {attack}",
+        "from pdutils.classifiers import load_classifier",
         "from pdutils.defenses import Defense",
         "from pdutils.demo import load_case",
         "",
         f"network = load_classifier({settings.classifier!r}{weights})",
         f"case = load_case(network, {settings.image!r}{label})",
-        *given.get(attack, made),
+        None if given else "seen = int(network.predict(case.clean).argmax())",
+        f"adversary = {given or f'{attack}(network, case.clean, seen, {knobs})'}",
         f"defense = {defense}",
         f"defended = defense.transform(network, adversary, rng={settings.seed})",
         f"found = defense.predict(network, adversary, rng={settings.seed})",
         "for best in network.top(found):",
         '    print(f"{best.class_name} {best.probability:.2f}")',
     ]
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in lines if line is not None)
 
 
 def _spelled(defense: Defense) -> str:
@@ -404,31 +349,12 @@ def _spelled(defense: Defense) -> str:
 _Kept = dict[str, OrderedDict[Any, tuple[Any, float]]]
 
 
-class _Clean(NamedTuple):
-    image: Array
-    label: int
-    probabilities: Array
-
-
-class _Adversary(NamedTuple):
-    image: Array
-    origin: str
-    probabilities: Array
-
-
-class _Run(NamedTuple):
-    deflected: Array
-    defended: Array
-    halfway: Array
-    probabilities: Array
-
-
 class _Stages:
     """The stages of one result, each taken from what was kept or made anew."""
 
     def __init__(self, settings: Settings, kept: _Kept, progress: Progress | None = None) -> None:
-        self._kept = kept
-        self._progress = progress or (lambda what, done, total: None)
+        self.kept = kept
+        self.progress = progress or (lambda what, done, total: None)
         self.computed: list[str] = []
         self.seconds = 0.0
         self.settings = settings
@@ -443,150 +369,127 @@ class _Stages:
         name, weights = self.settings.classifier, self.settings.weights
 
         def load() -> Classifier:
-            self._progress(f"Loading {name}", 0, 0)
+            self.progress(f"Loading {name}", 0, 0)
             return load_classifier(name, weights or None)
 
-        return self._once("network", (name, weights), load)
+        return self.once("network", (name, weights), load)
 
     @cached_property
-    def clean(self) -> _Clean:
-        def load() -> _Clean:
-            s = self.settings
-            image, label = load_clean(self.network, s.image, label=s.label)
-            probabilities = self.network.predict(image)
-            seen = int(probabilities.argmax())
-            return _Clean(image, seen if label is None else label, probabilities)
+    def clean(self) -> tuple[Array, int, Array]:
+        """The clean image, its class, and what the network sees in it."""
 
-        return self._once("clean", _clean_key(self.settings), load)
+        def load() -> tuple[Array, int, Array]:
+            image, label = load_clean(self.network, self.settings.image, label=self.settings.label)
+            seen = self.network.predict(image)
+            return image, int(seen.argmax()) if label is None else label, seen
+
+        return self.once("clean", adversary_key(self.settings)[: len(_TEXTS)], load)
 
     @cached_property
-    def adversary(self) -> _Adversary:
-        def make() -> _Adversary:
-            image, origin = _attacked(self.settings, self.network, self.clean, self._progress)
-            return _Adversary(image, origin, self.network.predict(image))
+    def adversary(self) -> tuple[Array, str, Array]:
+        """The adversary, where it comes from, and what the network sees in it."""
+        settings, attack, (clean, _, answer) = self.settings, self.settings.attack, self.clean
 
-        return self._once("adversary", adversary_key(self.settings), make)
+        def make() -> tuple[Array, str, Array]:
+            # Where the network is wrong about the clean image, it is led away from what it saw.
+            seen = int(answer.argmax())
+            origin = f"made now, by {attack.upper()} against {self.network.name}"
+            if attack == "none":
+                image, origin = clean, "none: the clean image"
+            elif attack == "shipped":
+                case = load_case(self.watched(ITERATIONS), settings.image, label=settings.label)
+                image, origin = case.adversary, case.origin
+            elif attack == "fgsm":
+                image = fgsm(self.watched(1), clean, seen, eps=settings.eps)
+            else:
+                stop_at: Literal["success"] | None = "success" if settings.stop else None
+                own: dict[str, Any] = {"eps": settings.eps, "iterations": settings.steps}
+                image = igsm(self.watched(settings.steps), clean, seen, **own, stop_at=stop_at)
+            return image, origin, self.network.predict(image)
+
+        return self.once("adversary", adversary_key(settings), make)
+
+    def watched(self, steps: int) -> Classifier:
+        """Give the network so that it says how many of its gradients have been asked for."""
+        network, done = copy.copy(self.network), itertools.count()
+
+        def gradient(*args: Any, **options: Any) -> tuple[Array, Array]:
+            self.progress("Making the adversary", next(done), steps)
+            return self.network.loss_gradient(*args, **options)
+
+        network.loss_gradient = gradient  # type: ignore[method-assign]
+        return network
 
     @cached_property
     def activation_map(self) -> Array | None:
-        image = self.adversary.image
-        return self._once(
-            "map",
-            (*adversary_key(self.settings), self.defense.map_key),
-            lambda: self.defense.activation_map(self.network, image),
-            counts=True,
-        )
+        key = (*adversary_key(self.settings), self.defense.map_key)
+        make = partial(self.defense.activation_map, self.network, self.adversary[0])
+        return self.once("map", key, make, counts=True)
 
-    def run(self, number: int, rng: np.random.Generator) -> _Run:
-        """Defend and classify once, with random numbers that only this run draws."""
-        network, chances = self.network, self.activation_map
-        method, options = self.defense.denoiser, self.defense.denoiser_options
+    def run(self, rng: np.random.Generator, number: int) -> tuple[Array, Array, Array, Array]:
+        """Defend and classify once, with random numbers that only this run draws.
+
+        Give the deflected and the defended image, and what the network sees in them.
+        """
+        network, image, chances = self.network, self.adversary[0], self.activation_map
+        if number:
+            self.progress("Defending", number, self.settings.runs)
         deflection = replace(self.defense, denoiser=None, denoiser_options={})
+        denoising = replace(self.defense, deflections=0)
         key = (*adversary_key(self.settings), deflection.text, self.settings.seed, number)
 
-        def deflect() -> Array:
-            image = self.adversary.image
-            return deflection.transform(network, image, rng=[rng], activation_map=chances)
-
-        deflected = self._once("deflected", key, deflect, counts=True)
-        halfway = self._once(
-            "halfway", key, lambda: network.predict(deflected), counts=method is None
-        )
-        if method is None:
-            return _Run(deflected, deflected, halfway, halfway)
+        deflect = partial(deflection.transform, network, image, rng=[rng], activation_map=chances)
+        method, options = denoising.denoiser, denoising.denoiser_options
+        last = method is None
+        deflected = self.once("deflected", key, deflect, counts=True)
+        halfway = self.once("halfway", key, lambda: network.predict(deflected), counts=last)
+        if last:
+            return deflected, deflected, halfway, halfway
         key = (*key, method, *options.items())
-        defended = self._once(
-            "denoised", key, lambda: denoise(deflected, method, **options), counts=True
-        )
-        seen = self._once("probabilities", key, lambda: network.predict(defended), counts=True)
-        return _Run(deflected, defended, halfway, seen)
-
-    def runs(self) -> list[_Run]:
-        """Do all runs, with the random numbers that `Defense.predict` gives them."""
-        (first,) = streams(self.settings.seed, 1)
-        found = []
-        for number, rng in enumerate([first, *first.spawn(self.settings.runs - 1)]):
-            if number:
-                self._progress("Defending", number, self.settings.runs)
-            found.append(self.run(number, rng))
-        return found
+        denoise = partial(denoising.transform, network, deflected)
+        defended = self.once("denoised", key, denoise, counts=True)
+        seen = self.once("probabilities", key, lambda: network.predict(defended), counts=True)
+        return deflected, defended, halfway, seen
 
     def result(self) -> Result:
-        clean, adversary, chances, runs = (
-            self.clean, self.adversary, self.activation_map, self.runs()
-        )  # fmt: skip
+        (clean, label, first), (adversary, origin, second) = self.clean, self.adversary
+        # The random numbers that `Defense.predict` gives the runs.
+        (rng,) = streams(self.settings.seed, 1)
+        generators = [rng, *rng.spawn(self.settings.runs - 1)]
+        runs = [self.run(own, number) for number, own in enumerate(generators)]
         halfway, final = (np.stack([run[i] for run in runs]) for i in (2, 3))
-        seen = {"clean": clean.probabilities, "adversary": adversary.probabilities}
-        seen["deflected"] = halfway.mean(axis=0)
-        if self.defense.denoiser:
-            seen["denoised"] = final.mean(axis=0)
+        steps = [Step("clean", first), Step("adversary", second)]
+        steps += [Step("deflected", halfway.mean(axis=0))]
+        steps += [Step("denoised", final.mean(axis=0))] if self.defense.denoiser else []
         return Result(
             settings=self.settings,
             network=self.network,
             name=Path(self.settings.image).stem,
-            clean=clean.image,
-            adversary=adversary.image,
-            origin=adversary.origin,
-            label=clean.label,
-            activation_map=chances,
-            deflected=runs[0].deflected,
-            defended=runs[0].defended,
+            clean=clean,
+            adversary=adversary,
+            origin=origin,
+            label=label,
+            activation_map=self.activation_map,
+            deflected=runs[0][0],
+            defended=runs[0][1],
             runs=final,
-            steps=tuple(Step(*step) for step in seen.items()),
+            steps=tuple(steps),
             seconds=self.seconds,
             computed=tuple(dict.fromkeys(self.computed)),
         )
 
-    def _once(self, stage: str, key: Any, make: Callable[[], _T], *, counts: bool = False) -> _T:
+    def once(self, stage: str, key: Any, make: Callable[[], _T], *, counts: bool = False) -> _T:
         """Give what a stage makes, made anew only for a new key; its time counts either way."""
-        kept = self._kept.setdefault(stage, OrderedDict())
+        kept = self.kept.setdefault(stage, OrderedDict())
         if key not in kept:
             start = time.perf_counter()
             value = make()
             kept[key] = value, time.perf_counter() - start
             self.computed.append(stage)
-            if len(kept) > (_NETWORKS_KEPT if stage == "network" else _KEPT):
+            # Of values more than the runs that a result can have; networks are large.
+            if len(kept) > (3 if stage == "network" else 64):
                 kept.popitem(last=False)
         kept.move_to_end(key)
         found: tuple[_T, float] = kept[key]
         self.seconds += found[1] if counts else 0.0
         return found[0]
-
-
-class _Watched:
-    """A network that says how many gradients it has been asked for."""
-
-    def __init__(self, network: Classifier, steps: int, progress: Progress) -> None:
-        self._network, self._steps, self._progress = network, steps, progress
-        self._done = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._network, name)
-
-    def loss_gradient(self, *args: Any, **options: Any) -> tuple[Array, Array]:
-        self._progress("Making the adversary", self._done, self._steps)
-        self._done += 1
-        return self._network.loss_gradient(*args, **options)
-
-
-def _attacked(
-    settings: Settings, network: Classifier, clean: _Clean, progress: Progress
-) -> tuple[Array, str]:
-    """Give the adversary and where it comes from."""
-    if settings.attack == "none":
-        return clean.image, "none: the clean image"
-    steps = {"igsm": settings.steps, "fgsm": 1, "shipped": ITERATIONS}[settings.attack]
-    watched = cast(Classifier, _Watched(network, steps, progress))
-    if settings.attack == "shipped":
-        case = load_case(watched, settings.image, label=settings.label)
-        return case.adversary, case.origin
-    # Where the network is wrong about the clean image, it is led away from what it saw there.
-    seen = int(clean.probabilities.argmax())
-    origin = f"made now, by {settings.attack.upper()} against {network.name}"
-    if settings.attack == "fgsm":
-        return fgsm(watched, clean.image, seen, eps=settings.eps), origin
-    stop_at: Literal["success"] | None = "success" if settings.stop else None
-    adversary = igsm(
-        watched, clean.image, seen, eps=settings.eps, iterations=settings.steps, stop_at=stop_at
-    )
-    return adversary, origin

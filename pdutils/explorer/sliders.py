@@ -1,9 +1,9 @@
 """Controls for the notebooks: a knob is moved, and the figure below it follows.
 
-What is shown is a `View`, a figure with its numbers in words. A function of the settings gives it,
-by the very calls that the notebook makes by hand; `Sliders` puts controls before such a function. A
-control acts when it is let go, and of what is moved while something is computed only the last is
-asked for: ipywidgets keeps one message of a control on its way.
+A function of the settings gives the figure and its numbers, by the very calls that the notebook
+makes by hand; `Sliders` puts controls before such a function. A control acts when it is let go, and
+of what is moved while something is computed only the last is asked for: ipywidgets keeps one
+message of a control on its way.
 """
 
 import base64
@@ -11,21 +11,19 @@ import io
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pdutils import plots
 from pdutils._utils import extra
 from pdutils.activation import HOT, Combine, robust_cam
 from pdutils.attacks.gradient import igsm_path
-from pdutils.classifiers import Classifier
 from pdutils.deflection import pixel_deflection
-from pdutils.demo.examples import Case
+from pdutils.demo.examples import Case, Classifier
 from pdutils.denoising import Mode, SigmaScale, denoise
-from pdutils.metrics import correlation, linf, relative_l2
+from pdutils.metrics import Array, correlation, linf, relative_l2
 
 with extra("notebooks"):
     import anywidget
@@ -33,19 +31,10 @@ with extra("notebooks"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-Array = NDArray[np.float32]
-
-#: The side of a close-up, in pixels.
-_CLOSE = 40
-
 _STATIC = Path(__file__).parent / "static"
 
-
-class View(NamedTuple):
-    """What settings give: one of the figures of `pdutils.plots`, and what was measured in words."""
-
-    figure: Figure
-    numbers: str
+#: One of the figures of `pdutils.plots`, and what was measured in words.
+View = tuple[Figure, str]
 
 
 class Sliders:
@@ -54,7 +43,8 @@ class Sliders:
     Parameters
     ----------
     view : callable
-        It takes the values of the controls by their names, and gives a `View`.
+        It takes the values of the controls by their names, and gives a figure and what was measured
+        in words.
     **controls : ipywidgets selection widget
         One a setting, at its first value.
 
@@ -83,18 +73,29 @@ class Sliders:
 
     def _follow(self, _: object = None) -> None:
         """Show what the controls say; whatever goes wrong becomes a sentence."""
-        settings = {name: control.value for name, control in self.controls.items()}
         try:
-            view = self._view(**settings)
-            self._picture = _png(view.figure)
+            figure, numbers = self._view(**{n: c.value for n, c in self.controls.items()})
+            # `savefig` would lay the figure out and draw it twice.
+            canvas: Any = FigureCanvasAgg(figure)
+            canvas.draw()
+            buffer = io.BytesIO()
+            drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+            drawn.save(buffer, "PNG", compress_level=1)
         except Exception as error:
             self._picture, self.text = b"", f"{type(error).__name__}: {error}"
             self._shown.value = f'<p role="alert">{escape(self.text)}</p>'
             return
         said = ", ".join(f"{c.description} {c.options[c.index][0]}" for c in self.controls.values())
-        self.text = f"{said}: {view.numbers}"
-        # The picture and the words arrive as one.
-        self._shown.value = _html(self._picture, view.figure, self.text)
+        self.text = f"{said}: {numbers}"
+        self._picture = buffer.getvalue()
+        # The picture and the words arrive as one; its size is known before it is decoded, so that
+        # nothing below it moves.
+        address = f"data:image/png;base64,{base64.b64encode(self._picture).decode()}"
+        self._shown.value = (
+            f'<figure><img src="{address}" alt="{escape(str(figure.get_label()))}" '
+            f'width="{drawn.width}" height="{drawn.height}">'
+            f'<figcaption role="status">{escape(self.text)}</figcaption></figure>'
+        )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Give the widget, and a still picture where no widget can be shown."""
@@ -124,10 +125,10 @@ def attack(
     def view(steps: int) -> View:
         adversary = path[steps]
         norm, greatest = relative_l2(case.clean, adversary), linf(case.clean, adversary)
-        pictures = [adversary, 127.5 + factor * (adversary - case.clean)]
-        titles = [f"after {steps} steps", f"change x {factor:.0f}"]
+        pictures = {f"after {steps} steps": adversary}
+        pictures[f"change x {factor:.0f}"] = 127.5 + factor * (adversary - case.clean)
         strength = f"L2 {norm:.4f}, L-infinity {greatest:.0f} of 255"
-        return _outcome(network, case, adversary, pictures, titles, strength)
+        return _outcome(network, case, adversary, pictures, strength)
 
     return Sliders(view, steps=_slider("steps", range(iterations + 1), min(4, iterations)))
 
@@ -142,13 +143,14 @@ def deflection(
         changed = (deflected != case.adversary).any(axis=-1)
         dots = np.where(changed[..., np.newaxis], np.float32(0), 0.35 * case.adversary + 150)
         number = f"{changed.sum()} pixels changed"
-        pictures = [dots, _middle(deflected)]
-        return _outcome(network, case, deflected, pictures, [number, "close-up"], number)
+        pictures = {number: dots, "close-up": _middle(deflected)}
+        return _outcome(network, case, deflected, pictures, number)
 
+    windows = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100)
     return Sliders(
         view,
-        deflections=_deflections(deflections),
-        window=_slider("window", (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100), window),
+        deflections=_slider("deflections", _DEFLECTIONS, deflections),
+        window=_slider("window", windows, window),
         seed=_slider("seed", range(20), seed),
     )
 
@@ -171,8 +173,8 @@ def denoising(
         given = deflected if before else case.adversary
         denoised = denoise(given, sigma=sigma, mode=mode, sigma_scale=sigma_scale)
         change = f"changes a value by {np.abs(denoised - given).mean():.2f} of 255 on average"
-        pictures = [_middle(given), _middle(denoised)]
-        return _outcome(network, case, denoised, pictures, ["before", "denoised"], change)
+        pictures = {"before": _middle(given), "denoised": _middle(denoised)}
+        return _outcome(network, case, denoised, pictures, change)
 
     sigmas = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
     return Sliders(
@@ -188,11 +190,11 @@ def maps(network: Classifier, case: Case, *, k: int = 5, combine: Combine = "pap
     pair = np.stack([case.clean, case.adversary])
 
     def view(k: int, combine: Combine) -> View:
-        clean, adversary = robust_cam(network, pair, k=k, combine=combine)
-        means = [f"{name}, mean {found.mean():.2f}"
-                 for name, found in (("clean", clean), ("adversary", adversary))]  # fmt: skip
-        figure = plots.maps(list(pair), [clean, adversary], means)
-        return View(figure, f"{'; '.join(means)}; correlation {correlation(clean, adversary):.2f}")
+        made = robust_cam(network, pair, k=k, combine=combine)
+        names = ("clean", "adversary")
+        means = [f"{name}, mean {of.mean():.2f}" for name, of in zip(names, made, strict=True)]
+        figure = plots.maps(list(pair), list(made), means)
+        return figure, f"{'; '.join(means)}; correlation {correlation(*made):.2f}"
 
     most = min(10, len(network.class_names))
     return Sliders(
@@ -212,45 +214,36 @@ def placement(
     seed: int = 0,
 ) -> Sliders:
     """Move the number of deflections, with the adversary's map that spares pixels or without."""
-    hot = activation_map >= HOT
+    image, hot = case.adversary, activation_map >= HOT
 
     def view(with_map: bool, deflections: int) -> View:
         used = activation_map if with_map else None
-        deflected = pixel_deflection(
-            case.adversary, deflections, window, activation_map=used, rng=seed
-        )
-        changed = (deflected != case.adversary).any(axis=-1)
-        title = f"PD {deflections}{' + R-CAM' * with_map}"
-        figure = plots.changed_pixels(
-            case.adversary, [deflected], [title], activation_map=activation_map
-        )
+        deflected = pixel_deflection(image, deflections, window, activation_map=used, rng=seed)
+        changed = (deflected != image).any(axis=-1)
+        titles = [f"PD {deflections}{' + R-CAM' * with_map}"]
+        figure = plots.changed_pixels(image, [deflected], titles, activation_map=activation_map)
         within = (
             f"{changed.sum()} pixels changed, {(changed & hot).sum()} of them in the hot zone "
             f"(map at least {HOT:g}, {hot.mean():.0%} of the image)"
         )
-        return View(figure, f"{within}; {_said(network, case, network.predict(deflected))}")
+        return figure, f"{within}; {_said(network, case, network.predict(deflected))}"
 
     return Sliders(
         view,
         with_map=_switch("map", {"R-CAM": True, "none": False}, True),
-        deflections=_deflections(deflections),
+        deflections=_slider("deflections", _DEFLECTIONS, deflections),
     )
 
 
 def _outcome(
-    network: Classifier,
-    case: Case,
-    image: Array,
-    pictures: Sequence[Array],
-    titles: Sequence[str],
-    measured: str,
+    network: Classifier, case: Case, image: Array, pictures: dict[str, Array], measured: str
 ) -> View:
-    """Show pictures beside what the network makes of an image."""
-    found = network.predict(image)
-    classes = [case.label, case.attacked_label]
-    names = [network.class_names[c] for c in classes]
-    figure = plots.outcome(pictures, titles, names=names, probabilities=found[classes].tolist())
-    return View(figure, f"{_said(network, case, found)}; {measured}")
+    """Show pictures by their titles beside what the network makes of an image."""
+    found, classes = network.predict(image), [case.label, case.attacked_label]
+    names, shown = [network.class_names[c] for c in classes], list(pictures.values())
+    chances = found[classes].tolist()
+    figure = plots.outcome(shown, list(pictures), names=names, probabilities=chances)
+    return figure, f"{_said(network, case, found)}; {measured}"
 
 
 def _said(network: Classifier, case: Case, found: Array) -> str:
@@ -259,49 +252,23 @@ def _said(network: Classifier, case: Case, found: Array) -> str:
 
 
 def _middle(image: Array) -> Array:
-    top, left = (max(size - _CLOSE, 0) // 2 for size in image.shape[:2])
-    return image[top : top + _CLOSE, left : left + _CLOSE]
+    """Cut out a close-up of 40 x 40 pixels."""
+    top, left = (max(size - 40, 0) // 2 for size in image.shape[:2])
+    return image[top : top + 40, left : left + 40]
 
 
-def _deflections(value: int) -> Any:
-    offered = (0, 50, 100, 200, 300, 400, 600, 800, 1000, 1500, 2000, 3000, 5000)
-    return _slider("deflections", offered, value)
+_DEFLECTIONS = (0, 50, 100, 200, 300, 400, 600, 800, 1000, 1500, 2000, 3000, 5000)
 
 
 def _slider(description: str, offered: Sequence[float], value: float) -> Any:
     """Make a slider over given values, among them the one that it begins with."""
-    return ipywidgets.SelectionSlider(
-        options=[(str(number), number) for number in sorted({*offered, value})],
-        value=value,
-        description=description,
-        continuous_update=False,
-    )
+    options = [(str(number), number) for number in sorted({*offered, value})]
+    own = {"value": value, "description": description, "continuous_update": False}
+    return ipywidgets.SelectionSlider(options=options, **own)
 
 
 def _switch(description: str, options: dict[str, Any], value: Any) -> Any:
-    buttons = ipywidgets.ToggleButtons(
-        options=list(options.items()), value=value, description=description
-    )
+    offered = list(options.items())
+    buttons = ipywidgets.ToggleButtons(options=offered, value=value, description=description)
     buttons.style.button_width = "auto"
     return buttons
-
-
-def _png(figure: Figure) -> bytes:
-    # `savefig` would lay the figure out and draw it twice.
-    canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
-    buffer = io.BytesIO()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    drawn.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _html(picture: bytes, figure: Figure, text: str) -> str:
-    # Its size is known before it is decoded, so that nothing below it moves.
-    width, height = figure.canvas.get_width_height()
-    address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    return (
-        f'<figure><img src="{address}" alt="{escape(str(figure.get_label()))}" '
-        f'width="{width}" height="{height}">'
-        f'<figcaption role="status">{escape(text)}</figcaption></figure>'
-    )

@@ -13,9 +13,9 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,21 +23,9 @@ from PIL import Image
 
 from pdutils import plots
 from pdutils._utils import Array, extra, on_grid
-from pdutils.classifiers import Classifier
-from pdutils.explorer.engine import (
-    CLASSIFIERS,
-    RANGES,
-    WITH_SIGMA,
-    WORDS,
-    Choice,
-    Explorer,
-    Result,
-    Settings,
-    adversary_key,
-    as_code,
-    choices,
-    is_at_hand,
-)
+from pdutils.classifiers import Classifier, is_at_hand
+from pdutils.explorer import engine
+from pdutils.explorer.engine import Choice, Explorer, Result, Settings, adversary_key
 from pdutils.images import load_image
 
 with extra("notebooks"):
@@ -48,9 +36,6 @@ with extra("notebooks"):
 #: The largest picture that is taken from a visitor, in bytes.
 UPLOAD_LIMIT = 8_000_000
 
-#: How many pictures of a visitor are kept, and how many results.
-_UPLOADS_KEPT, _HISTORY = 8, 12
-
 #: Perturbations are shown at one scale, so that they can be compared.
 MAGNIFIED = 8
 
@@ -59,12 +44,6 @@ _THUMBNAIL = 56
 
 #: What a visitor may choose; files of weights and labels are the notebook's to name.
 _FREE = asdict(Settings()).keys() - {"weights", "label"}
-
-#: A slider that is moved on within this many seconds leaves one result, not one a step.
-_MOVED_ON = 1.5
-
-#: Seconds between two pieces of news about a computation.
-_NEWS = 0.05
 
 Pixels = NDArray[np.uint8]
 
@@ -90,8 +69,20 @@ def explorer(
     start = settings or Settings()
     if network is None and start.classifier == "auto":
         named = ("resnet50", "efficientnet_lite0", "demo")
-        start = replace(start, classifier=next(name for name in named if is_at_hand(name)))
+        start = replace(start, classifier=next(filter(is_at_hand, named)))
     return ExplorerWidget(start, network)
+
+
+class _Wish(NamedTuple):
+    """What a visitor asked for: the move's number, the settings, and whether it is a release."""
+
+    move: str
+    settings: Settings
+    final: bool
+
+
+class _OutdatedError(Exception):
+    """What is being computed is no longer wanted."""
 
 
 class ExplorerWidget(anywidget.AnyWidget):
@@ -143,11 +134,12 @@ class ExplorerWidget(anywidget.AnyWidget):
         self._lock = threading.Condition()
         super().__init__(offer=_offer(self._start.classifier), settings=asdict(self._start))
         self.on_msg(self._on_message)
+        first = _Wish("", self._start, final=True)
         if network:
-            self._serve(_Wish("", self._start, final=True))
+            self._serve(first)
         else:
             self.busy = {"what": f"Loading {self._start.classifier}", "done": 0, "total": 0}
-            self._take(_Wish("", self._start, final=True))
+            self._take(first)
 
     @property
     def result(self) -> Result | None:
@@ -183,23 +175,20 @@ class ExplorerWidget(anywidget.AnyWidget):
 
     def _wish_for(self, move: str, changes: Mapping[str, Any], *, final: bool) -> None:
         try:
-            wanted = self._wanted(changes)
+            self._take(_Wish(move, self._wanted(changes), final))
         except (ValueError, TypeError, OSError) as error:
             self.error = {"text": _words(error), "id": move}
-        else:
-            self._take(_Wish(move, wanted, final))
 
     def _wanted(self, changes: Mapping[str, Any]) -> Settings:
         """Check what a visitor asks for, and add what is not the visitor's to choose."""
-        barred = sorted(set(changes) - _FREE)
-        if barred:
-            raise ValueError(f"{barred[0]}: no setting of the explorer")
+        for name in sorted(set(changes) - _FREE):
+            raise ValueError(f"{name}: no setting of the explorer")
         wanted = {**asdict(self._asked), **changes}
         start, classifier = self._start, wanted["classifier"]
-        if classifier not in (*CLASSIFIERS, start.classifier):
+        if classifier not in (*engine.CLASSIFIERS, start.classifier):
             raise ValueError(f"no network {classifier!r} on offer")
         wanted["weights"] = start.weights if classifier == start.classifier else ""
-        names = _names(self._choices(classifier))
+        names = [choice.name for choice in self._choices(classifier)]
         if wanted["image"] not in ("", *names):
             if classifier == self._asked.classifier:
                 raise ValueError(f"no picture {wanted['image']!r} on offer")
@@ -210,16 +199,22 @@ class ExplorerWidget(anywidget.AnyWidget):
 
     def _choices(self, classifier: str) -> list[Choice]:
         if classifier not in self._own:
-            offered, begun = choices(classifier), self._start.image
-            is_own = Path(begun).is_file() and begun not in _names(offered)
-            if classifier == self._start.classifier and is_own:
-                offered = [Choice(begun, Path(begun).stem, Path(begun)), *offered]
-            self._own[classifier] = offered
+            offered, begun = engine.choices(classifier), Path(self._start.image)
+            is_own = begun.is_file() and str(begun) not in [choice.name for choice in offered]
+            own = [Choice(str(begun), begun.stem, begun)]
+            is_first = classifier == self._start.classifier
+            self._own[classifier] = [*(own if is_own and is_first else []), *offered]
         return [*self._own[classifier], *self._uploads]
 
     def _upload(self, move: str, name: str, content: bytes) -> None:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="pdutils-explorer-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._uploaded += 1
         title = Path(name).name or "picture"
-        path = self._place(title)
+        # What stands before an underscore would be taken for the class.
+        own = Path(title).stem.replace("_", "-") + Path(title).suffix
+        path = self._folder / str(self._uploaded) / own
         try:
             if len(content) > UPLOAD_LIMIT:
                 most, got = UPLOAD_LIMIT // 10**6, len(content) / 10**6
@@ -230,20 +225,11 @@ class ExplorerWidget(anywidget.AnyWidget):
         except (ValueError, OSError) as error:
             self.error = {"text": str(error).replace(str(path), title), "id": move}
             return
-        self._uploads = [*self._uploads, Choice(str(path), title, path)][-_UPLOADS_KEPT:]
+        # So many of a visitor's pictures are kept.
+        self._uploads = [*self._uploads, Choice(str(path), title, path)][-8:]
         self._wish_for(move, {"image": str(path)}, final=True)
 
-    def _place(self, title: str) -> Path:
-        """Find a place for a visitor's picture, where no other has been."""
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="pdutils-explorer-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._uploaded += 1
-        # What stands before an underscore would be taken for the class.
-        stem, suffix = Path(title).stem.replace("_", "-"), Path(title).suffix
-        return self._folder / str(self._uploaded) / f"{stem}{suffix}"
-
-    def _take(self, wish: "_Wish") -> None:
+    def _take(self, wish: _Wish) -> None:
         """Put a wish in the place for one; whoever is at work finds the newest there."""
         with self._lock:
             self._wish, self._asked = wish, wish.settings
@@ -262,91 +248,91 @@ class ExplorerWidget(anywidget.AnyWidget):
                     return
             self._serve(wish)
 
-    def _serve(self, wish: "_Wish") -> None:
+    def _serve(self, wish: _Wish) -> None:
         """Compute and show one wish; whatever goes wrong becomes a sentence."""
         try:
-            result = self._explorer.result(wish.settings, progress=_News(self, wish))
+            result = self._explorer.result(wish.settings, progress=self._news(wish))
             self._show(result, wish)
-            self._warm(result)
+            if self._warmed is not result.network:
+                self._warmed = result.network
+                # A network without a feature map can be explored without maps.
+                with suppress(ValueError):
+                    self._explorer.warm(result.settings)
         except _OutdatedError:
             return
         except Exception as error:
-            self._fail(error, wish)
+            if self._asked == wish.settings and self._result is not None:
+                self._asked = self._result.settings
+            text = _words(error)
+            # A visitor's pictures are called what the visitor calls them.
+            for upload in self._uploads:
+                text = text.replace(str(upload.path), upload.title)
+            with self.hold_sync():
+                self.busy = {}
+                self.error = {"text": text, "id": wish.move}
 
-    def _fail(self, error: Exception, wish: "_Wish") -> None:
-        if self._asked == wish.settings and self._result is not None:
-            self._asked = self._result.settings
-        with self.hold_sync():
-            self.busy = {}
-            self.error = {"text": self._named(_words(error)), "id": wish.move}
+    def _news(self, wish: _Wish) -> engine.Progress:
+        """Tell how far a computation is, and end one that nobody waits for."""
+        told = 0.0
 
-    def _named(self, text: str) -> str:
-        """Call a visitor's pictures what the visitor calls them."""
-        for upload in self._uploads:
-            text = text.replace(str(upload.path), upload.title)
-        return text
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal told
+            # An adversary that the newer wish needs as well is made to its end.
+            newer = self._wish
+            if newer and adversary_key(newer.settings) != adversary_key(wish.settings):
+                raise _OutdatedError
+            if time.monotonic() - told >= 0.05:
+                told = time.monotonic()
+                self.busy = {"what": what, "done": done, "total": total}
 
-    def _warm(self, result: Result) -> None:
-        if self._warmed is result.network:
-            return
-        self._warmed = result.network
-        # A network without a feature map can be explored without maps.
-        with suppress(ValueError):
-            self._explorer.warm(result.settings)
+        return tell
 
-    def _show(self, result: Result, wish: "_Wish") -> None:
-        pictures = self._pictures(result)
-        images = self._thumbnails(result.settings.classifier)
+    def _show(self, result: Result, wish: _Wish) -> None:
+        pictures, settings = self._pictures(result), result.settings
+        drawn = {entry["name"]: entry for entry in self.images}
+        offered = self._choices(settings.classifier)
+        images = [drawn.get(choice.name) or _thumbnail(choice) for choice in offered]
         history = self._history(result, wish)
+        own = {choice.name: choice.path.name for choice in self._uploads}
+        code = engine.as_code(replace(settings, image=own.get(settings.image, settings.image)))
         self._result = result
         if self._asked == wish.settings:
             # Settings without an image have one now.
-            self._asked = result.settings
+            self._asked = settings
         if not self._start.image:
-            self._start = replace(self._start, image=result.settings.image)
+            self._start = replace(self._start, image=settings.image)
         with self.hold_sync():
             for name, packed in pictures.items():
                 setattr(self, f"picture_{name}", packed)
-            self.images = images
-            self.settings = asdict(result.settings)
-            self.shown = _in_words(result, self._code(result.settings)) | {
-                "id": wish.move,
-                "final": wish.final,
-            }
-            self.history = history
+            self.images, self.history = images, history
+            self.settings = asdict(settings)
+            told = {"code": code, "id": wish.move, "final": wish.final}
+            self.shown = _in_words(result) | told
             self.busy, self.error = {}, {}
 
     def _pictures(self, result: Result) -> dict[str, bytes]:
         """Encode the pictures of a result; what is the same as before is not encoded again."""
-        before = self._result
 
-        def same(parts: Sequence[str]) -> bool:
+        def same(part: str) -> bool:
             # What a stage gave is kept, so that what did not change is the very same array.
-            return before is not None and all(
-                getattr(before, part) is getattr(result, part) for part in parts
-            )
+            return getattr(self._result, part) is getattr(result, part)
 
         return {
-            name: getattr(self, f"picture_{name}") if same(parts) else _packed(draw(result))
+            name: getattr(self, f"picture_{name}")
+            if self._result and all(map(same, parts))
+            else _packed(draw(result))
             for name, (parts, draw) in PICTURES.items()
         }
 
-    def _code(self, settings: Settings) -> str:
-        own = {choice.name: choice.path.name for choice in self._uploads}
-        return as_code(replace(settings, image=own.get(settings.image, settings.image)))
-
-    def _thumbnails(self, classifier: str) -> list[dict[str, Any]]:
-        drawn = {entry["name"]: entry for entry in self.images}
-        return [drawn.get(c.name) or _thumbnail(c) for c in self._choices(classifier)]
-
-    def _history(self, result: Result, wish: "_Wish") -> list[dict[str, Any]]:
+    def _history(self, result: Result, wish: _Wish) -> list[dict[str, Any]]:
         """Add a result to the last ones, unless it was only passed on the way."""
         chosen = {name: value for name, value in asdict(result.settings).items() if name in _FREE}
         if not wish.final or any(entry["settings"] == chosen for entry in self.history):
             return list(self.history)
         last = self.history[-1]["settings"] if self.history else chosen
-        moved = sum(last[name] != chosen[name] for name in chosen)
-        is_step = moved == 1 and time.monotonic() - self._remembered_at < _MOVED_ON
+        # A slider that is moved on within so many seconds leaves one result, not one a step.
+        is_soon = time.monotonic() - self._remembered_at < 1.5
+        is_step = is_soon and sum(last[name] != chosen[name] for name in chosen) == 1
         self._remembered_at = time.monotonic()
         entry = {
             "settings": chosen,
@@ -356,37 +342,7 @@ class ExplorerWidget(anywidget.AnyWidget):
         }
         # The first result is what all others are compared with.
         before = self.history[:-1] if is_step and len(self.history) > 1 else self.history
-        return [*before, entry][-_HISTORY:]
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """What a visitor asked for: the move's number, the settings, and whether it is a release."""
-
-    move: str
-    settings: Settings
-    final: bool
-
-
-class _OutdatedError(Exception):
-    """What is being computed is no longer wanted."""
-
-
-class _News:
-    """Tells the widget how far a computation is, and ends one that nobody waits for."""
-
-    def __init__(self, widget: ExplorerWidget, wish: _Wish) -> None:
-        self._widget, self._wish = widget, wish
-        self._told = 0.0
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        newer = self._widget._wish
-        # An adversary that the newer wish needs as well is made to its end.
-        if newer and adversary_key(newer.settings) != adversary_key(self._wish.settings):
-            raise _OutdatedError
-        if time.monotonic() - self._told >= _NEWS:
-            self._told = time.monotonic()
-            self._widget.busy = {"what": what, "done": done, "total": total}
+        return [*before, entry][-12:]
 
 
 def summary(settings: Settings) -> str:
@@ -404,87 +360,65 @@ def summary(settings: Settings) -> str:
     return attack + (" + ".join(parts) or "no defence")
 
 
-def _names(offered: Sequence[Choice]) -> list[str]:
-    return [choice.name for choice in offered]
-
-
-def _offer(classifier: str) -> dict[str, Any]:
+def _offer(begun: str) -> dict[str, Any]:
     """Give what the controls can be set to."""
-    names = dict.fromkeys([classifier, *CLASSIFIERS])
+    names = dict.fromkeys([begun, *engine.CLASSIFIERS])
+    at_hand = {name: name == begun or is_at_hand(name) for name in names}
+    colors = {"true": plots.TRUE_COLOR, "attack": plots.ATTACK_COLOR, "other": plots.OTHER_COLOR}
     return {
-        "classifiers": [
-            {"name": name, "at_hand": name == classifier or is_at_hand(name)} for name in names
-        ],
-        "ranges": {name: list(bounds) for name, bounds in RANGES.items()},
-        "words": {name: list(words) for name, words in WORDS.items()},
-        "with_sigma": list(WITH_SIGMA),
+        "classifiers": [{"name": name, "at_hand": found} for name, found in at_hand.items()],
+        "ranges": {name: list(bounds) for name, bounds in engine.RANGES.items()},
+        "words": {name: list(words) for name, words in engine.WORDS.items()},
+        "with_sigma": list(engine.WITH_SIGMA),
         "upload_limit": UPLOAD_LIMIT,
         "magnified": MAGNIFIED,
-        "colors": {
-            "true": plots.TRUE_COLOR,
-            "attack": plots.ATTACK_COLOR,
-            "other": plots.OTHER_COLOR,
-        },
+        "colors": colors,
     }
 
 
-def _in_words(result: Result, code: str) -> dict[str, Any]:
+def _in_words(result: Result) -> dict[str, Any]:
     """Give all of a result but its pictures, as JSON holds it."""
-    names, attacked = result.network.class_names, result.attacked_label
-    before, after = result.steps[1].probabilities, result.probabilities
-
-    def role(number: int) -> str:
-        return {result.label: "true", attacked: "attack"}.get(number, "other")
+    names, true, attacked = result.network.class_names, result.label, result.attacked_label
 
     def top(probabilities: Array, k: int = 5) -> list[dict[str, Any]]:
-        best = result.network.top(probabilities, k)
+        roles = {true: "true", attacked: "attack"}
         return [
-            {"name": _spaced(p.class_name), "p": p.probability, "role": role(p.number)}
-            for p in best
+            {
+                "name": _spaced(p.class_name),
+                "p": p.probability,
+                "role": roles.get(p.number, "other"),
+            }
+            for p in result.network.top(probabilities, k)
         ]
 
+    def step(name: str, found: Array) -> dict[str, Any]:
+        attack = 0.0 if attacked is None else float(found[attacked])
+        return {"name": name, "true": float(found[true]), "attack": attack}
+
+    runs, far, spared = result.settings.runs, result.strength, result.activation_map
+    over = "" if spared is None else f", map mean {spared.mean():.2f}"
+    rows = {step.name: step.probabilities for step in result.steps[:2]}
+    best = {name: top(row) for name, row in (*rows.items(), ("defended", result.probabilities))}
     return {
         "name": result.name,
-        "size": list(result.clean.shape[:2]),
         "classes": len(names),
-        "true": _spaced(names[result.label]),
+        "true": _spaced(names[true]),
         "attacked": None if attacked is None else _spaced(names[attacked]),
-        "before": top(before, 1)[0],
-        "after": top(after, 1)[0],
+        "before": best["adversary"][0],
+        "after": best["defended"][0],
         "milliseconds": 1000 * result.seconds,
         "sentence": result.sentence,
         "verdict": _spaced(result.verdict),
-        "steps": [
-            {
-                "name": step.name,
-                "true": float(step.probabilities[result.label]),
-                "attack": 0.0 if attacked is None else float(step.probabilities[attacked]),
-            }
-            for step in result.steps
-        ],
-        "top": {
-            "clean": top(result.steps[0].probabilities),
-            "adversary": top(before),
-            "defended": top(after),
+        "steps": [step(*each) for each in result.steps],
+        "top": best,
+        "notes": {
+            "clean": result.name,
+            "adversary": result.origin,
+            "defended": f"first of {runs} runs; bars: their mean" if runs > 1 else "one run",
+            "deflected": f"{result.changed.sum()} pixels changed{over}",
+            "attack": f"L2 {far['attack_l2']:.3f}, at most {far['attack_linf']:.0f} of 255",
+            "left": f"L2 {far['remaining_l2']:.3f}",
         },
-        "notes": _notes(result),
-        "code": code,
-    }
-
-
-def _notes(result: Result) -> dict[str, str]:
-    """Say under each picture what was measured of it."""
-    settings, strength = result.settings, result.strength
-    changed = int(result.changed.sum())
-    over = "" if result.activation_map is None else f", map mean {result.activation_map.mean():.2f}"
-    first = f"first of {settings.runs} runs; bars: their mean" if settings.runs > 1 else "one run"
-    return {
-        "clean": result.name,
-        "adversary": result.origin,
-        "defended": first,
-        "deflected": f"{changed} pixels changed{over}",
-        "attack": f"L2 {strength['attack_l2']:.3f}, at most {strength['attack_linf']:.0f} of 255",
-        "left": f"L2 {strength['remaining_l2']:.3f}",
     }
 
 
@@ -526,7 +460,7 @@ PICTURES: dict[str, tuple[Sequence[str], Callable[[Result], Pixels]]] = {
     "defended": (["defended"], lambda result: _shown(result.defended)),
     "deflected": (["adversary", "deflected", "activation_map"], _dots),
     "attack": (["clean", "adversary"], lambda found: _magnified(found.adversary - found.clean)),
-    "left": (["clean", "defended"], lambda result: _magnified(result.remaining)),
+    "left": (["clean", "defended"], lambda result: _magnified(result.defended - result.clean)),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pdutils import _efficientnet, downloads
 from pdutils.activation import robust_cam
-from pdutils.classifiers import load_classifier
+from pdutils.classifiers import is_at_hand, load_classifier
 from pdutils.defenses.pipeline import Defense
 from pdutils.demo.examples import demo_image, load_case
 from pdutils.denoising import DENOISERS
@@ -18,7 +18,6 @@ from pdutils.explorer.engine import (
     adversary_key,
     as_code,
     choices,
-    is_at_hand,
 )
 from pdutils.images import load_image, save_image
 
