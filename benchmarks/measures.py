@@ -36,8 +36,11 @@ load_tensorflow()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from pdutils.defenses.keras_model import defended_model  # noqa: E402
-from pdutils.defenses.layers import PixelDeflection, WaveletDenoising  # noqa: E402
+from pdutils.defenses.layers import (  # noqa: E402
+    PixelDeflection,
+    WaveletDenoising,
+    defended_model,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 

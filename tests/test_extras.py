@@ -17,7 +17,7 @@ SENTENCE = re.compile(r"\w+ is not installed; bring it with: pip install 'pdutil
 FOR = {
     "pdutils.defenses.pipeline": set(extras.EXTRAS),
     "pdutils.attacks.gradient": set(extras.EXTRAS),
-    "pdutils.defenses.keras_model": set(extras.EXTRAS),
+    "pdutils.defenses.layers": set(extras.EXTRAS),
     "pdutils.evaluation.report": {"evaluation", "cluster", "notebooks"},
     "pdutils.plots": {"notebooks", "app"},
     "pdutils.tables": {"evaluation", "cluster", "notebooks"},

@@ -21,7 +21,7 @@ import tensorflow as tf  # noqa: E402
 from keras import layers as L  # noqa: E402, N812
 from keras import ops  # noqa: E402
 
-from pdutils.defenses.keras_model import defended_model  # noqa: E402
+from pdutils.defenses.layers import defended_model  # noqa: E402
 
 NOTHING = Defense(deflections=0, denoiser=None)
 WHOLE = Defense(deflections=50, activation="rcam")

@@ -464,7 +464,6 @@ def test_whatever_loads_keras_looks_at_its_settings_first(tmp_path):
     doors = [
         "from pdutils.classifiers import load_classifier; load_classifier('demo')",
         "import pdutils.defenses.layers",
-        "import pdutils.defenses.keras_model",
         "import pdutils.defenses.art",
         "from pdutils.demo import demo_network; demo_network()",
     ]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pdutils._utils import Array, check_fork, check_one_of, check_some
 from pdutils.attacks.gradient import LEAST, Classifier, Labels, log_probabilities, loss_gradient
-from pdutils.defenses._art import ClipValues, checked_range, importing_art
+from pdutils.defenses.art import ClipValues, checked_range, importing_art
 
 with importing_art():
     import tensorflow as tf

@@ -11,8 +11,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "pipeline": ["Defense", "OwnDefense"],
         "transformations": [],
-        "keras_model": ["defended_model"],
-        "layers": ["PixelDeflection", "RobustCAM", "RobustGradCAM", "WaveletDenoising"],
+        "layers": [
+            "PixelDeflection",
+            "RobustCAM",
+            "RobustGradCAM",
+            "WaveletDenoising",
+            "defended_model",
+        ],
         "art": [
             "ChainedPreprocessor",
             "PixelDeflectionPreprocessor",

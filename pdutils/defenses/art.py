@@ -3,50 +3,84 @@
 Importing this module loads ART and TensorFlow.
 """
 
-from collections.abc import Callable
+import logging.config
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pdutils._utils import OVERSHOOT, Array, check_one_of, check_some, generator
-from pdutils.defenses._art import ClipValues, checked_range, importing_art
+from pdutils._utils import OVERSHOOT, Array, check_one_of, check_some, extra, generator
 from pdutils.defenses.layers import Mode, SigmaScale, WaveletDenoising
 from pdutils.deflection import Reading, check_knobs, deflect
+
+
+@contextmanager
+def importing_art() -> Iterator[None]:
+    """Import parts of ART (Nicolae et al. 2018, arXiv 1807.01069), and nothing more.
+
+    ART warns of each framework that is not installed, and sets up logging for the whole process,
+    which closes the handlers of everybody else.
+    """
+    configure = logging.config.dictConfig
+    logging.config.dictConfig = lambda config: None
+    try:
+        with extra("art"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.config.dictConfig = configure
+
 
 with importing_art():
     import tensorflow as tf
     from art.defences.preprocessor.preprocessor import PreprocessorTensorFlowV2
 
+#: The least and the greatest value, as ART takes them: numbers, or arrays for channels or values.
+ClipValues = tuple[float | NDArray[Any], float | NDArray[Any]] | NDArray[Any]
+
 Gradient = Literal["identity", "exact"]
-MapMaker = Callable[[Array], Array]
 
 
-class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
-    """What the two defences share: ART's many ways of calling one and the same thing.
+def checked_range(clip_values: ClipValues) -> float:
+    """Give the greatest value of a range, 1 or 255; arrays may say it for each channel or value."""
+    try:
+        low, high = (np.unique(np.asarray(bound, dtype=np.float64)) for bound in clip_values)
+    except (TypeError, ValueError):
+        low = high = np.empty(0)
+    if low.tolist() != [0] or high.tolist() not in ([1], [255]):
+        raise ValueError(
+            f"clip_values: expected (0, 255) or (0, 1), for all channels the same, "
+            f"got {clip_values!r}"
+        )
+    return float(high[0])
 
-    It is a defence of TensorFlow in ART's eyes, since ART chains only those; what is computed
-    takes arrays, so that it serves any estimator.
+
+class _Defence(PreprocessorTensorFlowV2):
+    """ART's many ways of calling one and the same thing.
+
+    For ART, which chains only those, it is a defence of TensorFlow; it takes arrays of any.
     """
 
     def __init__(
-        self, clip_values: ClipValues, channels_first: bool, apply_fit: bool, apply_predict: bool
+        self,
+        clip_values: ClipValues = (0.0, 255.0),
+        channels_first: bool = False,
+        apply_fit: bool = False,
+        apply_predict: bool = True,
     ) -> None:
         super().__init__(is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
         self.clip_values = clip_values
         self.channels_first = channels_first
 
     def __call__(self, x: Array, y: Any = None) -> tuple[Array, Any]:
-        """Defend images (N, H, W, 3), or (N, 3, H, W) if `channels_first`; `y` comes back as it is.
-
-        They are float32 in the range of `clip_values`.
-        """
+        """Defend images of float32 in the range of `clip_values`; `y` comes back as it is."""
         return self._outward(self._defend(self._images(x))), y
 
     def estimate_gradient(self, x: Array, grad: Array) -> Array:
-        """Carry a gradient by the defended images back to one by the images `x` as they came.
-
-        `grad` has the shape of `x`, or a K after the N for K classes.
-        """
+        """Carry a gradient by defended images, perhaps (N, K, ...), back to one by the images."""
         if grad.ndim == x.ndim + 1:
             by_class = [self.estimate_gradient(x, grad[:, k]) for k in range(grad.shape[1])]
             return np.stack(by_class, axis=1)
@@ -57,7 +91,7 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
     def forward(self, x: Any, y: Any = None) -> tuple[Any, Any]:
         """Do as a call, on tensors; a tape finds what `estimate_gradient` gives."""
 
-        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        @tf.custom_gradient
         def defended(images: Any) -> tuple[Any, Callable[[Any], Any]]:
             def backward(gradient: Any) -> Any:
                 return tf.numpy_function(self.estimate_gradient, [images, gradient], tf.float32)
@@ -69,10 +103,8 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
 
     def _images(self, x: Array) -> Array:
         """Bring images to (N, H, W, 3), and see that they are in the range that they should be."""
-        images = self._inward(x)
-        white = checked_range(self.clip_values)
-        low, high = images.min(), images.max()
-        slack = OVERSHOOT / 255 * white
+        images, white = self._inward(x), checked_range(self.clip_values)
+        low, high, slack = images.min(), images.max(), OVERSHOOT / 255 * white
         # A batch in [0, 1] fits into [0, 255], but is no picture there.
         other = white == 255 and high <= 1 and np.mean(images != np.rint(images)) > 0.5
         if other or low < -slack or high > white + slack:
@@ -84,8 +116,7 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
 
     def _inward(self, values: Array) -> Array:
         """Bring images, or their gradient, to (N, H, W, 3)."""
-        channel = 1 if self.channels_first else 3
-        values = np.asarray(values)
+        channel, values = 1 if self.channels_first else 3, np.asarray(values)
         if values.ndim != 4 or values.shape[channel] != 3 or values.dtype.kind != "f":
             layout = "(N, 3, H, W)" if self.channels_first else "(N, H, W, 3)"
             raise ValueError(
@@ -102,9 +133,6 @@ class _Defence(PreprocessorTensorFlowV2):  # type: ignore[misc]
 
     def _scale(self) -> np.float32:
         return np.float32(255 / checked_range(self.clip_values))
-
-    def _defend(self, images: Array) -> Array:
-        raise NotImplementedError
 
     def _backward(self, images: Array, gradient: Array) -> Array:
         return gradient
@@ -126,11 +154,11 @@ class PixelDeflectionPreprocessor(_Defence):
     rng : int, numpy.random.Generator or None
         Each image of each call draws from a stream of its own.
     clip_values : (0, 255) or (0, 1)
-        The range of the images, the estimator's own, in numbers or in arrays.
+        The range of the images, the estimator's own, in numbers or in arrays; by default (0, 255).
     channels_first : bool
-        Whether the images are (N, 3, H, W).
+        Whether the images are (N, 3, H, W); by default they are (N, H, W, 3).
     apply_fit, apply_predict : bool
-        Whether ART applies it when it fits and when it predicts.
+        Whether ART applies it when it fits, by default not, and when it predicts.
     """
 
     params = ("deflections", "window", "reading", "map_maker", "clip_values", "channels_first")
@@ -141,17 +169,12 @@ class PixelDeflectionPreprocessor(_Defence):
         window: int = 10,
         reading: Reading = "blog",
         *,
-        map_maker: MapMaker | None = None,
+        map_maker: Callable[[Array], Array] | None = None,
         rng: int | np.random.Generator | None = None,
-        clip_values: ClipValues = (0.0, 255.0),
-        channels_first: bool = False,
-        apply_fit: bool = False,
-        apply_predict: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(clip_values, channels_first, apply_fit, apply_predict)
-        self.deflections = deflections
-        self.window = window
-        self.reading = reading
+        super().__init__(**options)
+        self.deflections, self.window, self.reading = deflections, window, reading
         self.map_maker = map_maker
         self._generator = generator(rng)
         self._check_params()
@@ -172,12 +195,11 @@ class WaveletDenoisingPreprocessor(_Defence):
     Parameters
     ----------
     sigma, mode, sigma_scale
-        As in `pdutils.denoising.denoise_wavelet`.
+        As in `pdutils.denoising.denoise_wavelet`; "rgb" may leave the range a little.
     gradient : {"identity", "exact"}
         How a gradient comes back: as if nothing had been denoised, or exactly.
-    clip_values, channels_first, apply_fit, apply_predict
-        As in `PixelDeflectionPreprocessor`; with `sigma_scale="rgb"` the result may leave the range
-        a little.
+    **options
+        As in `PixelDeflectionPreprocessor`.
     """
 
     params = ("sigma", "mode", "sigma_scale", "gradient", "clip_values", "channels_first")
@@ -189,15 +211,10 @@ class WaveletDenoisingPreprocessor(_Defence):
         sigma_scale: SigmaScale = "channel",
         *,
         gradient: Gradient = "identity",
-        clip_values: ClipValues = (0.0, 255.0),
-        channels_first: bool = False,
-        apply_fit: bool = False,
-        apply_predict: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__(clip_values, channels_first, apply_fit, apply_predict)
-        self.sigma = sigma
-        self.mode = mode
-        self.sigma_scale = sigma_scale
+        super().__init__(**options)
+        self.sigma, self.mode, self.sigma_scale = sigma, mode, sigma_scale
         self.gradient = gradient
         self._check_params()
 
@@ -210,9 +227,8 @@ class WaveletDenoisingPreprocessor(_Defence):
     def _backward(self, images: Array, gradient: Array) -> Array:
         if self.gradient == "identity":
             return gradient
-        layer = self._layer()
         # The scale and its inverse cancel: only the place of the derivative is in grey levels.
-        pairs = zip(images * self._scale(), gradient, strict=True)
+        layer, pairs = self._layer(), zip(images * self._scale(), gradient, strict=True)
         return np.concatenate([layer.with_derivative(i[None])[1](g[None]) for i, g in pairs])
 
     def _check_params(self) -> None:

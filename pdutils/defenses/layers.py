@@ -1,15 +1,19 @@
-"""The defence as Keras layers: batched, in the graph, saved and loaded with a model.
+"""The defence as Keras layers, and as one Keras model: batched, in the graph, saved and loaded.
 
 Importing this module loads TensorFlow. The NumPy functions `pdutils.deflection.pixel_deflection`
 and `pdutils.denoising.denoise_wavelet` say what each knob means.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
-from pdutils._utils import ROUNDING, Array, load_tensorflow
+from pdutils._utils import ROUNDING, Array, check_one_of, load_tensorflow
+from pdutils.activation import Combine, Upscale, combine_weights, number_of_ranks
+from pdutils.defenses.pipeline import Classifier, Defense
+from pdutils.deflection import Reading, check_knobs
+from pdutils.denoising import BOUNDLESS, FROM_YCBCR, TO_YCBCR, Mode, SigmaScale, check_wavelet_knobs
 
 # Before Keras is: it says what is amiss with Keras's settings.
 load_tensorflow()
@@ -18,23 +22,18 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from pdutils.activation import (
-    Combine,
-    Upscale,
-    check_combine,
-    check_upscale,
-    combine_weights,
-    number_of_ranks,
-)
-from pdutils.deflection import Reading, check_knobs
-from pdutils.denoising import BOUNDLESS, FROM_YCBCR, TO_YCBCR, Mode, SigmaScale, check_wavelet_knobs
+from pdutils._network import LEAST, only
 
 Tensor = Any
 
+#: From images (N, H, W, 3), RGB in [0, 255].
+Step = Callable[[Tensor], Tensor]
+
 _EPS = float(np.finfo(np.float32).eps)
 
-#: What rounding may add to a grey level.
-_LEVEL_ROUNDING = 255 * ROUNDING
+#: Compiled by XLA, the many small steps become few passes over the memory. It compiles once for
+#: each shape of a batch, which takes seconds.
+_fused = tf.function(jit_compile=True, autograph=False)
 
 
 class _Layer(keras.layers.Layer):
@@ -50,8 +49,13 @@ class _Layer(keras.layers.Layer):
         super().__init__(**{"dtype": "float32"} | kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super().get_config()
-        return config | {name: getattr(self, name) for name in self._ARGUMENTS}
+        own = {name: getattr(self, name) for name in self._ARGUMENTS}
+        config: dict[str, Any] = super().get_config() | keras.saving.serialize_keras_object(own)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "_Layer":
+        return cls(**keras.saving.deserialize_keras_object(config))
 
 
 @keras.saving.register_keras_serializable("pdutils")
@@ -59,11 +63,10 @@ class PixelDeflection(_Layer):
     """Deflect the pixels of a batch of images, all writes at once.
 
     Call it with images (N, H, W, 3) or with `[images, maps]`, maps (N, H, W) in [0, 1]; H and W
-    must be known. Two things differ from the NumPy path. Every write reads from the image as it
-    came: a draw does not see earlier writes. Where two writes meet at one place, either may win, on
-    a GPU another from run to run. Both concern few places: with 600 writes of a 224 x 224 image
-    about two. And an image whose map is 1 everywhere stays as it is, in every reading: the NumPy
-    path raises an error for it in ``repo`` and ``paper``, which a graph cannot.
+    must be known. Unlike in the NumPy path every write reads from the image as it came, not from
+    earlier writes, and where two meet at one place either may win, on a GPU another from run to
+    run: both concern about two of 600 writes of a 224 x 224 image. An image whose map is 1
+    everywhere stays as it is in every reading, for a graph raises no errors.
 
     What an image draws depends on the seed, on the calls before and on its place in the batch, not
     on the other images.
@@ -91,9 +94,7 @@ class PixelDeflection(_Layer):
         super().__init__(**kwargs)
         check_knobs(deflections, window, reading)
         # NumPy's integers would neither seed Keras nor be saved.
-        self.deflections = int(deflections)
-        self.window = int(window)
-        self.reading = reading
+        self.deflections, self.window, self.reading = int(deflections), int(window), reading
         self.seed = int(seed) if isinstance(seed, np.integer) else seed
         self.seed_generator = keras.random.SeedGenerator(self.seed)
 
@@ -102,51 +103,51 @@ class PixelDeflection(_Layer):
         _check_shapes(images, maps)
         if self.deflections == 0:
             return images
-        places, channel, kept = self._draw(images, maps)
-        neighbours = self._neighbours(places, images)
-        shape: tuple[int, ...] = (-1, _pixels(images), 3)
+        height, width = images.shape[1:3]
+        maps = None if maps is None else ops.cast(maps, "float32")
+        places, channel, kept = self._draw(ops.shape(images)[0], height, width, maps)
+        draws = [self._uniform(ops.shape(places)) for _ in range(2)]
+        # A window beyond the image adds nothing, and a huge one is no int32.
+        window = min(self.window, max(height, width))
+        # Only the paper's reading copies from row and column 0.
+        first = 0 if self.reading == "paper" else 1
+        neighbours = _neighbours(places, draws, (height, width), window, first)
+        shape: tuple[int, ...] = (-1, height * width, 3)
         if self.reading != "paper":
             places, neighbours = places * 3 + channel, neighbours * 3 + channel
-            shape = (-1, 3 * _pixels(images))
-        target, source = _without_rejected(places, neighbours, kept)
-        written = _fused_copy(ops.reshape(images, shape), target, source)
+            shape = (-1, height * width * 3)
+        written = _copy(ops.reshape(images, shape), places, neighbours, kept)
         return ops.reshape(written, ops.shape(images))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape[0] if isinstance(input_shape[0], (list, tuple)) else input_shape
 
-    def _draw(self, images: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _draw(
+        self, batch: Tensor, height: int, width: int, maps: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Draw places (N, n), their channels, and which of the draws count (None: all)."""
-        batch = ops.shape(images)[0]
-        maps = None if maps is None else ops.cast(maps, "float32")
-        if self.reading == "blog":
-            places = self._integers((batch, 3 * self.deflections), _pixels(images))
-            channel = ops.tile(ops.arange(3), (self.deflections,))[None]
-            return places, channel, None if maps is None else self._kept(places, maps)
-        n = self.deflections + (2 if self.reading == "repo" else 0)
-        places = self._places(batch, n, images, maps)
-        # A map of ones leaves no place to draw, and no draw counts.
-        kept = None if maps is None else _fused_chances(places, maps) < 1
-        if self.reading == "paper":
-            return places, ops.zeros((1, n), "int32"), kept
-        channel, counted = self._rounds(batch, maps)
+        blog, kept = self.reading == "blog", None
+        n = self.deflections * (3 if blog else 1) + (2 if self.reading == "repo" else 0)
+        if maps is None or blog:
+            places = keras.random.randint((batch, n), 0, height * width, seed=self.seed_generator)
+        else:
+            # In proportion to 1 - map: first the row, then the column in it.
+            heights = ops.cumsum(1.0 - maps, axis=2)
+            totals = ops.cumsum(heights[:, :, -1], axis=1)
+            rows = _inverse(totals[:, None], self._uniform((batch, n)))
+            within = ops.take_along_axis(heights, rows[:, :, None], axis=1)
+            places = rows * width + _inverse(within, self._uniform((batch, n)))
+        if maps is not None:
+            chances = _chances(places, maps)
+            # In proportion to a map of ones there is no place to draw, and no draw counts.
+            kept = self._uniform((batch, n)) >= chances if blog else chances < 1
+        if self.reading != "repo":
+            return places, ops.arange(n)[None] % 3, kept
+        channel, counted = self._rounds(batch, n, maps)
         return places, channel, counted if kept is None else ops.logical_and(counted, kept)
 
-    def _kept(self, places: Tensor, maps: Tensor) -> Tensor:
-        return self._uniform(ops.shape(places)) >= _fused_chances(places, maps)
-
-    def _places(self, batch: Tensor, n: int, images: Tensor, maps: Tensor | None) -> Tensor:
-        """Draw places in proportion to 1 - map: first the row, then the column in it."""
-        if maps is None:
-            return self._integers((batch, n), _pixels(images))
-        heights = ops.cumsum(1.0 - maps, axis=2)
-        rows = _inverse(ops.cumsum(heights[:, :, -1], axis=1)[:, None], self._uniform((batch, n)))
-        within = ops.take_along_axis(heights, rows[:, :, None], axis=1)
-        return rows * images.shape[2] + _inverse(within, self._uniform((batch, n)))
-
-    def _rounds(self, batch: Tensor, maps: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _rounds(self, batch: Tensor, n: int, maps: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draw the channel of each accepted write, and end with a whole round of three draws."""
-        n = self.deflections + 2
         gaps = ops.ones((batch, n), "int32")
         if maps is not None:
             rejected = ops.log(ops.clip(ops.mean(maps, axis=(1, 2)), 1e-7, 1 - 1e-7))[:, None]
@@ -158,21 +159,8 @@ class PixelDeflection(_Layer):
         first = ops.ones((batch, n - 2), "bool")
         return channel, ops.concatenate([first, reach <= 2], axis=1)
 
-    def _neighbours(self, places: Tensor, images: Tensor) -> Tensor:
-        height, width = images.shape[1:3]
-        # A window beyond the image adds nothing, and a huge one is no int32.
-        window = min(self.window, max(height, width))
-        # Only the paper's reading copies from row and column 0.
-        first = 0 if self.reading == "paper" else 1
-        shape = ops.shape(places)
-        draws = self._uniform(shape), self._uniform(shape)
-        return _fused_neighbours(places, *draws, height, width, window, first)
-
     def _uniform(self, shape: Any) -> Tensor:
         return keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)
-
-    def _integers(self, shape: Any, limit: int) -> Tensor:
-        return keras.random.randint(shape, 0, limit, seed=self.seed_generator)
 
 
 @keras.saving.register_keras_serializable("pdutils")
@@ -204,9 +192,7 @@ class WaveletDenoising(_Layer):
     ) -> None:
         super().__init__(**kwargs)
         check_wavelet_knobs(sigma, mode, sigma_scale)
-        self.sigma = float(sigma)
-        self.mode = mode
-        self.sigma_scale = sigma_scale
+        self.sigma, self.mode, self.sigma_scale = float(sigma), mode, sigma_scale
 
     def call(self, images: Tensor) -> Tensor:
         _check_shapes(images)
@@ -214,7 +200,7 @@ class WaveletDenoising(_Layer):
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
         # As a tensor: another sigma is not compiled anew.
         sigma = ops.convert_to_tensor(min(self.sigma, BOUNDLESS), dtype)
-        return _fused_denoise(ops.cast(images, dtype), sigma, self.mode, self.sigma_scale)
+        return _denoise(ops.cast(images, dtype), sigma, self.mode, self.sigma_scale)
 
     def with_derivative(self, images: Array) -> tuple[Array, Callable[[Array], Array]]:
         """Denoise images; give what takes a gradient by the result back to one by them, too."""
@@ -247,35 +233,39 @@ def wavelet_layer(denoiser: str | None, options: Mapping[str, Any]) -> WaveletDe
 class _MapLayer(_Layer):
     """What makes robust maps of `size`; the other knobs are those of `activation.robust_cam`."""
 
-    _ARGUMENTS = ("size", "k", "combine", "upscale")
+    _ARGUMENTS: ClassVar[tuple[str, ...]] = ("size", "k", "combine", "upscale")
 
     def __init__(
         self,
-        size: tuple[int, int],
         classes: int,
-        k: int | None,
-        combine: Combine,
-        upscale: Upscale,
+        size: tuple[int, int],
+        k: int | None = None,
+        combine: Combine = "paper",
+        upscale: Upscale = "half_pixel",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_combine(combine)
-        check_upscale(upscale)
-        self.size = (int(size[0]), int(size[1]))
-        self.k = number_of_ranks(k, classes)
-        self.combine = combine
-        self.upscale = upscale
+        check_one_of("combine", combine, get_args(Combine))
+        check_one_of("upscale", upscale, get_args(Upscale))
+        self.size, self.k = (int(size[0]), int(size[1])), number_of_ranks(k, classes)
+        self.combine, self.upscale = combine, upscale
 
     def _combined(self, small: Tensor, sizes: Tensor) -> Tensor:
         """Combine the maps (N, h, w, k) of the k most probable classes into maps (N, *size)."""
-        maps = _min_max(_scaled_up(small, self.size, self.upscale), sizes)
+        if self.upscale == "half_pixel":
+            maps = ops.image.resize(small, self.size, interpolation="bilinear")
+        else:
+            maps = tf.raw_ops.ResizeBilinear(images=small, size=self.size)
+        maps = _min_max(maps, sizes)
         if self.combine == "geometric":
             # The root would make much of a 0 that rounding has lifted.
             sure = ops.where(maps > ROUNDING, maps, 0.0)
             # The product of many maps would underflow before its root is taken.
-            return _min_max(ops.prod(sure ** (1 / self.k), axis=-1, keepdims=True))[..., 0]
-        share = ops.cast(combine_weights(self.k, self.combine), "float32")
-        return _min_max(ops.sum(maps * share, axis=-1, keepdims=True))[..., 0]
+            combined = ops.prod(sure ** (1 / self.k), axis=-1, keepdims=True)
+        else:
+            share = ops.cast(combine_weights(self.k, self.combine), "float32")
+            combined = ops.sum(maps * share, axis=-1, keepdims=True)
+        return _min_max(combined)[..., 0]
 
 
 @keras.saving.register_keras_serializable("pdutils")
@@ -283,45 +273,38 @@ class RobustCAM(_MapLayer):
     """Make the robust class activation map of a batch, from what the forward pass gives anyway.
 
     Call it with `[features, logits]`: feature maps (N, h, w, C) and logits or probabilities (N, K).
-    The head weights are (C, K), from the pooled feature maps to the logits.
+    The head weights are (C, K), from the pooled feature maps to the logits; after them come `k`,
+    `combine` and `upscale`, as in `pdutils.activation.robust_cam`.
     """
 
     def __init__(
-        self,
-        size: tuple[int, int],
-        head_weights: Any,
-        k: int | None = None,
-        combine: Combine = "paper",
-        upscale: Upscale = "half_pixel",
-        **kwargs: Any,
+        self, size: tuple[int, int], head_weights: Any, *knobs: Any, **options: Any
     ) -> None:
-        shape = tuple(np.shape(head_weights))
-        super().__init__(size, shape[1], k, combine, upscale, **kwargs)
+        # A file has the shape here; the values come with the weights.
+        saved = isinstance(head_weights, dict)
+        values = np.zeros(head_weights["shape"]) if saved else np.asarray(head_weights)
+        super().__init__(values.shape[1], size, *knobs, **options)
         self.head_weights = self.add_weight(
-            shape=shape, trainable=False, initializer="zeros", name="head_weights"
+            shape=values.shape, trainable=False, initializer="zeros", name="head_weights"
         )
-        self.head_weights.assign(head_weights)
+        self.head_weights.assign(values)
 
     def call(self, inputs: Tensor) -> Tensor:
         features, logits = inputs
         _, ranks = ops.top_k(logits, self.k)
         # One product for all classes would cost K / k times as much.
         weights = ops.take(ops.transpose(self.head_weights), ranks, axis=0)
-        return self._combined(*_weighted(features, weights))
+        return self._combined(*_weighted(features, weights, ops.abs(weights)))
 
     def get_config(self) -> dict[str, Any]:
-        # The values come with the weights; the shape is enough to make the layer again.
         return super().get_config() | {"head_weights": {"shape": tuple(self.head_weights.shape)}}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "RobustCAM":
-        head_weights = np.zeros(config["head_weights"]["shape"], dtype=np.float32)
-        return cls(**config | {"head_weights": head_weights})
 
 
 @keras.saving.register_keras_serializable("pdutils")
 class Logits(_Layer):
     """Apply a dense layer, such as a network's last, without its activation."""
+
+    _ARGUMENTS = ("dense",)
 
     def __init__(self, dense: keras.layers.Dense, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -332,15 +315,9 @@ class Logits(_Layer):
             self.dense.build(input_shape)
 
     def call(self, inputs: Tensor) -> Tensor:
-        product = ops.matmul(inputs, _full_precision(self.dense.kernel))
-        return product if self.dense.bias is None else product + _full_precision(self.dense.bias)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"dense": keras.saving.serialize_keras_object(self.dense)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Logits":
-        return cls(**config | {"dense": keras.saving.deserialize_keras_object(config["dense"])})
+        product = ops.matmul(inputs, ops.cast(self.dense.kernel, "float32"))
+        bias = self.dense.bias
+        return product if bias is None else product + ops.cast(bias, "float32")
 
 
 @keras.saving.register_keras_serializable("pdutils")
@@ -353,23 +330,25 @@ class RobustGradCAM(_MapLayer):
     `features` (N, h, w, C), its last feature map, and `logits` (N, K), which follow from it.
 
     Call it with the batch that the network takes: it gives probabilities (N, K), with `logits=True`
-    the logits, with `maps=True` maps (N, height, width) in [0, 1]. One layer does all of it because
-    Keras restores a network that is held by two of them only once.
+    the logits, with `maps=True` maps (N, *size) in [0, 1]. One layer does all of it because Keras
+    restores a network that is held by two of them only once. The knobs are those of `RobustCAM`.
     """
 
+    _ARGUMENTS = ("network", *_MapLayer._ARGUMENTS)
+
     def __init__(
-        self,
-        network: keras.Model,
-        size: tuple[int, int],
-        k: int | None = None,
-        combine: Combine = "paper",
-        upscale: Upscale = "half_pixel",
-        **kwargs: Any,
+        self, network: keras.Model, size: tuple[int, int], *knobs: Any, **options: Any
     ) -> None:
-        classes = _check_outputs(network)
-        super().__init__(size, classes, k, combine, upscale, **kwargs)
+        found = network.output if isinstance(network.output, dict) else {"output": network.output}
+        shapes = {name: tuple(output.shape) for name, output in found.items()}
+        if {name: len(shape) for name, shape in shapes.items()} != {"features": 4, "logits": 2}:
+            raise ValueError(
+                "network: expected outputs 'features' (N, h, w, C) and 'logits' (N, K), "
+                f"got {shapes} from {network.name}"
+            )
+        self.classes = int(shapes["logits"][1])
+        super().__init__(self.classes, size, *knobs, **options)
         self.network = network
-        self.classes = classes
         # `tf.gradients` needs a graph, in eager calls too.
         self._maps_in_graph = tf.function(self._maps, reduce_retracing=True, autograph=False)
 
@@ -378,34 +357,16 @@ class RobustGradCAM(_MapLayer):
     ) -> Tensor:
         if maps:
             return self._maps_in_graph(images, training)
-        found = _full_precision(self.network(images, training=training)["logits"])
+        found = ops.cast(self.network(images, training=training)["logits"], "float32")
         return found if logits else ops.softmax(found)
 
     def compute_output_spec(self, images: Tensor, maps: bool = False, **_: Any) -> Any:
         shape = self.size if maps else (self.classes,)
         return keras.KerasTensor((images.shape[0], *shape), dtype="float32")
 
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"network": keras.saving.serialize_keras_object(self.network)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "RobustGradCAM":
-        network = keras.saving.deserialize_keras_object(config["network"])
-        return cls(**config | {"network": network})
-
     def _maps(self, images: Tensor, training: Any) -> Tensor:
-        features, gradients = self._gradients(images, training)
-        weights, reach = (
-            ops.stack([ops.mean(gradient, axis=(1, 2)) for gradient in part], axis=1)
-            for part in (gradients, [ops.abs(gradient) for gradient in gradients])
-        )
-        sums, sizes = _weighted(features, weights, reach)
-        return self._combined(ops.relu(sums), sizes)
-
-    def _gradients(self, images: Tensor, training: Any) -> tuple[Tensor, list[Tensor]]:
-        """Give the feature map, and the gradients of the k largest logits by it."""
         found = self.network(images, training=training)
-        features, logits = found["features"], _full_precision(found["logits"])
+        features, logits = found["features"], ops.cast(found["logits"], "float32")
         # Probabilities tie where logits do not, and the NumPy path ranks probabilities.
         _, ranks = ops.top_k(ops.softmax(logits), self.k)
         chosen = tf.unstack(tf.gather(logits, ranks, batch_dims=1), self.k, axis=1)
@@ -416,99 +377,195 @@ class RobustGradCAM(_MapLayer):
                 f"{self.network.name}: expected logits that follow from the features by operations "
                 "with a gradient, got some without"
             )
-        return _full_precision(features), [_full_precision(g) for g in gradients]
+        slopes = ops.cast(ops.stack(gradients, axis=1), "float32")
+        weights, reach = (ops.mean(part, axis=(2, 3)) for part in (slopes, ops.abs(slopes)))
+        sums, sizes = _weighted(ops.cast(features, "float32"), weights, reach)
+        return self._combined(ops.relu(sums), sizes)
 
 
-def _full_precision(values: Tensor) -> Tensor:
-    return ops.cast(values, "float32")
+def defended_model(
+    classifier: Classifier, defense: Defense, *, seed: int | None = None, logits: bool = False
+) -> keras.Model:
+    """Put a defence in front of a classifier, as one Keras model.
 
+    Everything happens in the graph, batched: images that lie on a GPU stay there. The map costs one
+    forward pass, and where the head is not average pooling and one dense layer, a backward pass
+    through it for each class of the map. The model saves and loads like any other, once
+    `pdutils.defenses.layers` is imported. It deflects as `PixelDeflection` there does, and so it
+    agrees with the NumPy path in the average over draws. A prediction depends on the image's place
+    in its batch and on the calls before, through what it draws, but not on the other images; a
+    loaded model draws from its seed again.
 
-def _check_outputs(network: keras.Model) -> int:
-    """Check what `RobustGradCAM` needs of a network, and give its number of classes."""
-    found = network.output if isinstance(network.output, dict) else {"output": network.output}
-    shapes = {name: tuple(output.shape) for name, output in found.items()}
-    if {name: len(shape) for name, shape in shapes.items()} != {"features": 4, "logits": 2}:
+    Parameters
+    ----------
+    classifier : Classifier
+        One of the project's, or a Keras model of one's own in a `Classifier`.
+    defense : Defense
+        With the wavelet denoiser (db1, BayesShrink, YCbCr) or none.
+    seed : int or None
+        Of the deflection.
+    logits : bool
+        Whether it gives logits, as attacks of other libraries take them, instead of probabilities:
+        the network's, or with several runs the logarithms of their mean probabilities.
+
+    Returns
+    -------
+    keras.Model
+        From images (N, H, W, 3), RGB in [0, 255], to (N, K): with several runs the mean
+        probabilities, or the shares of the runs that each class won.
+
+    Raises
+    ------
+    ValueError
+        Also if the classifier's `preprocess` calls functions of TensorFlow rather than arithmetic
+        and `keras.ops`, and if logits are asked for and the runs are counted by majority: a share
+        of runs has no gradient.
+    """
+    if logits and defense.aggregate == "majority":
         raise ValueError(
-            "network: expected outputs 'features' (N, h, w, C) and 'logits' (N, K), "
-            f"got {shapes} from {network.name}"
+            "logits: expected a defence whose runs are averaged, got aggregate='majority'"
         )
-    return int(shapes["logits"][1])
+    runs, images = defense.runs, keras.Input((*classifier.input_size, 3), name="images")
+    classify, make_maps = _steps(classifier, defense, logits)
+    inputs = [images]
+    if make_maps is not None:
+        inputs.append(ops.clip(make_maps(images) + float(defense.bias), 0.0, 1.0))
+    if runs > 1:
+        inputs = [ops.repeat(part, runs, axis=0) for part in inputs]
+    deflect = PixelDeflection(defense.deflections, defense.window, defense.reading, seed)
+    defended = deflect(inputs if make_maps else inputs[0])
+    denoise = wavelet_layer(defense.denoiser, defense.denoiser_options)
+    outputs = classify(defended if denoise is None else denoise(defended))
+    if defense.aggregate == "majority":
+        outputs = ops.one_hot(ops.argmax(outputs, axis=-1), outputs.shape[-1])
+    if runs > 1:
+        rows = ops.log_softmax(outputs) if logits else outputs
+        by_run = ops.reshape(rows, (-1, runs, outputs.shape[-1]))
+        total = ops.logsumexp(by_run, axis=1) - float(np.log(runs))
+        outputs = total if logits else ops.mean(by_run, axis=1)
+    return keras.Model(images, outputs, name=f"defended_{classifier.model.name}")
 
 
-def _weighted(features: Tensor, weights: Tensor, reach: Tensor | None = None) -> Any:
-    """Sum feature maps (N, h, w, C) by k weights (N, k, C) each.
+def _steps(classifier: Classifier, defense: Defense, logits: bool) -> tuple[Step, Step | None]:
+    """Give what classifies and, if the defence uses one, what makes the map."""
+    network, preprocess = classifier.network, classifier.preprocess
+    with_map, size = defense.map_key is not None, classifier.input_size
+
+    def of_black_box(images: Tensor) -> Tensor:
+        output = only(classifier.model(preprocess(images)))
+        if not logits:
+            return network.probabilities(output)
+        return output if network.gives_logits else _log(output)
+
+    if not with_map and network.graph is None:
+        return of_black_box, None
+    found = {"features": network.feature_map()} if with_map else {}
+    knobs = defense.k if defense.activation == "rcam" else 1, defense.combine, defense.upscale
+    if with_map and classifier.head_weights is None:
+        whole = RobustGradCAM(network.parts(logits=_logits(classifier), **found), size, *knobs)
+        return (
+            lambda images: whole(preprocess(images), logits=logits),
+            lambda images: whole(preprocess(images), maps=True),
+        )
+    found["probabilities"] = network.probabilities(network.graph.output)
+    found["answer"] = _logits(classifier) if logits else found["probabilities"]
+    parts = network.parts(**found)
+
+    def classify(images: Tensor) -> Tensor:
+        return parts(preprocess(images))["answer"]
+
+    if not with_map:
+        return classify, None
+    cam = RobustCAM(size, classifier.head_weights, *knobs)
+
+    def make_maps(images: Tensor) -> Tensor:
+        made = parts(preprocess(images))
+        return cam([made["features"], made["probabilities"]])
+
+    return classify, make_maps
+
+
+def _logits(classifier: Classifier) -> Tensor:
+    """Give the logits, or their nearest substitute in a model that never has them."""
+    kind, tensor, dense = classifier.network.tail
+    if kind == "output":
+        return _log(tensor)
+    if kind == "dense":
+        return Logits(dense, name="logits")(tensor)
+    return ops.reshape(ops.cast(tensor, "float32"), (-1, len(classifier.class_ids)))
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return ops.log(ops.maximum(ops.cast(probabilities, "float32"), LEAST))
+
+
+def _weighted(features: Tensor, weights: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum feature maps (N, h, w, C) by k weights (N, k, C) each, whose sizes are `reach`.
 
     Returns the sums (N, h, w, k) and the sizes (N, 1, 1, k) of their terms, as the NumPy path does.
     """
-    reach = ops.abs(weights) if reach is None else reach
     sums = ops.einsum("nhwc,nkc->nhwk", features, weights)
     sizes = ops.einsum("nhwc,nkc->nhwk", ops.abs(features), reach)
     return sums, ops.max(sizes, axis=(1, 2), keepdims=True)
 
 
-def _scaled_up(maps: Tensor, size: tuple[int, int], upscale: Upscale) -> Tensor:
-    if upscale == "half_pixel":
-        return ops.image.resize(maps, size, interpolation="bilinear")
-    return tf.raw_ops.ResizeBilinear(images=maps, size=size)
+def _min_max(maps: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """Stretch as `pdutils.images.min_max`, each (H, W) of (N, H, W, k)."""
+    low, high = (end(maps, axis=(1, 2), keepdims=True) for end in (ops.min, ops.max))
+    if sizes is None:
+        sizes = ops.maximum(ops.abs(low), ops.abs(high))
+    span = high - low
+    varies = span > ROUNDING * sizes
+    return ops.where(varies, (maps - low) / ops.where(varies, span, 1.0), 0.0)
 
 
 def _check_shapes(images: Tensor, maps: Tensor | None = None) -> None:
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[3] != 3 or None in shape[1:]:
         raise ValueError(f"images: expected shape (N, H, W, 3) with H and W known, got {shape}")
-    if maps is None:
-        return
+    found = shape[:3] if maps is None else tuple(maps.shape)
     # The number of images may be known of one of the two only.
-    same_number = len({maps.shape[0], shape[0], None}) < 3
-    if tuple(maps.shape)[1:] != shape[1:3] or not same_number:
-        raise ValueError(
-            f"maps: expected shape {(shape[0], *shape[1:3])} as the images, got {tuple(maps.shape)}"
-        )
+    if found[1:] != shape[1:3] or len({found[0], shape[0], None}) > 2:
+        raise ValueError(f"maps: expected shape {shape[:3]} as the images, got {found}")
 
 
+@_fused
 def _chances(places: Tensor, maps: Tensor) -> Tensor:
     """Give the values of the maps (N, H, W) at places (N, n)."""
     return ops.take_along_axis(ops.reshape(maps, (ops.shape(maps)[0], -1)), places, axis=1)
 
 
-def _pixels(images: Tensor) -> int:
-    return int(images.shape[1] * images.shape[2])
-
-
+@_fused
 def _neighbours(
-    places: Tensor, down: Tensor, right: Tensor, height: int, width: int, window: int, first: int
+    places: Tensor, draws: list[Tensor], sizes: tuple[int, int], window: int, first: int
 ) -> Tensor:
     """Turn uniform draws into places within the window of `places` and inside the image."""
-    row = _near(places // width, down, height, window, min(first, height - 1))
-    return row * width + _near(places % width, right, width, window, min(first, width - 1))
+    found = []
+    positions = places // sizes[1], places % sizes[1]
+    for position, uniform, size in zip(positions, draws, sizes, strict=True):
+        low = ops.maximum(position - window, min(first, size - 1))
+        high = ops.minimum(position + window, size - 1)
+        steps = ops.floor(uniform * ops.cast(high - low + 1, "float32"))
+        found.append(ops.minimum(low + ops.cast(steps, "int32"), high))
+    return found[0] * sizes[1] + found[1]
 
 
-def _near(position: Tensor, uniform: Tensor, size: int, window: int, first: int) -> Tensor:
-    low = ops.maximum(position - window, first)
-    high = ops.minimum(position + window, size - 1)
-    span = ops.cast(high - low + 1, "float32")
-    steps = ops.cast(ops.floor(uniform * span), "int32")
-    return ops.minimum(low + steps, high)
-
-
-def _copy(flat: Tensor, target: Tensor, source: Tensor) -> Tensor:
+@_fused
+def _copy(flat: Tensor, target: Tensor, source: Tensor, kept: Tensor | None) -> Tensor:
     """Copy the places `source` (N, n) of each image over its places `target`, all at once."""
-    first = ops.arange(ops.shape(flat)[0], dtype="int32")[:, None] * flat.shape[1]
+    if kept is not None:
+        # A rejected write repeats the first accepted one, which changes nothing more; where none
+        # is accepted, a place is copied onto itself.
+        first = ops.argmax(kept, axis=1, keepdims=True)
+        to, origin = (
+            ops.where(kept, places, ops.take_along_axis(places, first, axis=1))
+            for places in (target, source)
+        )
+        target, source = to, ops.where(ops.any(kept, axis=1, keepdims=True), origin, to)
+    start = ops.arange(ops.shape(flat)[0], dtype="int32")[:, None] * flat.shape[1]
     together = ops.reshape(flat, (-1, *flat.shape[2:]))
-    to = ops.reshape(target + first, (-1,))
-    values = ops.take(together, ops.reshape(source + first, (-1,)), axis=0)
-    return ops.scatter_update(together, to[:, None], values)
-
-
-def _without_rejected(target: Tensor, source: Tensor, kept: Tensor | None) -> Any:
-    """Let each rejected write repeat the first accepted one, which changes nothing more."""
-    if kept is None:
-        return target, source
-    first = ops.argmax(kept, axis=1, keepdims=True)
-    to = ops.where(kept, target, ops.take_along_axis(target, first, axis=1))
-    origin = ops.where(kept, source, ops.take_along_axis(source, first, axis=1))
-    # Where none is accepted, a place is copied onto itself.
-    return to, ops.where(ops.any(kept, axis=1, keepdims=True), origin, to)
+    values = ops.take(together, ops.reshape(source + start, (-1,)), axis=0)
+    return ops.scatter_update(together, ops.reshape(target + start, (-1, 1)), values)
 
 
 def _inverse(heights: Tensor, uniform: Tensor) -> Tensor:
@@ -519,17 +576,7 @@ def _inverse(heights: Tensor, uniform: Tensor) -> Tensor:
     return ops.minimum(index, heights.shape[-1] - 1)
 
 
-def _min_max(maps: Tensor, sizes: Tensor | None = None) -> Tensor:
-    """Stretch as `pdutils.images.min_max`, each (H, W) of (N, H, W, k)."""
-    low = ops.min(maps, axis=(1, 2), keepdims=True)
-    high = ops.max(maps, axis=(1, 2), keepdims=True)
-    if sizes is None:
-        sizes = ops.maximum(ops.abs(low), ops.abs(high))
-    span = high - low
-    varies = span > ROUNDING * sizes
-    return ops.where(varies, (maps - low) / ops.where(varies, span, 1.0), 0.0)
-
-
+@_fused
 def _denoise(images: Tensor, sigma: Tensor, mode: Mode, sigma_scale: SigmaScale) -> Tensor:
     # The offset of YCbCr only moves the mean, which denoising leaves alone.
     channels = _mixed(images, TO_YCBCR)
@@ -538,26 +585,17 @@ def _denoise(images: Tensor, sigma: Tensor, mode: Mode, sigma_scale: SigmaScale)
         spread = 255 * np.sqrt(np.square(TO_YCBCR).sum(axis=0))
         scale = ops.cast(spread[None, None, None], channels.dtype)
         return _mixed(_shrink(channels, levels, sigma * scale, scale, mode), FROM_YCBCR)
-    low = ops.min(channels, (1, 2), keepdims=True)
-    high = ops.max(channels, (1, 2), keepdims=True)
-    scale = _true_range(high - low, images)
-    shrunk = _shrink(channels, levels, sigma * scale, scale, mode)
-    inside = ops.minimum(ops.maximum(shrunk, low), high)
-    return _clipped_to_8_bits(_mixed(inside, FROM_YCBCR))
-
-
-def _true_range(spans: Tensor, images: Tensor) -> Tensor:
-    """Take the span (N, 1, 1, 3) of a channel that is constant but for rounding for 0."""
+    low, high = (end(channels, (1, 2), keepdims=True) for end in (ops.min, ops.max))
     size = ops.max(ops.abs(images), (1, 2, 3), keepdims=True)
-    return ops.where(spans > ROUNDING * size, spans, ops.zeros_like(spans))
-
-
-def _clipped_to_8_bits(rgb: Tensor) -> Tensor:
-    """Clip to [0, 255], and let the gradient through at the ends themselves."""
+    # The span of a channel that is constant but for rounding is 0.
+    scale = ops.where(high - low > ROUNDING * size, high - low, 0.0)
+    shrunk = _shrink(channels, levels, sigma * scale, scale, mode)
+    rgb = _mixed(ops.minimum(ops.maximum(shrunk, low), high), FROM_YCBCR)
     inside = ops.clip(rgb, 0.0, 255.0)
     beyond = rgb - inside
-    # Rounding puts a white or black pixel on either side of the end, on each processor another.
-    at_the_end = ops.abs(beyond) < _LEVEL_ROUNDING
+    # Rounding puts a white or black pixel on either side of the end, on each processor another:
+    # at the ends themselves the gradient is let through.
+    at_the_end = ops.abs(beyond) < 255 * ROUNDING
     return ops.where(at_the_end, rgb - ops.stop_gradient(beyond), inside)
 
 
@@ -570,9 +608,10 @@ def _mixed(channels: Tensor, matrix: Any) -> Tensor:
 def _shrink(x: Tensor, levels: int, sigma: Tensor, scale: Tensor, mode: Mode) -> Tensor:
     """Denoise by one level of the Haar transform, and what it leaves by the next."""
     height, width = x.shape[1:3]
-    x = _even(x)
-    top, bottom = x[:, 0::2], x[:, 1::2]
-    a, b, c, d = top[:, :, 0::2], top[:, :, 1::2], bottom[:, :, 0::2], bottom[:, :, 1::2]
+    # The last row and column of odd sizes are repeated, as PyWavelets does.
+    x = ops.concatenate([x, x[:, height - height % 2 :]], axis=1)
+    x = ops.concatenate([x, x[:, :, width - width % 2 :]], axis=2)
+    a, b, c, d = (x[:, i::2, j::2] for i in range(2) for j in range(2))
     across, down, diagonal = (
         _threshold(band / 2, sigma, scale, mode)
         for band in (a - b + c - d, a + b - c - d, a - b - c + d)
@@ -587,29 +626,11 @@ def _shrink(x: Tensor, levels: int, sigma: Tensor, scale: Tensor, mode: Mode) ->
     return full[:, :height, :width]
 
 
-def _even(x: Tensor) -> Tensor:
-    """Repeat the last row and column of odd sizes, as PyWavelets does."""
-    if x.shape[1] % 2:
-        x = ops.concatenate([x, x[:, -1:]], axis=1)
-    if x.shape[2] % 2:
-        x = ops.concatenate([x, x[:, :, -1:]], axis=2)
-    return x
-
-
 def _threshold(band: Tensor, sigma: Tensor, scale: Tensor, mode: Mode) -> Tensor:
     """Shrink one subband by its own BayesShrink threshold."""
     variance = ops.mean(band * band, axis=(1, 2), keepdims=True)
     signal = ops.sqrt(ops.maximum(variance - sigma**2, _EPS * ops.maximum(scale, _EPS) ** 2))
-    threshold = sigma**2 / signal
-    size = ops.abs(band)
+    threshold, size = sigma**2 / signal, ops.abs(band)
     if mode == "hard":
         return ops.where(size < threshold, 0.0, band)
     return ops.sign(band) * ops.maximum(size - threshold, 0.0)
-
-
-# Compiled by XLA, the many small steps become few passes over the memory. It compiles once for
-# each shape of a batch, which takes seconds.
-_fused_chances = tf.function(_chances, jit_compile=True)
-_fused_neighbours = tf.function(_neighbours, jit_compile=True)
-_fused_copy = tf.function(_copy, jit_compile=True)
-_fused_denoise = tf.function(_denoise, jit_compile=True)

@@ -28,21 +28,15 @@ from pdutils._utils import (
     is_number,
     streams,
 )
-from pdutils.activation import (
-    DEFAULT_RANKS,
-    Classifier,
-    Combine,
-    Upscale,
-    cam,
-    check_combine,
-    check_upscale,
-    robust_cam,
-)
+from pdutils.activation import DEFAULT_RANKS, Classifier, Combine, Upscale, cam, robust_cam
 from pdutils.deflection import Reading, check_knobs, deflect
 from pdutils.denoising import DENOISERS, denoise_batch
 
 MapKind = Literal["none", "cam", "rcam"]
 Aggregate = Literal["mean", "majority"]
+
+#: Maps (N, H, W) or one (H, W), if there are any.
+Maps = Array | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +83,16 @@ class Defense:
     def __post_init__(self) -> None:
         check_knobs(self.deflections, self.window, self.reading)
         check_one_of("activation", self.activation, get_args(MapKind))
-        check_combine(self.combine)
-        check_upscale(self.upscale)
-        if not is_number(self.bias) or not -1 <= self.bias <= 1:
-            raise ValueError(f"bias: expected a number from -1 to 1, got {self.bias!r}")
+        check_one_of("combine", self.combine, get_args(Combine))
+        check_one_of("upscale", self.upscale, get_args(Upscale))
         check_one_of("aggregate", self.aggregate, get_args(Aggregate))
         check_whole("runs", self.runs, 1)
-        defaults = knobs_of(DENOISERS[self.denoiser]) if self.denoiser in DENOISERS else {}
-        options = {
-            name: value
-            for name, value in self.denoiser_options.items()
-            if name not in defaults or value != defaults[name]
-        }
-        object.__setattr__(self, "denoiser_options", options)
+        if not is_number(self.bias) or not -1 <= self.bias <= 1:
+            raise ValueError(f"bias: expected a number from -1 to 1, got {self.bias!r}")
+        known = DENOISERS.get(self.denoiser or "")
+        defaults = knobs_of(known).items() if known else ()
+        own = {knob: v for knob, v in self.denoiser_options.items() if (knob, v) not in defaults}
+        object.__setattr__(self, "denoiser_options", own)
 
     @classmethod
     def parse(cls, text: str) -> "Defense":
@@ -112,10 +103,9 @@ class Defense:
         name, knobs = read("defense", text)
         check_name("defense", name, list(NAMES))
         check_known(name, knobs, knobs_of_name(name))
-        own = {knob: value for knob, value in knobs.items() if knob in _TOLD}
-        options = {knob: value for knob, value in knobs.items() if knob not in own}
+        options = {knob: knobs.pop(knob) for knob in [*knobs] if knob not in _TOLD}
         try:
-            defense = replace(NAMES[name], **own, denoiser_options=options)  # type: ignore[arg-type]
+            defense = replace(NAMES[name], **knobs, denoiser_options=options)  # type: ignore[arg-type]
             defense._denoised(np.full((1, 16, 16, 3), 128, dtype=np.float32))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
@@ -128,13 +118,12 @@ class Defense:
         What does nothing (the bias of no map) is left out. `ValueError` where no name describes
         the defence: another denoiser, or a value that has no text.
         """
+        mine = {knob: getattr(self, knob) for knob in _TOLD}
         for name, base in NAMES.items():
-            known = knobs_of_name(name)
-            mine = {knob: getattr(self, knob) for knob in _TOLD}
             differs = {knob: value for knob, value in mine.items() if value != getattr(base, knob)}
             differs |= self.denoiser_options
-            told = {knob: value for knob, value in differs.items() if knob in known}
-            if differs.keys() - told.keys() <= _OF_MAPS and all(map(_has_text, told.values())):
+            told = {knob: differs[knob] for knob in differs.keys() & knobs_of_name(name)}
+            if differs.keys() - told <= _OF_MAPS and all(map(_has_text, told.values())):
                 return spell(name, told)
         raise ValueError(f"expected a defence like one of {', '.join(NAMES)}; got {self}")
 
@@ -151,7 +140,7 @@ class Defense:
         k = DEFAULT_RANKS if self.k is None else self.k
         return self.activation, k, self.combine, self.upscale, self.bias
 
-    def activation_map(self, classifier: Classifier, images: Array) -> Array | None:
+    def activation_map(self, classifier: Classifier, images: Array) -> Maps:
         """Make the map (H, W) or (N, H, W) that this defence uses, with its bias, or None."""
         if self.map_key is None:
             return None
@@ -166,12 +155,7 @@ class Defense:
         return biased
 
     def transform(
-        self,
-        classifier: Classifier,
-        images: Array,
-        *,
-        rng: Rng = None,
-        activation_map: Array | None = None,
+        self, classifier: Classifier, images: Array, *, rng: Rng = None, activation_map: Maps = None
     ) -> Array:
         """Defend images once: deflect, then denoise.
 
@@ -192,70 +176,42 @@ class Defense:
             What is denoised may leave [0, 255] a little, see `pdutils.denoising.denoise`.
         """
         batch, single = as_batch(images)
-        maps = self._maps(classifier, batch, activation_map)
-        result = self._defended(batch, maps, streams(rng, len(batch)))
+        result = next(self._runs(classifier, batch, rng, activation_map, 1))
         return result[0] if single else result
 
     def predict(
-        self,
-        classifier: Classifier,
-        images: Array,
-        *,
-        rng: Rng = None,
-        activation_map: Array | None = None,
+        self, classifier: Classifier, images: Array, *, rng: Rng = None, activation_map: Maps = None
     ) -> Array:
-        """Defend images `runs` times and classify them.
+        """Defend images of the classifier's size `runs` times, as `transform` does, and classify.
 
-        Parameters
-        ----------
-        classifier, images, activation_map
-            As in `transform`; the images are of the classifier's size.
-        rng : int, numpy.random.Generator, list of Generator, or None
-            Each image draws from a stream of its own, and each run but the first from a part of
-            that; the first run's images are those of `transform` with the same `rng`.
-
-        Returns
-        -------
-        ndarray of float32, shape (K,) or (N, K)
-            Mean probabilities, or shares of the runs.
+        Each run but the first draws from a part of each image's stream; the first run's images are
+        those of `transform` with the same `rng`. It gives mean probabilities (K,) or (N, K) of
+        float32, or shares of the runs.
         """
-        probabilities = self.predict_runs(
-            classifier, images, rng=rng, activation_map=activation_map
-        )
+        rows = self.predict_runs(classifier, images, rng=rng, activation_map=activation_map)
         if self.aggregate == "majority":
-            classes = probabilities.shape[-1]
-            probabilities = np.eye(classes, dtype=np.float32)[probabilities.argmax(axis=-1)]
-        mean: Array = probabilities.mean(axis=0)
+            rows = np.eye(rows.shape[-1], dtype=np.float32)[rows.argmax(axis=-1)]
+        mean: Array = rows.mean(axis=0)
         return mean
 
     def predict_runs(
-        self,
-        classifier: Classifier,
-        images: Array,
-        *,
-        rng: Rng = None,
-        activation_map: Array | None = None,
+        self, classifier: Classifier, images: Array, *, rng: Rng = None, activation_map: Maps = None
     ) -> Array:
         """Do as `predict`, but give every run by itself: (runs, K) or (runs, N, K)."""
         batch, single = as_batch(images)
-        maps = self._maps(classifier, batch, activation_map)
-        # The first run is the very one that `transform` gives for the same rng.
-        by_image = [[stream, *stream.spawn(self.runs - 1)] for stream in streams(rng, len(batch))]
-        by_run = [list(generators) for generators in zip(*by_image, strict=True)]
-        results = [classifier.predict(self._defended(batch, maps, run)) for run in by_run]
-        stacked = np.stack(results)
-        return stacked[:, 0] if single else stacked
+        defended = self._runs(classifier, batch, rng, activation_map, self.runs)
+        rows = np.stack([classifier.predict(run) for run in defended])
+        return rows[:, 0] if single else rows
 
-    def _maps(self, classifier: Classifier, batch: Array, given: Array | None) -> Array | None:
-        if given is None:
-            return self.activation_map(classifier, batch)
-        return as_map_batch(given, batch)
-
-    def _defended(
-        self, batch: Array, maps: Array | None, generators: list[np.random.Generator]
-    ) -> Array:
+    def _runs(
+        self, classifier: Classifier, batch: Array, rng: Rng, maps: Maps, runs: int
+    ) -> Iterator[Array]:
+        """Defend a batch several times; the first is what `transform` gives for the same rng."""
+        maps = self.activation_map(classifier, batch) if maps is None else as_map_batch(maps, batch)
         knobs = self.deflections, self.window, maps, self.reading
-        return self._denoised(deflect(batch, *knobs, generators))
+        by_image = [[stream, *stream.spawn(runs - 1)] for stream in streams(rng, len(batch))]
+        for generators in zip(*by_image, strict=True):
+            yield self._denoised(deflect(batch, *knobs, generators))
 
     def _denoised(self, batch: Array) -> Array:
         if self.denoiser is None:
@@ -269,18 +225,14 @@ _TOLD = frozenset(f.name for f in fields(Defense)) - {"denoiser_options", "runs"
 #: What does nothing without the map that it belongs to.
 _OF_MAPS = frozenset({"k", "combine", "upscale", "bias"})
 
-
-def _named() -> Iterator[tuple[str, Defense]]:
-    yield "none", Defense(deflections=0, denoiser=None)
-    yield "wd", Defense(deflections=0, denoiser="wavelet")
-    for end, denoiser in (("", None), ("+wd", "wavelet"), ("+dct", "dct")):
-        yield f"pd{end}", Defense(denoiser=denoiser)
-        yield f"pd+cam{end}", Defense(deflections=1500, activation="cam", denoiser=denoiser)
-        yield f"pd+rcam{end}", Defense(deflections=1500, activation="rcam", denoiser=denoiser)
-
-
 #: The defences that have a name: pixel deflection with each map and denoiser, each left out.
-NAMES = dict(_named())
+NAMES = {"none": Defense(deflections=0, denoiser=None), "wd": Defense(deflections=0)} | {
+    f"pd{'' if kind == 'none' else f'+{kind}'}{end}": Defense(
+        deflections=200 if kind == "none" else 1500, activation=kind, denoiser=denoiser
+    )
+    for end, denoiser in (("", None), ("+wd", "wavelet"), ("+dct", "dct"))
+    for kind in get_args(MapKind)
+}
 
 
 def knobs_of_name(name: str) -> dict[str, Any]:
@@ -351,27 +303,20 @@ class OwnDefense:
         """Make no map."""
 
     def transform(
-        self,
-        classifier: Classifier,
-        images: Array,
-        *,
-        rng: Rng = None,
-        activation_map: Array | None = None,
+        self, classifier: Classifier, images: Array, *, rng: Rng = None, activation_map: Maps = None
     ) -> Array:
         """Defend images once; the arguments are those of `Defense.transform`."""
         batch, single = as_batch(images)
-        pairs = zip(batch, streams(rng, len(batch)), strict=True)
-        result = np.concatenate([self._applied(image[np.newaxis], own) for image, own in pairs])
-        return result[0] if single else result
-
-    def _applied(self, image: Array, rng: np.random.Generator) -> Array:
-        result: Any = np.asarray(called(self.function, image.copy(), rng=rng))
-        if result.shape != image.shape or result.dtype.kind not in "fiu":
-            raise ValueError(
-                f"{self.name}: expected numbers of shape {image.shape} back from the function, "
-                f"got {result.dtype} of {result.shape}"
-            )
-        return check_images(result.astype(np.float32), f"what {self.name} gave")
+        made = []
+        for image, own in zip(batch, streams(rng, len(batch)), strict=True):
+            found: Any = np.asarray(called(self.function, image[np.newaxis].copy(), rng=own))
+            if found.shape != (1, *image.shape) or found.dtype.kind not in "fiu":
+                raise ValueError(
+                    f"{self.name}: expected numbers of shape {(1, *image.shape)} back from the "
+                    f"function, got {found.dtype} of {found.shape}"
+                )
+            made.append(check_images(found.astype(np.float32), f"what {self.name} gave"))
+        return made[0][0] if single else np.concatenate(made)
 
 
 def called(function: Callable[..., Any], *given: Any, rng: np.random.Generator) -> Any:

@@ -1,11 +1,9 @@
 """The transformations of images that the paper's Table 4 sets pixel deflection against.
 
-Feature squeezing (Xu, Evans, Qi 2018, arXiv 1704.01155), randomization (Xie et al. 2018,
-arXiv 1711.01991) and crops (Guo et al. 2018, arXiv 1711.00117), each on images of the network's own
-size; where that makes a difference to the source, the function says so. The median, total
-variation, JPEG and the other filters are those of `pdutils.denoising`. Image quilting, which Guo et
-al. use too, is left out: it needs a bank of patches of clean images. The ensembles of the sources
-are not made here either: each call draws once, and whoever wants an average calls it again.
+Feature squeezing (Xu, Evans, Qi 2018, arXiv 1704.01155), randomization (Xie et al. 2018, arXiv
+1711.01991) and crops (Guo et al. 2018, arXiv 1711.00117) on images of the network's own size, one
+draw a call; the other filters are those of `pdutils.denoising`. Image quilting, which Guo et al.
+use too, is left out: it needs a bank of patches of clean images.
 
 All take and give images of float32, shape (H, W, 3) or (N, H, W, 3), RGB in [0, 255]; with `rng`,
 each image draws from a stream of its own, see `pdutils._utils`.
@@ -13,7 +11,6 @@ each image draws from a stream of its own, see `pdutils._utils`.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,8 +34,8 @@ MID_GREY = 127.5
 def bit_depth(images: Array, *, bits: int = 5) -> Array:
     """Keep the most significant bits of each channel.
 
-    Source: Xu, Evans, Qi 2018, arXiv 1704.01155: a value in [0, 1] becomes the nearest of 2^bits
-    values from 0 to 1, so that black and white stay; 1 to 8 bits, in the paper's table 2 and 5.
+    Source: Xu, Evans, Qi 2018: a value in [0, 1] becomes the nearest of 2^bits values from 0 to 1,
+    so that black and white stay; 1 to 8 bits, in the paper's table 2 and 5.
     """
     check_whole("bits", bits, 1, 8)
     batch, single = as_batch(images)
@@ -51,12 +48,11 @@ def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float
     """Average those pixels of a window whose patches look alike.
 
     Source: Buades, Coll, Morel 2005, DOI 10.1109/CVPR.2005.38, with the three numbers by which Xu,
-    Evans, Qi 2018, arXiv 1704.01155, name it: 11-3-2, 11-3-4, 13-3-4. The sides of the window and
-    of a patch are odd numbers of pixels and reach no further than the image is long; at its border
-    it is mirrored. A neighbour weighs exp(-d / strength^2), the strength in grey levels, where d
-    is the mean square of the differences between the two patches, over their pixels and channels,
-    as in OpenCV, which they used. OpenCV's function for colour pictures goes through the Lab
-    colours and 8 bits; this one stays in RGB.
+    Evans, Qi 2018 name it: 11-3-2, 11-3-4, 13-3-4. The sides of the window and of a patch are odd
+    and reach no further than the image is long; at its border it is mirrored. A neighbour weighs
+    exp(-d / strength^2), the strength in grey levels, where d is the mean square of the differences
+    between the two patches, over their pixels and channels, as in OpenCV, which they used (for
+    colour pictures it goes through the Lab colours and 8 bits; this stays in RGB).
     """
     check_odd("search", search)
     check_odd("patch", patch)
@@ -78,12 +74,10 @@ def squeeze(
 ) -> Array:
     """Reduce the bits, take the median, then the non-local means, one after the other.
 
-    These are the three squeezers that Xu, Evans, Qi 2018, arXiv 1704.01155, found best together on
-    ImageNet. They detect adversaries by three predictions, one a squeezer; a defence that gives one
-    image can only apply them in a row. What pixel deflection's paper did with "the best three" is
-    not known.
-
-    The knobs are those of `bit_depth`, `pdutils.denoising.denoise_median` and `nl_means`.
+    These are the three squeezers that Xu, Evans, Qi 2018 found best together on ImageNet. They
+    detect adversaries by three predictions, one a squeezer; a defence that gives one image can only
+    apply them in a row. What pixel deflection's paper did with "the best three" is not known. The
+    knobs are those of `bit_depth`, `pdutils.denoising.denoise_median` and `nl_means`.
     """
     reduced = DENOISERS["median"](bit_depth(images, bits=bits), size=size)
     return nl_means(reduced, search=search, patch=patch, strength=strength)
@@ -94,11 +88,10 @@ def random_resize(
 ) -> Array:
     """Show each image at a random size, in the middle of a grey ground.
 
-    Source: Xie et al. 2018, arXiv 1711.01991, who enlarge 299 pixels to 299 up to 330, for a
-    network that takes any size. A network of a fixed size cannot be shown more pixels; what is kept
-    is that things are seen at a random scale. Each whole height from `smallest`, in (0, 1], as a
-    share of the image's up to one pixel less than the image's is equally likely; the width keeps
-    the proportions. The ground is of the grey level `fill`.
+    Source: Xie et al. 2018, who enlarge 299 pixels to 299 up to 330, for a network that takes any
+    size. To one of a fixed size things can still be shown at a random scale: each whole height from
+    `smallest`, in (0, 1], as a share of the image's up to one pixel less than the image's is
+    equally likely; the width keeps the proportions. The ground is of the grey level `fill`.
     """
     return _laid_on_ground(images, smallest, fill, rng, sizes=True, places=False)
 
@@ -108,9 +101,9 @@ def random_pad(
 ) -> Array:
     """Show each image at one smaller size, at a random place of a grey ground.
 
-    Source: Xie et al. 2018, arXiv 1711.01991, who put 299 pixels at a random place of 331. For a
-    network of a fixed size the whole is scaled to that: the share of the ground is the same, 299 of
-    331 being nine tenths. The height is `smallest`, in (0, 1], as a share of the image's.
+    Source: Xie et al. 2018, who put 299 pixels at a random place of 331. For a network of a fixed
+    size the whole is scaled to that: the share of the ground is the same, nine tenths. The height
+    is `smallest`, in (0, 1], as a share of the image's.
     """
     return _laid_on_ground(images, smallest, fill, rng, sizes=False, places=True)
 
@@ -120,9 +113,8 @@ def random_resize_pad(
 ) -> Array:
     """Show each image at a random size, at a random place of a grey ground.
 
-    Source: Xie et al. 2018, arXiv 1711.01991, who enlarge 299 pixels to 299 up to 330 and put them
-    at a random place of 331. For a network of a fixed size the whole is scaled to that. The knobs
-    are those of `random_resize`.
+    Source: Xie et al. 2018, who enlarge 299 pixels to 299 up to 330 and put them at a random place
+    of 331, scaled as in the other two. The knobs are those of `random_resize`.
     """
     return _laid_on_ground(images, smallest, fill, rng, sizes=True, places=True)
 
@@ -130,18 +122,18 @@ def random_resize_pad(
 def crop_rescale(images: Array, *, side: float = 0.4, rng: Rng = None) -> Array:
     """Cut a part out of each image at a random place and scale it back to the image's size.
 
-    Source: Guo et al. 2018, arXiv 1711.00117, who cut 90 x 90 of 224 x 224 pixels and average the
-    predictions of 30 crops; this gives one, its sides in (0, 1] as a share of the image's.
+    Source: Guo et al. 2018, who cut 90 x 90 of 224 x 224 pixels and average the predictions of 30
+    crops; this gives one, its sides in (0, 1] as a share of the image's.
     """
     _check_share("side", side)
     batch, single = as_batch(images)
-    height, width = batch.shape[1:3]
-    part = _scaled_side(height, side), _scaled_side(width, side)
+    frame = batch.shape[1:3]
+    height, width = (max(1, round(length * side)) for length in frame)
     result = np.empty_like(batch)
     for i, stream in enumerate(streams(rng, len(batch))):
-        top, left = _random_place((height, width), part, stream)
-        crop = batch[i, top : top + part[0], left : left + part[1]]
-        result[i] = _resized(crop, (height, width))
+        top = stream.integers(frame[0] - height + 1)
+        left = stream.integers(frame[1] - width + 1)
+        result[i] = _resized(batch[i, top : top + height, left : left + width], frame)
     return result[0] if single else result
 
 
@@ -150,11 +142,7 @@ PEERS: dict[str, Callable[..., Array]] = {
     "median": DENOISERS["median"],
     "nl_means": nl_means,
     "squeeze": squeeze,
-    "bilateral": DENOISERS["bilateral"],
-    "tv": DENOISERS["tv"],
-    "wiener": DENOISERS["wiener"],
-    "jpeg": DENOISERS["jpeg"],
-    "dct": DENOISERS["dct"],
+    **{name: DENOISERS[name] for name in ("bilateral", "tv", "wiener", "jpeg", "dct")},
     "random_resize": random_resize,
     "random_pad": random_pad,
     "random_resize_pad": random_resize_pad,
@@ -209,32 +197,21 @@ def _laid_on_ground(
     frame = batch.shape[1:3]
     result = np.full_like(batch, fill)
     for i, stream in enumerate(streams(rng, len(batch))):
-        height = _scaled_side(frame[0], smallest)
+        height = max(1, round(frame[0] * smallest))
         if sizes:
-            height = int(stream.integers(height, max(frame[0], height + 1)))
-        size = height, _scaled_side(frame[1], height / frame[0])
-        middle = (frame[0] - size[0]) // 2, (frame[1] - size[1]) // 2
-        top, left = _random_place(frame, size, stream) if places else middle
-        result[i, top : top + size[0], left : left + size[1]] = _resized(batch[i], size)
+            height = stream.integers(height, max(frame[0], height + 1))
+        width = max(1, round(frame[1] * (height / frame[0])))
+        free = frame[0] - height, frame[1] - width
+        top, left = (stream.integers(f + 1) if places else f // 2 for f in free)
+        result[i, top : top + height, left : left + width] = _resized(batch[i], (height, width))
     return result[0] if single else result
-
-
-def _random_place(frame: tuple[int, ...], size: tuple[int, int], rng: Any) -> tuple[int, int]:
-    return int(rng.integers(frame[0] - size[0] + 1)), int(rng.integers(frame[1] - size[1] + 1))
-
-
-def _scaled_side(length: int, share: float) -> int:
-    return max(1, round(length * share))
 
 
 def _resized(image: Array, size: tuple[int, ...]) -> Array:
     """Scale an image bilinearly, in floating point, a channel at a time."""
-    if image.shape[:2] == tuple(size):
-        return image
-    height, width = size
-    channels = [Image.fromarray(np.ascontiguousarray(image[..., c])) for c in range(3)]
-    bilinear = Image.Resampling.BILINEAR
-    return np.stack([np.asarray(c.resize((width, height), bilinear)) for c in channels], axis=-1)
+    planes, way = np.ascontiguousarray(np.moveaxis(image, -1, 0)), Image.Resampling.BILINEAR
+    scaled = [Image.fromarray(plane).resize((size[1], size[0]), way) for plane in planes]
+    return np.stack([np.asarray(plane) for plane in scaled], axis=-1)
 
 
 def _check_share(name: str, value: float) -> None:

@@ -13,8 +13,12 @@ load_tensorflow()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from pdutils.defenses.keras_model import defended_model  # noqa: E402
-from pdutils.defenses.layers import PixelDeflection, RobustCAM, RobustGradCAM  # noqa: E402
+from pdutils.defenses.layers import (  # noqa: E402
+    PixelDeflection,
+    RobustCAM,
+    RobustGradCAM,
+    defended_model,
+)
 
 READINGS = ["blog", "repo", "paper"]
 NOTHING = Defense(deflections=0, denoiser=None)
