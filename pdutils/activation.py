@@ -40,21 +40,16 @@ def cam(
     Parameters
     ----------
     classifier : Classifier
-        The network.
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
+        RGB in [0, 255]; the network sees `batch_size` of them at once.
     labels : int, or N of them
         The class of each image to look for.
     upscale : {"half_pixel", "tf1"}
-        How the map is scaled up to the image, bilinearly.
-
-        - ``half_pixel``: the middle of the image lies on the middle of the map, as everywhere
-          today.
-        - ``tf1``: as TensorFlow 1 did, and with it the authors' maps. Place i of the image lies at
-          i * (side of the map) / (side of the image), at most on the last cell: all of the map is
-          moved up and left by half a cell, 16 pixels for 7 x 7 cells over 224 x 224 pixels.
-    batch_size : int
-        How many images the network sees at once.
+        How the map is scaled up to the image, bilinearly. ``half_pixel``, as everywhere today: the
+        middle of the image lies on the middle of the map. ``tf1``, as TensorFlow 1 did, and with it
+        the authors' maps: place i of the image lies at i * (side of the map) / (side of the image),
+        at most on the last cell: all of the map is moved up and left by half a cell, 16 pixels for
+        7 x 7 cells over 224 x 224 pixels.
 
     Returns
     -------

@@ -49,11 +49,9 @@ _SPREAD = np.sqrt(np.square(TO_YCBCR).sum(axis=0))
 #: A sigma that leaves no detail, while its square in grey levels is still a float32.
 BOUNDLESS = 1e15
 
-#: The side of a block whose cosine coefficients are thresholded, as in JPEG.
-_BLOCK = 8
-
-#: How many images' coefficients fit into a core's cache together.
-_PART = 8
+#: The side of a block whose cosine coefficients are thresholded, as in JPEG; and how many images'
+#: coefficients fit into a core's cache together.
+_BLOCK, _PART = 8, 8
 
 _ABOVE_0 = float(np.nextafter(0, 1))
 
@@ -120,41 +118,21 @@ def denoise_wavelet(
 ) -> Array:
     """Shrink the wavelet coefficients of each channel.
 
-    The library of 2018 gave NaN for a channel that is constant, as Cb and Cr of a grey image are:
-    it cannot be stretched. Here such a channel stays as it is.
+    `sigma` is the standard deviation of the noise, at least 0, in the range that `sigma_scale`
+    names; the paper and the blog take 0.04. `wavelet` is any discrete one of PyWavelets; the
+    thresholds are made for orthogonal ones, which all but the biorthogonal are. `mode` "soft"
+    shrinks what it keeps by the threshold, "hard" leaves it. `shrinkage` "BayesShrink" takes a
+    threshold for each subband, "VisuShrink" one for all. `color` "ycbcr" or "rgb" is the colour
+    space whose channels are denoised. With "ycbcr", `sigma_scale` is
 
-    Parameters
-    ----------
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255].
-    sigma : float
-        Standard deviation of the noise, at least 0, in units of the range that `sigma_scale`
-        names; 0 gives the images back, clipped or not as any other. The paper and the blog take
-        0.04.
-    wavelet : str
-        Any discrete wavelet of PyWavelets. The thresholds are made for orthogonal ones, which all
-        but the biorthogonal are.
-    mode : {"soft", "hard"}
-        Soft shrinks what it keeps by the threshold, hard leaves it.
-    shrinkage : {"BayesShrink", "VisuShrink"}
-        A threshold for each subband, or one for all.
-    color : {"ycbcr", "rgb"}
-        The colour space whose channels are denoised.
-    sigma_scale : {"channel", "rgb"}
-        What sigma is measured in with `color="ycbcr"`, and what is clipped.
+    - ``channel``: as scikit-image did until 0.15, which the paper and the blog used. Each channel
+      of YCbCr is stretched to [0, 1] first and clipped to that afterwards, that is, to its own
+      least and greatest value; RGB is clipped to [0, 255] at the end. That library gave NaN for a
+      constant channel, as Cb and Cr of a grey image are; here it stays as it is.
+    - ``rgb``: as scikit-image has done since 0.16. Sigma is noise in RGB in [0, 1] and converted,
+      so that a photo is denoised less in Y; nothing is clipped: it may leave [0, 255] a little.
 
-        - ``channel``: as scikit-image did until 0.15, which the paper and the blog used. Each
-          channel of YCbCr is stretched to [0, 1] first and clipped to that afterwards, that is, to
-          its own least and greatest value; RGB is clipped to [0, 255] at the end.
-        - ``rgb``: as scikit-image has done since 0.16. Sigma is noise in RGB in [0, 1] and
-          converted, so that a photo is denoised less in Y; nothing is clipped.
-
-        With `color="rgb"` the two differ by the clip to [0, 255] alone.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        With `sigma_scale="rgb"` it may leave [0, 255] a little.
+    With "rgb" the two differ by the clip to [0, 255] alone, as they do for a sigma of 0.
     """
     check_one_of("wavelet", wavelet, tuple(pywt.wavelist(kind="discrete")))
     check_one_of("shrinkage", shrinkage, get_args(Shrinkage))
@@ -250,9 +228,9 @@ def denoise_bilateral(
     """Average neighbours that look alike (Tomasi, Manduchi 1998, DOI 10.1109/ICCV.1998.710815).
 
     `sigma_color`, above 0 on images in [0, 1], says how unlike a neighbour may be; "std" is the
-    standard deviation of each image's own values, which scikit-image takes by default, as the
-    authors' code did. `sigma_spatial`, above 0 in pixels, says how far away it may be; beyond three
-    times this, none counts, nor beyond the side of the image, which is mirrored at its border.
+    standard deviation of an image's own values, scikit-image's default, as in the authors' code.
+    `sigma_spatial`, above 0 in pixels, says how far away; none counts beyond three times this, nor
+    beyond the side of the image, which is mirrored at its border.
     """
     values = images.astype(np.float64)
     if sigma_color == "std":
@@ -289,11 +267,11 @@ def denoise_nl_means(
 ) -> Array:
     """Average patches that look alike (Buades, Coll, Morel 2005, DOI 10.1109/CVPR.2005.38).
 
-    `sigma` is the standard deviation of the noise, on images in [0, 1], whose share in the
-    difference of two patches is left out of account: above 0; with an `h`, at least 0. `h`, above
-    0, says how unlike a patch may be: by default 0.8 times sigma. A patch's side and how far away
-    another may be are at least 1 pixel, and reach no further than the image is long. The authors of
-    pixel deflection took `sigma=0, h=0.1, patch_size=7, patch_distance=11`.
+    `sigma`, on images in [0, 1], is the standard deviation of the noise, whose share in the
+    difference of two patches does not count: above 0; with an `h`, at least 0. `h`, above 0, says
+    how unlike a patch may be: by default 0.8 times sigma. A patch's side and how far away another
+    may be are at least 1 pixel and reach no further than the image is long. The authors of pixel
+    deflection took `sigma=0, h=0.1, patch_size=7, patch_distance=11`.
     """
     _check_at_least("sigma", sigma, _ABOVE_0 if h is None else 0)
     check_whole("patch_size", patch_size, 1)
@@ -315,8 +293,8 @@ def denoise_wiener(images: Array, *, size: int = 3) -> Array:
     """Shrink each pixel towards its neighbourhood's mean (Wiener; Lim 1990).
 
     As in SciPy, the noise is the mean of the neighbourhoods' variances; unlike there, the image is
-    mirrored at its border, where SciPy's zeros darken it. `size`, the neighbourhood's side, is an
-    odd number of pixels; it reaches no further than the image is long.
+    mirrored at its border, where zeros darken it. `size`, the neighbourhood's side, is an odd
+    number of pixels; it reaches no further than the image is long.
     """
     check_odd("size", size)
     values, area = images.astype(np.float64), _area(images, size)
@@ -366,14 +344,12 @@ def denoise_dct(images: Array, *, sigma: float = 0.04, step: int = 2) -> Array:
     """Drop the small cosine coefficients of overlapping 8 x 8 blocks and average the blocks.
 
     Source: Yu, Sapiro 2011, DOI 10.5201/ipol.2011.ys-dct: a coefficient below three times the
-    standard deviation of the noise becomes 0, the others stay. They take every block, and their
-    colours are decorrelated otherwise; here they are YCbCr, with the noise that each channel has of
-    it. The mean of a block is always kept. The paper on pixel deflection tries the DCT in place of
-    wavelets; its settings are not known.
+    standard deviation of the noise becomes 0, the others and a block's mean stay. They take every
+    block, and decorrelate colours otherwise; here they are YCbCr, each with its noise. The paper on
+    pixel deflection tries the DCT in place of wavelets; its settings are not known.
 
-    `sigma` is the standard deviation of the noise in RGB, on images in [0, 1]; 0 gives the images
-    back. A block is `step` pixels (1, 2, 4 or 8) away from the next, either way: each pixel lies in
-    (8 / step)^2 blocks, and the time is in proportion to them.
+    `sigma` is the noise in RGB, on images in [0, 1]; 0 gives the images back. A block is `step`
+    pixels (1, 2, 4 or 8) away from the next, either way: the time goes with (8 / step)^2.
     """
     _check_at_least("sigma", sigma, 0)
     if not isinstance(step, (int, np.integer)) or step not in (1, 2, 4, 8):

@@ -1,5 +1,5 @@
 import json
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 
 import numpy as np
 import pytest
@@ -8,12 +8,6 @@ from pdutils import tables
 from pdutils.stats import Mean, PairedDifference, Rate
 
 NAMES = ("badger", "skunk", "fox")
-
-
-@dataclass
-class Point:
-    x: float
-    ends: tuple[int, int]
 
 
 def steps():
@@ -52,25 +46,34 @@ def test_zone_table_counts_what_lies_inside_beside_an_even_spread():
     assert list(table.loc["all pixels"]) == ["4", "16", "20%"]
 
 
-def test_step_table_leaves_out_the_blog_and_the_attack_s_class_where_there_are_none():
+@pytest.mark.parametrize(("attacked", "columns"), [(1, ["badger", "skunk"]), (0, ["badger"])])
+def test_step_table_leaves_out_the_blog_and_the_attack_s_class_where_there_are_none(
+    attacked, columns
+):
     mine = {"mine": np.array([1.0, 0, 0])}
-    table = tables.step_table(mine, label=0, attacked_label=1, names=NAMES)
-    assert list(table.columns) == ["badger", "skunk", "seen as"]
-    table = tables.step_table(mine, label=0, attacked_label=0, names=NAMES)
-    assert list(table.columns) == ["badger", "seen as"]
+    table = tables.step_table(mine, label=0, attacked_label=attacked, names=NAMES)
+    assert list(table.columns) == [*columns, "seen as"]
 
 
-def test_rate_table_states_n_and_the_interval_in_the_cell_where_n_differs_between_rows():
-    table = tables.rate_table({"PD": {"clean": Rate(9, 10)}})
-    assert table.loc["PD", "clean (n = 10)"] == str(Rate(9, 10))
-    table = tables.rate_table({"PD": {"clean": Rate(9, 10)}, "WD": {"clean": Rate(4, 8)}})
-    assert table.loc["WD", "clean"] == f"{Rate(4, 8)}, n = 8"
+@pytest.mark.parametrize(
+    ("rates", "column", "cells"),
+    [
+        ([Rate(9, 10)], "clean (n = 10)", [str(Rate(9, 10))]),
+        # n stands in the cell where it differs between rows.
+        ([Rate(9, 10), Rate(4, 8)], "clean", [f"{Rate(9, 10)}, n = 10", f"{Rate(4, 8)}, n = 8"]),
+        ([None, Rate(4, 8)], "clean (n = 8)", ["-", str(Rate(4, 8))]),
+        ([None], "clean", ["-"]),
+    ],
+)
+def test_rate_table_states_n_and_intervals_and_has_a_dash_where_nothing_was_counted(
+    rates, column, cells
+):
+    table = tables.rate_table({f"row {i}": {"clean": rate} for i, rate in enumerate(rates)})
+    assert table.to_dict("list") == {column: cells}
+    assert list(table.index) == [f"row {i}" for i in range(len(rates))]
 
 
-def test_rate_table_has_a_dash_where_nothing_was_counted():
-    table = tables.rate_table({"PD": {"fgsm": None}, "WD": {"fgsm": Rate(4, 8)}})
-    assert list(table["fgsm (n = 8)"]) == ["-", str(Rate(4, 8))]
-    assert list(tables.rate_table({"PD": {"fgsm": None}})["fgsm"]) == ["-"]
+def test_rate_table_of_nothing_is_empty():
     assert tables.rate_table({}).size == 0
 
 
@@ -79,14 +82,9 @@ def test_plain_figures_are_shown_as_they_are():
     assert table.to_dict("index") == {"PD": {"FGSM": "0.735", "IGSM": "-"}}
 
 
-@pytest.fixture
-def shown(monkeypatch):
+def test_show_results_is_json_whatever_numbers_it_is_given_and_reads_as_short_text(monkeypatch):
     bundles = []
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
-    return bundles
-
-
-def test_show_results_is_json_whatever_numbers_it_is_given(shown):
     tables.show_results(
         {
             "headline": "a",
@@ -95,25 +93,28 @@ def test_show_results_is_json_whatever_numbers_it_is_given(shown):
             "paired": PairedDifference(5, 3, 0, 2),
             "array": np.array([0.5, np.nan], dtype=np.float32),
             "number": np.int64(3),
-            "point": Point(0.1, (1, 2)),
-            "deep": {"none": None, "flag": True},
+            "point": make_dataclass("Point", ["x", "ends"])(0.1, (1, 2)),
+            "deep": {"none": None, "flag": True, "draws": list(range(20))},
         }
     )
-    (bundle,) = shown
+    (bundle,) = bundles
     read = json.loads(json.dumps(bundle["application/json"], allow_nan=False))
-    assert read["rate"]["value"] == 0.5
-    assert read["rate"]["n"] == 2
-    assert read["rate"]["interval"] == pytest.approx(Rate(1, 2).interval, abs=1e-6)
-    assert read["mean"]["interval"] == [None, None]
+    assert read.pop("rate") == {
+        "value": 0.5,
+        "n": 2,
+        "interval": pytest.approx(Rate(1, 2).interval, abs=1e-6),
+    }
     # Of three images that one of the two alone gets right, all fall to the first: 2 / 2^3.
-    assert (read["paired"]["value"], read["paired"]["n"], read["paired"]["p"]) == (0.3, 10, 0.25)
-    assert read["array"] == [0.5, None]
-    assert read["number"] == 3
-    assert read["point"] == {"x": 0.1, "ends": [1, 2]}
-    assert read["deep"] == {"none": None, "flag": True}
-
-
-def test_show_results_reads_as_short_text(shown):
-    tables.show_results({"headline": "a", "draws": list(range(20))})
-    text = json.loads(shown[0]["text/plain"])
-    assert text == {"headline": "a", "draws": "20 values"}
+    paired = read.pop("paired")
+    assert (paired["value"], paired["n"], paired["p"]) == (0.3, 10, 0.25)
+    assert read == {
+        "headline": "a",
+        "mean": {"value": 1, "n": 1, "interval": [None, None]},
+        "array": [0.5, None],
+        "number": 3,
+        "point": {"x": 0.1, "ends": [1, 2]},
+        "deep": {"none": None, "flag": True, "draws": list(range(20))},
+    }
+    text = json.loads(bundle["text/plain"])
+    assert text["deep"]["draws"] == "20 values"
+    assert text["point"] == read["point"]
