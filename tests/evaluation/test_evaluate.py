@@ -6,6 +6,7 @@ import sys
 import time
 import tracemalloc
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,13 +23,7 @@ from pdutils.deflection import pixel_deflection
 from pdutils.evaluation import estimate, executors, run
 from pdutils.evaluation import evaluate as evaluate_module
 from pdutils.evaluation.datasets import DrawingSource
-from pdutils.evaluation.evaluate import (
-    BYTES_PER_RECORD,
-    BYTES_PER_SINGLE_RECORD,
-    Cost,
-    Estimate,
-    stream_seed,
-)
+from pdutils.evaluation.evaluate import Cost, Estimate, stream_seed
 from pdutils.evaluation.registry import Adversaries, NamedAttack, NamedDefense, parse_defense
 from pdutils.evaluation.store import COLUMNS, StoredRecords, StoreError
 
@@ -119,7 +114,7 @@ def test_records_are_those_of_a_plain_loop_and_of_other_libraries(toy):
 
     luma = np.array([0.299, 0.587, 0.114], dtype=np.float32)
     # In another batch a gradient that is next to zero may differ in its sign: one by one.
-    records = judged(toy, batch_size=1)
+    records = judged(toy, Photos(3), batch_size=1)
     assert records[records["attack"] != "none"]["success"].any()
     for (name, attack), of_attack in records.groupby(["image", "attack"]):
         clean, label = photo(seed=int(name[-2:])), int(name[-2:]) % 6
@@ -500,23 +495,20 @@ def test_images_that_none_can_read_or_of_another_size_are_an_error(toy, source, 
 # What it will cost
 
 
-def counted(classifier, work) -> tuple[int, int]:
-    """Count the images that pass through a network while `work` uses it, in a way of its own."""
-    passes = [0, 0]
-    spied, network = copy.copy(classifier), copy.copy(classifier.network)
-    compiled = {name: classifier.network.step(name) for name in ("predict", "gradient", "features")}
+def counting(classifier, passes: list[int]) -> Classifier:
+    """A classifier that counts the images which pass through it, in a way of its own."""
+    spied, spied.network = copy.copy(classifier), copy.copy(classifier.network)
 
     def step(name):
         def run(images, *labels):
             passes[0] += len(images)
             passes[1] += len(images) if name == "gradient" else 0
-            return compiled[name](images, *labels)
+            return classifier.network.step(name)(images, *labels)
 
         return run
 
-    spied.network, network.step = network, step
-    work(spied)
-    return passes[0], passes[1]
+    spied.network.step = step
+    return spied
 
 
 @pytest.mark.parametrize(
@@ -531,13 +523,11 @@ def counted(classifier, work) -> tuple[int, int]:
 def test_measured_on_all_images_the_passes_are_those_of_the_evaluation(
     toy, attacks, defenses, runs
 ):
-    found, records = estimate(toy, Photos(3), attacks, defenses, runs=runs, sample=3), []
-
-    def work(classifier):
-        records.append(judged(classifier, Photos(3), attacks, defenses, runs=runs))
-
-    assert (found.total.forward, found.total.backward) == counted(toy, work)
-    assert found.records == len(records[0])
+    given = Photos(3), attacks, defenses
+    found, passes = estimate(toy, *given, runs=runs, sample=3), [0, 0]
+    records = judged(counting(toy, passes), *given, runs=runs)
+    assert [found.total.forward, found.total.backward] == passes
+    assert found.records == len(records)
     # The classifier is left as it was.
     assert "step" not in vars(toy.network)
 
@@ -559,14 +549,10 @@ def test_passes_are_told_by_what_they_are_spent_on_and_scaled_to_all_images(toy)
         "defense wd": (3 * 4, 0),
     }
     assert few.records == 4 * 3 * (1 + 10 + 1)
-    assert few.bytes == 4 * 3 * (2 * BYTES_PER_SINGLE_RECORD + 10 * BYTES_PER_RECORD)
-    assert (many.images, many.sample, many.records, many.bytes) == (
-        40, 4, 10 * few.records, 10 * few.bytes,
-    )  # fmt: skip
-    assert (many.total.forward, many.total.backward) == (
-        10 * few.total.forward,
-        10 * few.total.backward,
-    )
+    assert few.bytes == 4 * 3 * (2 * 120 + 10 * 85)
+    assert (many.images, many.sample) == (40, 4)
+    for told in ("total.forward", "total.backward", "records", "bytes"):
+        assert attrgetter(told)(many) == 10 * attrgetter(told)(few)
 
 
 def test_what_happens_once_is_not_scaled_up(toy, monkeypatch):
@@ -596,30 +582,26 @@ def test_images_that_cannot_be_read_are_passed_over(toy):
         estimate(toy, Photos(1), [], [], sample=0)
 
 
-def test_a_table_shows_all_of_it():
+def test_a_table_shows_all_of_it_in_units_that_fit():
     costs = {
-        "reading": Cost(50_000, 0, 90),
+        "reading": Cost(50_000, 0, 119),
+        "attack none": Cost(0, 0, 120),
         "attack igsm:eps=4": Cost(550_000, 500_000, 7200),
         "defense pd+wd": Cost(1_000_000.4, 0, 200_000),
     }
     found = Estimate(50_000, 4, costs, 1_100_000, 93_500_000)
-    assert found.total == Cost(1_600_000.4, 500_000, 207_290)
     lines = str(found).splitlines()
-    assert [line.split() for line in lines[:5]] == [
+    assert [line.split() for line in lines[:6]] == [
         ["forward", "backward", "time"],
-        ["reading", "50,000", "0", "90.0", "s"],
+        ["reading", "50,000", "0", "119.0", "s"],
+        ["attack", "none", "0", "0", "2.0", "min"],
         ["attack", "igsm:eps=4", "550,000", "500,000", "2.0", "h"],
         ["defense", "pd+wd", "1,000,000", "0", "2.3", "days"],
         ["total", "1,600,000", "500,000", "2.4", "days"],
     ]
-    assert len({len(line) for line in lines[:5]}) == 1
-    assert "50,000 images, 1,100,000 records, a file of about 93.5 MB." in lines
+    assert len({len(line) for line in lines[:6]}) == 1
     assert "first 4 images" in lines[-1]
     assert "attacks that stop early" in lines[-1]
-
-
-def test_durations_and_sizes_are_told_in_a_unit_that_fits():
-    durations = {0: "0.0 s", 119: "119.0 s", 120: "2.0 min", 7200: "2.0 h", 864000: "10.0 days"}
-    assert {taken: evaluate_module._duration(taken) for taken in durations} == durations
-    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1.0 kB", 2.5e9: "2.5 GB"}
-    assert {count: evaluate_module._size(count) for count in sizes} == sizes
+    for size, told in {999: "999 bytes", 1000: "1.0 kB", 93_500_000: "93.5 MB"}.items():
+        summary = f"50,000 images, 1,100,000 records, a file of about {told}."
+        assert summary in str(replace(found, bytes=size))

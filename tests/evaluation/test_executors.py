@@ -6,6 +6,7 @@ import textwrap
 import time
 import warnings
 from contextlib import closing
+from functools import partial
 from operator import length_hint
 from pathlib import Path
 
@@ -44,29 +45,15 @@ def scheduler(request) -> str:
     return request.getfixturevalue("running").scheduler_address
 
 
-def out_of_time(x: int) -> int:
-    if x == 3:
-        raise TimeoutError("the task's own")
-    return x
-
-
-def die_at_three(x: int) -> int:
-    if x == 3:
+def trouble(x: int, error: type[Exception] | None = None, mark: Path | None = None) -> int:
+    """Meet the number 3 with an error, or the end of the process; with a mark only once."""
+    if x == 3 and error:
+        raise error("the task's own")
+    if x == 3 and not (mark and mark.exists()):
+        if mark:
+            mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return x
-
-
-class DieOnce:
-    """Squares; the process that is first to meet the number 5 is killed."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __call__(self, x: int) -> int:
-        if x == 5 and not self.mark.exists():
-            self.mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return x * x
 
 
 class Remember:
@@ -84,13 +71,13 @@ class Remember:
 @pytest.fixture
 def workers():
     """A function that gives the processes which this test has started and which still run."""
-    before = _children()
-    return lambda: _children() - before
 
+    def children() -> set[psutil.Process]:
+        found = psutil.Process().children(recursive=True)
+        return {child for child in found if "spawn_main" in " ".join(child.cmdline())}
 
-def _children() -> set[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return {child for child in children if "spawn_main" in " ".join(child.cmdline())}
+    before = children()
+    return lambda: children() - before
 
 
 def test_every_task_is_done_once_quietly_and_by_several_to_whom_the_work_travels_once(
@@ -130,15 +117,15 @@ def test_a_closure_is_work_of_a_cluster_too_and_no_task_is_no_result(running):
 def test_what_the_work_raises_is_raised_here_and_all_is_ended(scheduler, workers):
     tasks = iter(range(1000))
     with pytest.raises(TimeoutError, match="the task's own"):
-        list(finished(out_of_time, tasks, scheduler=scheduler))
+        list(finished(partial(trouble, error=TimeoutError), tasks, scheduler=scheduler))
     assert length_hint(tasks) > 500
     assert not workers()
 
 
 def test_a_worker_that_dies_changes_no_result(scheduler, tmp_path, capfd, workers):
-    found = sorted(finished(DieOnce(tmp_path / "died"), range(16), scheduler=scheduler))
+    work = partial(trouble, mark=tmp_path / "died")
+    assert sorted(finished(work, range(16), scheduler=scheduler)) == [*range(16)]
     assert (tmp_path / "died").exists()
-    assert found == [x * x for x in range(16)]
     assert capfd.readouterr().out == ""
     # Of a cluster, what has died is begun anew by whoever began it.
     assert not workers() or scheduler != "local:2"
@@ -146,14 +133,14 @@ def test_a_worker_that_dies_changes_no_result(scheduler, tmp_path, capfd, worker
 
 def test_a_task_that_kills_every_process_is_named(workers):
     with pytest.raises(ClusterError, match=r"^3: given up after 3 processes had died while they"):
-        list(finished(die_at_three, [3, 0, 1], scheduler="local:1"))
+        list(finished(trouble, [3, 0, 1], scheduler="local:1"))
     assert not workers()
 
 
 def test_a_task_that_kills_every_worker_of_a_cluster_is_given_up(running, monkeypatch):
     monkeypatch.setattr(running.scheduler, "allowed_failures", 0)
     with pytest.raises(ClusterError, match="a task was given up after 1 workers had died"):
-        list(finished(die_at_three, [3], scheduler=running.scheduler_address))
+        list(finished(trouble, [3], scheduler=running.scheduler_address))
 
 
 def test_a_cluster_of_others_is_left_as_it_was(running):

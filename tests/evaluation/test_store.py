@@ -75,6 +75,8 @@ def test_records_come_back_as_they_went_in_in_order_whatever_the_order_of_writin
     expected["place"] = expected["attack"].map({"none": 0, "igsm": 1})
     expected = expected.sort_values(["image", "place", "defense", "run"])[list(COLUMNS)]
     shuffled = [ALL[i] for i in np.random.default_rng(0).permutation(len(ALL))]
+    filled(path)
+    assert read(path).empty
     filled(path, *shuffled)
     # All at once, and with edges of blocks within the records of an image.
     for block in (store_module._BLOCK, 7):
@@ -96,25 +98,13 @@ def test_the_records_of_some_images_at_a_time_are_all_the_records(path, images):
 def test_some_attacks_and_defenses_come_in_the_order_that_is_asked_for(path):
     filled(path, *ALL)
     with StoredRecords(path) as stored:
-        records = stored.records(["igsm", "none"], ["pd", "unheard of"])
+        records, none = stored.records(["igsm", "none"], ["pd", "unheard of"]), stored.records([])
         assert (stored.attacks(), stored.defenses()) == (["none", "igsm"], ["none", "pd"])
-        assert stored.records([], ["pd"]).empty
+    assert none.empty
+    assert {name: str(kind) for name, kind in none.dtypes.items()} == COLUMNS
     assert list(dict.fromkeys(records["attack"])) == ["igsm", "none"]
     assert set(records["defense"]) == {"pd"}
     assert len(records) == 2 * 8 * 3
-
-
-def test_no_records_are_an_empty_table_of_the_same_columns(path):
-    filled(path)
-    records = read(path)
-    assert records.empty
-    assert {name: str(kind) for name, kind in records.dtypes.items()} == COLUMNS
-
-
-def test_what_is_finished_is_told_by_chunk(path):
-    filled(path, (0, "none", "none"), (1, "igsm", "pd"))
-    with opened(path) as store:
-        assert [store.done(i) for i in range(3)] == [{("none", "none")}, {("igsm", "pd")}, set()]
 
 
 def test_settings_versions_and_skipped_images_can_be_read(path):
@@ -156,30 +146,26 @@ def test_a_record_takes_about_the_bytes_that_are_told(path, runs, figure):
 # One unit, whole or not at all
 
 
-def test_a_unit_that_fails_half_way_or_comes_twice_leaves_nothing(path):
+def test_a_unit_that_fails_half_way_or_comes_twice_or_is_interrupted_leaves_nothing(path):
     filled(path, ALL[0])
-    twice = pd.concat([unit(1, "none", "none")] * 2)
-    with opened(path) as store:
-        with pytest.raises(StoreError, match="cannot be read or written"):
-            store.add(1, "none", "none", twice, [(NAMES[7], "cut off")])
-        with pytest.raises(StoreError, match="UNIQUE"):
-            add(store, ALL[0])
-        assert (store.done(1), store.skipped(), len(store.records())) == (set(), [], 12)
-        add(store, (1, "none", "none"))
-        assert len(store.records()) == 24
-
-
-def test_an_interruption_within_a_unit_leaves_nothing(path):
-    filled(path, ALL[0])
+    new = unit(1, "none", "none")
 
     def interrupted():
         yield (NAMES[5], "cut off")
         raise KeyboardInterrupt
 
-    with opened(path) as store, pytest.raises(KeyboardInterrupt):
-        store.add(1, "none", "none", unit(1, "none", "none"), interrupted())
     with opened(path) as store:
-        assert (store.done(1), store.skipped()) == (set(), [])
+        with pytest.raises(StoreError, match="cannot be read or written"):
+            store.add(1, "none", "none", pd.concat([new, new]), [(NAMES[7], "cut off")])
+        with pytest.raises(StoreError, match="UNIQUE"):
+            add(store, ALL[0])
+        with pytest.raises(KeyboardInterrupt):
+            store.add(1, "none", "none", new, interrupted())
+    with opened(path) as store:
+        assert (store.done(0), store.done(1)) == ({("none", "none")}, set())
+        assert (store.skipped(), len(store.records())) == ([], 12)
+        add(store, (1, "none", "none"))
+        assert len(store.records()) == 24
 
 
 def test_on_a_full_disk_what_was_finished_is_kept(path):
