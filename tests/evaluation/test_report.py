@@ -8,7 +8,16 @@ import pandas as pd
 import pytest
 from records import by_cell, cell, cells_of, decided, random_records, records_of, small
 
-from pdutils.evaluation.report import AGGREGATES, Cells, Report, _latex, _markdown, _shown, compare
+from pdutils.evaluation.report import (
+    AGGREGATES,  # fmt: skip
+    Cells,
+    Report,
+    Strength,
+    _latex,
+    _markdown,
+    _shown,
+    compare,
+)
 from pdutils.stats import Mean, PairedDifference, Rate
 
 PD, FGSM = "pd:deflections=200", "fgsm:eps=2"
@@ -59,20 +68,19 @@ def test_outcomes_and_rates_equal_a_loop_over_the_cells(aggregate):
                 assert getattr(row, name) == getattr(first, name)
             add = hits.setdefault((defense, attack), []).append
             add((kind == first.label, kind == first.target, first.right_clean, first.success))
-    expected: dict = {}
-    for (defense, attack), seen in hits.items():
-        right = [s for s in seen if s[2]]
-        for protocol, counted in (("plain", seen), ("paper", right)):
-            for measure, hit in (("accuracy", 0), ("targeted", 1)):
-                if measure == "accuracy" or attack == "aimed":
-                    rate = Rate(sum(s[hit] for s in counted), len(counted))
-                    expected.setdefault((measure, protocol, defense), {})[attack] = rate
+    for protocol in ("plain", "paper"):
+        rates = {measure: found.rates(measure, protocol) for measure in MEASURES}
+        for (defense, attack), seen in hits.items():
+            right = [s for s in seen if s[2]]
+            counted = right if protocol == "paper" else seen
+            fooled = [s for s in right if s[3]]
+            expected = {"accuracy": Rate(sum(s[0] for s in counted), len(counted))}
             if attack != "none":
-                fooled = [s for s in right if s[3]]
-                rate = Rate(sum(s[0] for s in fooled), len(fooled))
-                expected.setdefault(("destruction", protocol, defense), {})[attack] = rate
-    for (measure, protocol, defense), rates in expected.items():
-        assert found.rates(measure, protocol)[defense] == rates
+                expected["destruction"] = Rate(sum(s[0] for s in fooled), len(fooled))
+            if attack == "aimed":
+                expected["targeted"] = Rate(sum(s[1] for s in counted), len(counted))
+            own = {measure: rates[measure][defense] for measure in MEASURES}
+            assert {m: row[attack] for m, row in own.items() if attack in row} == expected
 
 
 @pytest.mark.parametrize("protocol", ["paper", "plain"])
@@ -91,23 +99,23 @@ def test_differences_equal_a_loop_over_the_images(protocol):
 
 
 def test_strength_is_measured_over_all_images_that_count_and_over_the_successes():
-    found = cells_of(small()).strengths("paper")
-    assert list(found) == [(FGSM, None)]
-    paper, plain = found[FGSM, None], cells_of(small()).strengths("plain")[FGSM, None]
-    assert (paper.n, paper.success) == (3, Rate(2, 3))
-    assert paper.l2 == Mean.of(np.array([0.01, 0.01, 0.03]))
-    assert paper.l2_of_successes == Mean.of(np.array([0.01, 0.01]))
-    assert paper.linf == Mean.of(np.array([2.0, 2.0, 2.0]))
-    assert (plain.n, plain.success) == (4, Rate(2, 3))
-    assert plain.l2 == Mean.of(np.array([0.01, 0.01, 0.03, 0.05]))
-    assert plain.l2_of_successes == paper.l2_of_successes
+    def mean(*sizes):
+        return Mean.of(np.array(sizes))
+
+    paper, plain = (cells_of(small()).strengths(protocol) for protocol in ("paper", "plain"))
+    assert list(paper) == list(plain) == [(FGSM, None)]
+    won = mean(0.01, 0.01), mean(2.0, 2.0)
+    expected = Strength(3, Rate(2, 3), mean(0.01, 0.01, 0.03), mean(2.0, 2.0, 2.0), *won)
+    assert paper[FGSM, None] == expected
+    expected = Strength(4, Rate(2, 3), mean(0.01, 0.01, 0.03, 0.05), mean(*[2.0] * 4), *won)
+    assert plain[FGSM, None] == expected
 
 
 def test_an_attack_made_for_each_defence_has_a_strength_against_each():
     records = random_records(0)
     found = cells_of(records).strengths("plain")
-    assert [d for a, d in found if a == "bpda"] == list(dict.fromkeys(records["defense"]))
-    own = records[(records["attack"] == "bpda") & (records["defense"] == "wd")]
+    assert [d for a, d in found if a == "bpda"] == list(records["defense"].unique())
+    own = records.query("attack == 'bpda' and defense == 'wd'")
     assert math.isclose(found["bpda", "wd"].l2.value, own["l2"].mean())
     assert ("igsm:eps=4", None) in found
 
@@ -115,9 +123,7 @@ def test_an_attack_made_for_each_defence_has_a_strength_against_each():
 def test_without_an_image_right_when_clean_nothing_counts():
     found = cells_of(small().assign(right_clean=False))
     assert found.rates("accuracy")["none"] == {"none": None, FGSM: None}
-    strength = found.strengths("paper")[FGSM, None]
-    assert (strength.n, strength.success, strength.l2, strength.linf_of_successes) == (
-        0, None, None, None)  # fmt: skip
+    assert found.strengths("paper")[FGSM, None] == Strength(0, *[None] * 5)
     with pytest.raises(ValueError, match="an image that is right when clean, got none"):
         compare(found, ("none", "none"), found, (PD, "none"), "paper")
 
@@ -280,30 +286,21 @@ def clean(right: int, kept: int, gained: int) -> pd.DataFrame:
     ("records", "expected"),
     [
         (small().assign(right_clean=False), "No image is right when clean"),
-        (
-            small().assign(success=lambda r: r["success"] & ~r["right_clean"]),
-            "Attack fgsm:eps=2 never succeeded without a defence, on 3 images right when clean",
-        ),
-        (
-            small().query("not (image == 'a' and defense == 'none' and attack == 'none')"),
-            "Not all 4 images were evaluated with every attack and defence: none with none (3)",
-        ),
+        (small().assign(success=lambda r: r["success"] & ~r["right_clean"]),
+         "Attack fgsm:eps=2 never succeeded without a defence, on 3 images right when clean"),
+        (small().query("not (image == 'a' and defense == 'none' and attack == 'none')"),
+         "Not all 4 images were evaluated with every attack and defence: none with none (3)"),
         (small().query("run == 0"), "A single run each of pd:deflections=200:"),
         # Of a defence that draws nothing there is only one; of an unknown one there may be more.
         (evaluated("wd", "own:mine@1", "pd", runs=1), "A single run each of own:mine@1, pd:"),
         (random_records(0), "Attack bpda made another adversary for each defence"),
-        (
-            clean(20, 12, 0),
-            f"wd costs clean accuracy: {PairedDifference(12, 0, 8, 10)} against none, over all 30 "
-            "images.",
-        ),
-        (
-            evaluated("pd", "pd+wd", "pd+rcam+wd"),
-            "More than one thing differs: deflections is 200 in pd, pd+wd and 1500 in pd+rcam+wd.",
-        ),
+        (clean(20, 12, 0), f"wd costs clean accuracy: {PairedDifference(12, 0, 8, 10)} against "
+         "none, over all 30 images."),
+        (evaluated("pd", "pd+wd", "pd+rcam+wd"), "More than one thing differs: deflections is 200 "
+         "in pd, pd+wd and 1500 in pd+rcam+wd."),
         (small(), "The p-values of the 2 differences stand uncorrected."),
     ],
-)
+)  # fmt: skip
 def test_what_a_reader_must_know_is_said_once(records, expected, protocol):
     assert "\n".join(report_of(records, protocol).sentences).count(expected) == 1
 
