@@ -54,11 +54,11 @@ class Source:
 class FolderSource(Source):
     r"""Pictures in files, each with the id, name or number of its class.
 
-    Names are the paths from `root`, by default from the folder that holds all the files, with
-    forward slashes; a byte that is no UTF-8 is written out, such as `caf\xe9.png`. What else lies
-    there is remembered: folders without a picture, and in words what was passed over.
+    Names are the paths from `root`, by default from the folder that holds all the files; a byte
+    that is no UTF-8 is written out, such as `caf\xe9.png`.
     """
 
+    #: Folders without a picture, and in words what else lies there.
     empty_classes: Sequence[str] = ()
     passed_over = ""
 
@@ -162,11 +162,7 @@ def chosen(source: Source, n: int, seed: int = 0) -> Source:
 
 
 def folder_source(folder: StrPath, classifier: Classifier) -> FolderSource:
-    """Take the labelled pictures of a folder, see `pdutils.images.find_pictures`.
-
-    `empty_classes` are the sub-folders without a picture; `passed_over` counts the files that are
-    no pictures by their endings.
-    """
+    """Take the labelled pictures of a folder, see `pdutils.images.find_pictures`."""
     root, found = Path(folder), find_pictures(folder)
     seen = {path.relative_to(root).parts[0] for path in found.files}
     source = FolderSource(found.labelled(), classifier, root)
@@ -306,9 +302,8 @@ def classify(
 ) -> FolderResult:
     """Classify the images of a source in batches; memory does not grow with their number.
 
-    `predict` goes from a batch (N, H, W, 3) to probabilities (N, K): the classifier's own, or a
-    defence in front of it. With `maps`, the file of each image's map, it gets a second batch, of
-    maps (N, H, W).
+    `predict` makes probabilities (N, K) of a batch (N, H, W, 3) and, with `maps`, the file of each
+    image's map, of a second batch, of maps (N, H, W).
     """
     check_whole("batch_size", batch_size, 1)
     size, hits, skipped = classifier.input_size, [], dict[str, str]()

@@ -100,11 +100,10 @@ class NamedAttack(_Named):
 
 @dataclass(frozen=True)
 class OwnAttack:
-    """A function of one's own as an attack: images, rng -> images, or with the network.
+    """A function of one's own as an attack: [classifier,] images, [labels,] rng -> images.
 
-    That is classifier, images, labels, rng -> images. It is called with one image at a time, shape
-    (1, H, W, 3), its label and its random stream, so that what it draws depends on no other image.
-    What comes back is rounded to 8 bits.
+    It gets one image at a time, shape (1, H, W, 3), with its label and random stream, so that what
+    it draws depends on no other image; what comes back is rounded to 8 bits.
     """
 
     name: str

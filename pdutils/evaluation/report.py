@@ -79,10 +79,9 @@ Strengths = dict[tuple[Hashable, Hashable | None], Strength]
 
 @dataclass(frozen=True)
 class Cells:
-    """The outcomes of an evaluation under one aggregate, by the names of defences and attacks.
+    """The outcomes of an evaluation under one aggregate: a row an image, by two texts.
 
-    `attacks` and `defenses` are the texts of the records by name; `cells` has for each pair of
-    texts, attack and defence, a row an image.
+    `attacks` and `defenses` are the texts by name; the keys of `cells` an attack's and a defence's.
     """
 
     attacks: Names
@@ -215,15 +214,7 @@ def _strength(cell: pd.DataFrame, protocol: str) -> Strength:
 class Report:
     """The tables of an evaluation and what must be said with them; printed, a page of Markdown.
 
-    Attributes
-    ----------
-    tables : dict of str to pandas.DataFrame
-        As `TITLES` names them; what was not measured is left out.
-    numbers : pandas.DataFrame
-        All rates as numbers, a row each: measure ("accuracy", "destruction" or "targeted"),
-        protocol, aggregate, attack, defense, n, successes, rate, low, high.
-    sentences : list of str
-        The protocol and the aggregate, then whatever a reader of the tables must know.
+    `tables` go by the names of `TITLES`, but for what was not measured; `numbers` has a row a rate.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -264,11 +255,7 @@ class Report:
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def write(self, folder: Path, stem: str) -> list[Path]:
-        """Write everything into a folder, which is made, each file whole or not at all.
-
-        The files are, for each table, stem_name.csv and stem_name.tex, then stem_numbers.csv and
-        stem.md.
-        """
+        """Write all tables into a folder as CSV and LaTeX, and the page, each file whole or not."""
         texts = {}
         for name, table in self.tables.items():
             texts[f"{stem}_{name}.csv"] = table.to_csv(lineterminator="\n")
@@ -293,8 +280,7 @@ def _difference(
 def _shown(names: Names) -> dict[Hashable, str]:
     """Give what stands in tables for each name: itself, or of texts what tells them apart.
 
-    Each text keeps its name and those knobs alone that others of that name do not share: "igsm", or
-    "igsm eps=4" beside an "igsm:eps=2,iterations=10".
+    That is "igsm", or "igsm eps=4" beside an "igsm:eps=2,iterations=10".
     """
     itself = {name: str(name) for name in names}
     parts = {text: text.partition(":")[::2] for text in names.values()}

@@ -176,14 +176,7 @@ class Study:
         with StoredRecords(self._records) as store:
             return store.skipped()
 
-    def accuracy(
-        self,
-        aggregate: str = "one",
-        protocol: str = "paper",
-        *,
-        attacks: Chosen = None,
-        defenses: Chosen = None,
-    ) -> Rates:
+    def accuracy(self, aggregate: str = "one", protocol: str = "paper", **chosen: Chosen) -> Rates:
         """Give the share of images classified right, by defence, then attack.
 
         It is None where no image counts.
@@ -197,7 +190,7 @@ class Study:
         attacks, defenses : list of names, or mapping of other names to them, optional
             By default all. A curve over eps has numbers for names: ``{4: "eps 4", 8: "eps 8"}``.
         """
-        return _picked(self._outcomes(aggregate).rates("accuracy", protocol), attacks, defenses)
+        return _picked(self._outcomes(aggregate).rates("accuracy", protocol), **chosen)
 
     def destruction(self, aggregate: str = "one", **chosen: Chosen) -> Rates:
         """Give the share of adversaries that are turned back, as `accuracy` does.
@@ -276,18 +269,12 @@ class Study:
         """
         return Report.of(self._outcomes(aggregate), protocol, aggregate, baseline, self.skipped)
 
-    def table(
-        self,
-        name: str = "accuracy",
-        aggregate: str = "one",
-        protocol: str = "paper",
-        baseline: Hashable | None = None,
-    ) -> "pd.DataFrame":
-        """Give one table of the report.
+    def table(self, name: str = "accuracy", *asked: Any, **options: Any) -> "pd.DataFrame":
+        """Give one table of the `report`, to which all but the name goes.
 
         Its name is "accuracy", "destruction", "targeted", "strength", "differences" or "names".
         """
-        return self.report(aggregate, protocol, baseline).tables[name]
+        return self.report(*asked, **options).tables[name]
 
     def _outcomes(self, aggregate: Any) -> Cells:
         if aggregate not in self._cells:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import photo, photos
-from records import cell, cells_of, random_records, records_of, small
+from records import cell, random_records, records_of, small
 
 from pdutils import evaluation
 from pdutils._utils import installed
@@ -17,11 +17,10 @@ from pdutils.defenses.pipeline import OwnDefense
 from pdutils.demo.examples import Collection
 from pdutils.evaluation import study as study_module
 from pdutils.evaluation.registry import OwnAttack, parse_attack, parse_defense
-from pdutils.evaluation.report import compare
 from pdutils.evaluation.store import PACKAGES, StoredRecords
 from pdutils.evaluation.study import Study
 from pdutils.images import save_image
-from pdutils.stats import Rate
+from pdutils.stats import PairedDifference, Rate
 
 #: What the code of an earlier day wrote: eight drawings, the demo's network; beside it its table.
 BEFORE = Path(__file__).parents[1] / "data" / "store_before.sqlite"
@@ -67,15 +66,12 @@ def test_an_attack_made_for_each_defence_is_named_with_it():
 
 
 def test_defences_attacks_and_aggregates_are_compared_alike(study):
-    one, worst = cells_of(small()), cells_of(small(), "worst")
     for first, second, expected in (
-        (("PD", "fgsm"), ("n", "fgsm"), compare(one, (PD, FGSM), one, ("none", FGSM), "plain")),
-        (("PD", "fgsm"), ("PD", "n"), compare(one, (PD, FGSM), one, (PD, "none"), "plain")),
-        (("PD", "n", "worst"), ("PD", "n"),
-         compare(worst, (PD, "none"), one, (PD, "none"), "plain")),
-    ):  # fmt: skip
-        assert study.compare(first, second, "plain") == expected
-    assert study.compare(("PD", "n", "worst"), ("PD", "n"), "plain").first == Rate(0, 4)
+        (("PD", "fgsm"), ("n", "fgsm"), (1, 2, 0, 1)),
+        (("PD", "fgsm"), ("PD", "n"), (2, 1, 1, 0)),
+        (("PD", "n", "worst"), ("PD", "n"), (0, 0, 3, 1)),
+    ):
+        assert study.compare(first, second, "plain") == PairedDifference(*expected)
     with pytest.raises(ValueError, match="expected records of attack 'IGSM' with defence 'PD', go"):
         study.compare(("PD", "IGSM"), ("PD", "n"))
     with pytest.raises(ValueError, match=r"expected \(defence, attack\) or .* got \('PD',\)"):
@@ -97,7 +93,9 @@ def test_tables_and_the_report_bear_the_names(study):
     assert list(table.index) == ["n", "PD"]
     assert list(table.columns) == ["n (n = 3)", "fgsm (n = 3)"]
     report = study.report("majority", baseline="PD")
-    assert report.tables["differences"].index.name == "defense, minus PD"
+    table = report.tables["differences"]
+    assert (table.index.name, list(table.index)) == ("defense, minus PD", ["n"])
+    assert list(table["n (n = 3)"]) == [str(PairedDifference(2, 1, 0, 0))]
     assert report.tables["names"].loc["PD", "in full"] == PD
     assert "1 image skipped: e (cut off)." in str(report)
     assert study.progress() == (5, 5)
