@@ -21,14 +21,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from pdutils.demo.examples import demo_root
 
 #: Nothing of its own over the network, and no sandbox, which containers lack.
-QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 #: Milliseconds until a page, or the kernel behind it, must have answered on a busy machine.
 PATIENCE = 300_000
@@ -48,9 +42,7 @@ def chromium() -> Iterator[Browser]:
         pytest.skip("no Chromium on the path")
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=list(QUIET), timeout=PATIENCE
-        )
+        browser = playwright.chromium.launch(executable_path=path, args=QUIET, timeout=PATIENCE)
         try:
             yield browser
         finally:
@@ -69,8 +61,15 @@ def served(command: list[str], address: str, environment: dict[str, str]) -> Ite
         text=True,
         start_new_session=True,
     )
+    host, port = re.fullmatch(r"http://(\w+):(\d+).*", address).groups()
     try:
-        _wait_for(address, process)
+        for _ in range(PATIENCE // 200):
+            if process.poll() is not None:
+                pytest.fail(f"the server ended:\n{process.communicate()[0]}")
+            # Only asking for the page would start a kernel.
+            with suppress(OSError), socket.create_connection((host, int(port)), 1):
+                break
+            time.sleep(0.2)
         yield address
     finally:
         with suppress(ProcessLookupError):
@@ -80,18 +79,6 @@ def served(command: list[str], address: str, environment: dict[str, str]) -> Ite
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-
-
-def _wait_for(address: str, process: subprocess.Popen) -> None:
-    for _ in range(PATIENCE // 200):
-        if process.poll() is not None:
-            pytest.fail(f"the server ended:\n{process.communicate()[0]}")
-        # Only asking for the page would start a kernel.
-        host, port = re.fullmatch(r"http://(\w+):(\d+).*", address).groups()
-        with suppress(OSError), socket.create_connection((host, int(port)), 1):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"no server at {address} after {PATIENCE} ms")
 
 
 def free_port() -> int:
@@ -119,17 +106,6 @@ def lab_settings(home: Path) -> dict[str, str]:
     return {name: str(home / folder) for name, folder in names.items()}
 
 
-@contextmanager
-def jupyterlab(home: Path, folder: Path) -> Iterator[str]:
-    """Serve a folder in JupyterLab, with settings of its own in `home`."""
-    port = free_port()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += [f"--port={port}", "--ServerApp.token=", "--ServerApp.port_retries=0"]
-    command += [f"--notebook-dir={folder}", "--LabApp.expose_app_in_browser=True"]
-    with served(command, f"http://localhost:{port}", lab_settings(home)) as address:
-        yield address
-
-
 @dataclass
 class Seen:
     """What a page did that it should not: errors that nobody caught, calls of other machines."""
@@ -147,9 +123,9 @@ def watched(page: Page, *own: str) -> Iterator[Seen]:
     seen = Seen()
     page.set_default_timeout(PATIENCE)
 
-    def note(foreign: str) -> None:
-        if not foreign.replace("ws", "http", 1).startswith(own) and not foreign.startswith(OWN):
-            seen.foreign.append(foreign)
+    def note(address: str) -> None:
+        if not address.replace("ws", "http", 1).startswith(own) and not address.startswith(OWN):
+            seen.foreign.append(address)
 
     listeners = {
         "console": lambda said: said.type == "error" and seen.errors.append(said.text),
@@ -168,10 +144,9 @@ def watched(page: Page, *own: str) -> Iterator[Seen]:
 
 def axe_violations(page: Page, context: str | None = None) -> list[str]:
     """List what axe finds serious or critical in a page, or what a selector gives of it."""
-    found = Axe().run(page, context=context).response["violations"]
     return [
         f"{one['id']} ({one['impact']}, {len(one['nodes'])} times): {one['help']}; first: "
         f"{one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary']}"
-        for one in found
+        for one in Axe().run(page, context=context).response["violations"]
         if one["impact"] in ("serious", "critical")
     ]
