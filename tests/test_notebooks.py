@@ -50,6 +50,16 @@ SMALL = {
     "carlini_wagner": "carlini_wagner:iterations=5,search_steps=4",
 }
 
+#: Before each notebook of a shared kernel: its names are taken away, but a network is built once.
+AFRESH = """\
+%reset -f
+import functools
+from pdutils import classifiers
+if not hasattr(classifiers.load_classifier, "cache_info"):
+    classifiers.load_classifier = functools.cache(classifiers.load_classifier)
+del functools, classifiers
+"""
+
 SEED = 3
 
 #: Those that follow one image begin with a real network; the rest needs many images, or outlines.
@@ -190,7 +200,7 @@ def shared_kernel() -> Iterator[AsyncKernelManager]:
 
 def run_in(kernel: AsyncKernelManager, path: Path, output: Path, values: dict) -> None:
     notebook = parameterize_notebook(load_notebook_node(str(path)), values)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(AFRESH))
     client = NotebookClient(notebook, km=kernel)
     # What fails is told by the tests of what it left.
     with suppress(CellExecutionError):
