@@ -262,14 +262,6 @@ def test_the_weights_written_out():
     np.testing.assert_allclose(combine_weights(1, "repo"), [1.2])
 
 
-def test_the_repos_combination_is_its_loop():
-    maps = np.random.default_rng(0).uniform(0, 1, (7, 3, 4)).astype(np.float32)
-    running = 1.2 * maps[-1].astype(np.float64)
-    for one in maps[-2::-1]:
-        running = (running + one) / 2
-    np.testing.assert_allclose(combine_maps(maps, combine="repo"), stretched(running), atol=1e-6)
-
-
 @each_combine
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
 def test_a_combination_that_is_constant_but_for_rounding_is_zeros(combine, level):

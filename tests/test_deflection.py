@@ -84,29 +84,6 @@ def test_any_writes_on_four_pixels_equal_the_loop(steps, whole_pixels):
     assert not np.shares_memory(result, image)
 
 
-#: 1 2 3 in the first channel, 10 20 30 and 100 200 250 in the others.
-ROW = np.array([[[1, 10, 100], [2, 20, 200], [3, 30, 250]]], dtype=np.float32)
-
-
-@pytest.mark.parametrize(
-    ("writes", "expected"),
-    [
-        # Channel 0: 1 1 3 -> 1 1 1 -> 1 1 1. Channel 1: 10 20 20 -> 20 20 20.
-        (
-            [(0, 1, 0, 0, 0), (0, 2, 0, 1, 0), (0, 2, 0, 1, 1), (0, 0, 0, 2, 0), (0, 0, 0, 2, 1)],
-            [[1, 20, 100], [1, 20, 200], [1, 20, 250]],
-        ),
-        # Whole pixels.
-        ([(0, 1, 0, 2, ALL), (0, 0, 0, 1, ALL), (0, 2, 0, 0, ALL)], [[3, 30, 250]] * 3),
-        # The last write to a place wins.
-        ([(0, 0, 0, 1, 0), (0, 0, 0, 2, 0)], [[3, 10, 100], *ROW[0, 1:]]),
-        ([(0, 0, 0, 2, 0), (0, 0, 0, 1, 0)], [[2, 10, 100], *ROW[0, 1:]]),
-    ],
-)
-def test_a_chain_copies_what_earlier_writes_left(writes, expected):
-    np.testing.assert_array_equal(apply_writes(ROW, in_order(*writes)), [expected])
-
-
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 1500])
 def test_counts_without_a_map(n):
     channels = {reading: drawn((40, 30), n, 10, None, reading).channel for reading in READINGS}
@@ -333,23 +310,17 @@ def test_an_unknown_reading_lists_the_known():
 
 
 @pytest.mark.parametrize(
-    ("chances", "message"),
+    ("n", "chances", "message"),
     [
-        (np.zeros((32, 31), np.float32), r"expected shape \(1, 32, 32\).*got \(32, 31\)"),
-        (np.zeros((2, 32, 32), np.float32), r"expected shape .*got \(2, 32, 32\)"),
-        (np.zeros((32, 32)), r"expected dtype float32, got float64"),
-        (np.full((32, 32), 1.5, np.float32), r"expected values in \[0, 1\], got \[1.5, 1.5\]"),
-        (np.full((32, 32), -0.1, np.float32), r"expected values in \[0, 1\]"),
-        (np.full((32, 32), np.nan, np.float32), r"NaN"),
-        ([[0.0] * 32] * 32, r"got list"),
+        (1, np.zeros((32, 31), np.float32), r"shape \(1, 32, 32\).*got \(32, 31\)"),
+        (1, np.full((32, 32), 1.5, np.float32), r"values in \[0, 1\], got \[1.5, 1.5\]"),
+        # Nor is one map stretched over a batch.
+        (3, np.zeros((32, 32), np.float32), r"shape \(3, 32, 32\).*got \(32, 32\)"),
     ],
 )
-def test_wrong_maps(chances, message):
-    with pytest.raises(ValueError, match=r"activation_map: .*" + message):
-        pixel_deflection(photo(), activation_map=chances)
-    # Nor is one map stretched over a batch.
-    with pytest.raises(ValueError, match=r"expected shape \(3, 32, 32\).*got \(32, 32\)"):
-        pixel_deflection(photos(3), activation_map=np.zeros((32, 32), np.float32))
+def test_wrong_maps(n, chances, message):
+    with pytest.raises(ValueError, match=r"activation_map: expected .*" + message):
+        pixel_deflection(photos(n), activation_map=chances)
 
 
 @pytest.mark.parametrize(

@@ -49,19 +49,12 @@ def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_
 def test_several_draws_are_shown_by_their_means_and_how_far_they_reach():
     draws = np.array([[0.1, 0.5, 0.0, 0.4, 0, 0], [0.1, 0.3, 0.0, 0.6, 0, 0]], dtype=np.float32)
     left, right = plots.prediction(Zoo, photo(), draws, label=3, title="PD").axes
+    # The true class is not named twice.
     assert left.get_title() == "PD\ndog 0.50"
     assert right.get_title() == "the most probable, mean of 2 draws"
-    widths = [bar.get_width() for bar in right.patches]
-    np.testing.assert_allclose(widths[-3:], [0.1, 0.4, 0.5], rtol=1e-6)
-    (lines,) = right.collections
-    ends = [segment[:, 0] for segment in lines.get_segments()][-2:]
+    np.testing.assert_allclose([bar.get_width() for bar in right.patches][-3:], [0.1, 0.4, 0.5])
+    ends = [segment[:, 0] for segment in right.collections[0].get_segments()][-2:]
     np.testing.assert_allclose(ends, [[0.3, 0.5], [0.4, 0.6]], rtol=1e-6)
-
-
-def test_the_answer_names_the_true_class_where_it_is_another():
-    names = ("fox", "badger", "skunk")
-    assert plots.answer(np.array([0.1, 0.2, 0.7]), 1, names) == "skunk 0.70, badger 0.20"
-    assert plots.answer(np.array([[0.1, 0.7, 0.2], [0.1, 0.5, 0.4]]), 1, names) == "badger 0.60"
 
 
 def test_pictures_are_clipped_and_rounded_for_showing_and_not_held_by_pyplot():
@@ -145,26 +138,20 @@ def test_probabilities_by_step_draws_each_draw_its_mean_and_the_blog():
 
 
 def test_trajectory_starts_at_step_zero():
-    figure = plots.trajectory(
-        {"badger": [0.9, 0.2], "skunk": [0.1, 0.8]}, true="badger", attacked="skunk", xlabel="steps"
-    )
-    badger, skunk = figure.axes[0].get_lines()
-    assert list(badger.get_xdata()) == [0, 1]
-    assert list(skunk.get_ydata()) == [0.1, 0.8]
+    series = {"badger": [0.9, 0.2], "skunk": [0.1, 0.8]}
+    (ax,) = plots.trajectory(series, true="badger", attacked="skunk", xlabel="steps").axes
+    badger, skunk = ax.get_lines()
+    np.testing.assert_array_equal(badger.get_xydata(), [(0, 0.9), (1, 0.2)])
     assert (badger.get_color(), skunk.get_color()) == (plots.TRUE_COLOR, plots.ATTACK_COLOR)
     assert badger.get_marker() != skunk.get_marker()
 
 
-def test_maps_show_values_on_the_scale_from_0_to_1():
-    chances = np.linspace(0, 0.5, 32 * 32, dtype=np.float32).reshape(32, 32)
-    overlay = plots.maps([photo()], [chances], ["R-CAM"]).axes[0].get_images()[1]
-    assert overlay.get_clim() == (0, 1)
-    np.testing.assert_array_equal(overlay.get_array(), chances)
-
-
-def test_map_triples_show_image_map_and_both_with_the_scale_of_the_map():
+def test_maps_and_triples_show_image_map_and_both_with_the_scale_of_the_map():
     maps = [np.full((48, 64), value, dtype=np.float32) for value in (0.2, 0.9)]
     rows = [("clean", "map", "both"), ("adversary", "its map", "r = 0.10")]
+    (panel, _) = plots.maps([photo()], maps[:1], ["R-CAM"]).axes
+    assert panel.get_images()[1].get_clim() == (0, 1)
+    np.testing.assert_array_equal(shown(panel), maps[0])
     figure = plots.map_triples([photo(), photo()], maps, rows)
     *panels, scale = figure.axes
     assert titles(figure)[:-1] == [title for row in rows for title in row]
@@ -235,12 +222,6 @@ def test_no_series_has_the_colour_of_the_true_class_or_of_the_attack_s():
     for color in plots.SERIES:
         hue, saturation, _ = matplotlib.colors.rgb_to_hsv(matplotlib.colors.to_rgb(color))
         assert saturation < 0.1 or 0.5 < hue < 0.95
-
-
-def test_bars_are_as_high_as_their_numbers():
-    soft, hard = {"clean": 0.9, "adversary": 0.4}, {"clean": 0.8, "adversary": 0.1}
-    figure = plots.bars({"soft": soft, "hard": hard})
-    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.9, 0.8, 0.4, 0.1]
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (31, 31), (16, 16)])
@@ -324,6 +305,8 @@ def test_a_figure_says_in_words_what_it_shows():
     series = {"badger": [1, 0.5], "skunk": [0, 0.4]}
     groups = {"soft": {"clean": 0.1, "adversary": 0.2}, "hard": {"clean": 0.3, "adversary": 0.4}}
     rates = {"none": {"clean": Rate(6, 10)}, "clean, PD": {"clean": Rate(6, 10)}}
+    bars = plots.bars(groups, ylabel="share")
+    assert [bar.get_height() for bar in bars.axes[0].patches] == [0.1, 0.3, 0.2, 0.4]
     for figure, words in (
         (
             plots.pictures([photo()] * 2, ["clean:\nbadger 0.90", "adversary"]),
@@ -334,7 +317,7 @@ def test_a_figure_says_in_words_what_it_shows():
             "Lines: probability against step: badger 0.50, skunk 0.40.",
         ),
         (
-            plots.bars(groups, ylabel="share"),
+            bars,
             "Bars: share: clean soft 0.10, clean hard 0.30, adversary soft 0.20, adversary hard "
             "0.40.",
         ),
