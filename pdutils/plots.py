@@ -38,10 +38,6 @@ HATCHES = ("", "//", "..", "xx", "--")
 DASHES = ("-", "--", "-.", ":")
 #: Less than an even spread is blue, more is purple, and white is even.
 _EVEN = LinearSegmentedColormap.from_list("even", ["#0072B2", "#FFFFFF", "#882255"])
-#: Where the scale of places ends, in times an even spread.
-_MOST = 4.0
-#: Of differences of up to so many grey levels, which may be rounding alone, no picture is made.
-_ROUNDING = 0.002
 _STYLE: Any = {
     "figure.dpi": 100,
     "font.size": 10,
@@ -119,10 +115,9 @@ def prediction(
 ) -> Figure:
     """Show a picture beside its five most probable classes.
 
-    The probabilities are of one draw (K,), or of several (draws, K) of which the picture is the
-    first: they are shown by their means, and a line reaches from the least to the greatest. To the
-    title the top answer is added, and the true class where it is another. It is the classifier that
-    names the classes.
+    The probabilities are of one draw (K,), or of several (draws, K), the picture's first: shown are
+    their means and a line from the least to the greatest. The title gets the top answer, and the
+    true class where that is another, as the classifier names them.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.2), width_ratios=(1, 1.3))
     draws, roles = np.atleast_2d(probabilities), {label: TRUE_COLOR, attacked_label: ATTACK_COLOR}
@@ -144,10 +139,7 @@ def prediction(
 
 
 def answer(probabilities: Array, label: int, names: Sequence[str]) -> str:
-    """Say a network's top answer, and what it gives the true class where that is another.
-
-    Of probabilities (K,) or (draws, K), averaged: "skunk 0.51, badger 0.44", for a picture's title.
-    """
+    """Name the top answer of probabilities (K,) or (draws, K), and the true class if another."""
     mean = np.atleast_2d(probabilities).mean(axis=0)
     shown = dict.fromkeys((int(mean.argmax()), label))
     return ", ".join(f"{names[number]} {mean[number]:.2f}" for number in shown)
@@ -163,10 +155,7 @@ def pictures(images: _Images, titles: _Texts, *, columns: int = 4) -> Figure:
 def outcome(
     images: _Images, titles: _Texts, *, names: _Texts, probabilities: Sequence[float]
 ) -> Figure:
-    """Show pictures beside two bars: the true class and the class of the attack.
-
-    `names` and `probabilities` are those of the two.
-    """
+    """Show pictures beside two bars: the true class and the class of the attack, in this order."""
     figure = _panels([*titles, "probability"], [*images, None], None, 9, 2.6)
     ax = figure.axes[-1]
     bars = ax.bar(range(2), probabilities, color=[TRUE_COLOR, ATTACK_COLOR])
@@ -183,13 +172,12 @@ def perturbation(
 ) -> Figure:
     """Show a clean image, its changed version, and the difference magnified around mid-grey.
 
-    By default it is magnified such that the greatest difference fills the range. `title` says what
-    the changed version is.
+    By default the greatest difference fills the range. `title` says what the changed version is.
     """
     difference = other - clean
     greatest = float(np.abs(difference).max())
-    # What is rounding alone is not made a picture of.
-    factor = magnify or (127 / greatest if greatest > _ROUNDING else 1.0)
+    # What may be rounding alone is not made a picture of.
+    factor = magnify or (127 / greatest if greatest > 0.002 else 1.0)
     changed = float(np.mean(difference != 0))
     share = f"{changed:.0%}" if changed > 0.1 else f"{100 * changed:.2g}%"
     times = f"{factor:.2g}" if factor < 10 else f"{factor:.0f}"
@@ -202,10 +190,7 @@ def perturbation(
 def changed_pixels(
     before: Array, afters: _Images, titles: _Texts, *, activation_map: Array | None = None
 ) -> Figure:
-    """Show which pixels differ between an image and versions of it.
-
-    Their number is added to the titles. A map is shown behind the dots instead of the image.
-    """
+    """Show, over the image or a map, which pixels differ in versions of it, and how many."""
     changes = [np.nonzero((after != before).any(axis=-1)) for after in afters]
     counted = [f"{t}: {len(c[0])} pixels changed" for t, c in zip(titles, changes, strict=True)]
     # Pale, so that black dots show on the dark end of the scale of maps too.
@@ -220,10 +205,10 @@ def changed_pixels(
 def probabilities_by_step(
     steps: Mapping[str, NDArray[Any]], *, names: Sequence[str], blog: Mapping[str, float] | None
 ) -> Figure:
-    """Show how the true class and the class of the attack fare, step by step, over the draws.
+    """Show how the true class and that of the attack, `names`, fare over the draws of each step.
 
-    `names` are those of the two, and each step has their probabilities (draws, 2). `blog` gives the
-    blog's probability of its true class at some of the steps, shown as a diamond.
+    A step has their probabilities (draws, 2). `blog` gives the blog's probability of its true class
+    at some of the steps, shown as a diamond.
     """
     figure, ax = plt.subplots(figsize=(8, 3.6))
     draws, counts = np.concatenate(list(steps.values())), [len(found) for found in steps.values()]
@@ -252,10 +237,7 @@ def probabilities_by_step(
 def trajectory(
     series: Mapping[str, Sequence[float]], *, true: str, attacked: str, xlabel: str
 ) -> Figure:
-    """Show how the probability of each class moves over the steps of an attack, from step 0.
-
-    `true` and `attacked` say which of them are the true class and that of the attack.
-    """
+    """Show how likely classes are, `true` and `attacked` among them, from step 0 of an attack."""
     figure, ax = plt.subplots(figsize=(7, 3))
     colors = {attacked: ATTACK_COLOR, true: TRUE_COLOR}
     for (name, values), mark in zip(series.items(), cycle(MARKERS), strict=False):
@@ -278,10 +260,7 @@ def rates(rows: _Rows, *, xlabel: str = "share classified right") -> Figure:
 
 @_styled("Points with intervals around no difference")
 def differences(rows: _Rows, *, xlabel: str = "difference of the share classified right") -> Figure:
-    """Show paired differences with their 95% intervals around the line of no difference.
-
-    A row says what is compared, and has a difference in each series (clean, an attack).
-    """
+    """Show paired differences as `rates`, around the line of no difference."""
     figure, ax = _row_intervals(rows, xlabel)
     ax.axvline(0, color=OTHER_COLOR, linewidth=1, zorder=1)
     return figure
@@ -291,7 +270,7 @@ def differences(rows: _Rows, *, xlabel: str = "difference of the share classifie
 def rate_curves(series: _Curves, *, xlabel: str, ylabel: str = "share classified right") -> Figure:
     """Show how rates move with a knob, a line a series, each with its 95% interval.
 
-    The values of the knob are the same for all lines; they stand evenly spaced, in their order.
+    The values of the knob are the same for all lines and stand evenly spaced, in their order.
     """
     figure, ax = plt.subplots(figsize=(7.5, 3.6))
     # Lines that lie on each other are told apart by their places and marks.
@@ -339,10 +318,7 @@ def maps(images: _Images, activation_maps: _Images, titles: _Texts, *, columns: 
 def map_triples(
     images: _Images, activation_maps: _Images, titles: Sequence[tuple[str, str, str]]
 ) -> Figure:
-    """Show a row for each image: it, its activation map, and the map over the image.
-
-    A row has three titles.
-    """
+    """Show a row for each image, with three titles: it, its map, and the map over the image."""
     shown = [panel for image in images for panel in (image, None, image)]
     laid = [panel for one in activation_maps for panel in (None, one, one)]
     figure = _panels([title for row in titles for title in row], shown, laid, 3, 2.6)
@@ -380,7 +356,7 @@ def places(
     the notes.
     """
     figure, axes = _grid(len(fields), 4, 2.6)
-    scale = TwoSlopeNorm(1.0, vmin=0.0, vmax=_MOST)
+    scale = TwoSlopeNorm(1.0, vmin=0.0, vmax=4.0)
     for ax, (name, field) in zip(axes, fields.items(), strict=True):
         found = resize_local_mean(field.astype(np.float64), [min(cells, n) for n in field.shape])
         shown = ax.imshow(found / (found.mean() or 1.0), cmap=_EVEN, norm=scale)
@@ -415,10 +391,7 @@ def bars(
 
 @_styled("Close-ups of the same square")
 def closeup(images: _Images, titles: _Texts, *, row: int, column: int, size: int = 40) -> Figure:
-    """Show the same small square of several pictures, so that single pixels can be seen.
-
-    Its middle is at `row` and `column`; it is moved inside the image where it would stand over.
-    """
+    """Show one small square of several pictures, as near around `row` and `column` as it can be."""
     squares = []
     for image in images:
         ends = zip((row, column), image.shape, strict=False)

@@ -407,15 +407,15 @@ def unlike_the_blog(
     badger, skunk = BLOG["adversary"]
     # The blog's clean badger owes its 1.00 to no draw.
     drawn = {s: p for s, p in true.items() if len(p) > 1 and not s.startswith("clean")}
-    reached = [s for s, p in drawn.items() if p.min() <= blog[s] <= p.max()]
-    missed = [s for s in drawn if s not in reached]
-    ends = {"within what they reach at": reached, "outside what they reach at": missed}
-    lies = ", and ".join(f"{where} {' and '.join(at)}" for where, at in ends.items() if at)
-    alone = ", where luck alone does not explain it" * bool(missed)
     luck = "and at the blog's steps no more than one here"
     if drawn:
-        n = len(next(iter(drawn.values())))
-        luck = f"{n} here; the blog's number lies {lies}{alone}"
+        within = [s for s, p in drawn.items() if p.min() <= blog[s] <= p.max()]
+        beyond = [s for s in drawn if s not in within]
+        luck = (
+            f"{len(next(iter(drawn.values())))} here; the blog's number lies within what they "
+            f"reach at {' and '.join(within) or 'no step'}, and outside, where luck alone does "
+            f"not explain it, at {' and '.join(beyond) or 'no step'}"
+        )
     return _markdown(
         f"The blog's badger and {names[0]} here: {both}. Besides the image three "
         f"things may differ. *The network*: {there}. *The attack's strength*: the way back "

@@ -254,8 +254,8 @@ def test_what_may_set_a_run_apart_from_the_blog_is_said_with_its_numbers():
         "*The network*: ResNet-50 there, mine here. ",
         "at cup 0.02 against soup 0.57 here",
         "ours 0.0062 and 1. ",
-        "one there, 5 here; the blog's number lies within what they reach at PD 600, and outside "
-        "what they reach at PD 200, where luck alone does not explain it.",
+        "one there, 5 here; the blog's number lies within what they reach at PD 600, and outside, "
+        "where luck alone does not explain it, at PD 200.",
     ):
         assert part in said
     assert "77" not in said

@@ -95,18 +95,6 @@ def test_every_table_of_five_images_has_the_formula_s_interval_and_the_binomial_
         np.testing.assert_allclose(PairedDifference(a, c, b, d).interval, (-high, -low), atol=1e-12)
 
 
-def test_the_interval_holds_the_true_difference_as_often_as_it_says():
-    # Exact: every table of 9 images with its multinomial probability.
-    covered = dict.fromkeys([(0.7, 0.2, 0.05, 0.05), (0.4, 0.1, 0.1, 0.4)], 0.0)
-    for counts in tables(9):
-        low, high = PairedDifference(*counts).interval
-        ways = math.factorial(9) / math.prod(math.factorial(k) for k in counts)
-        for shares in covered:
-            probability = ways * math.prod(s**k for s, k in zip(shares, counts, strict=True))
-            covered[shares] += probability * (low <= shares[1] - shares[2] <= high)
-    assert all(0.93 < share < 0.995 for share in covered.values())
-
-
 def test_a_difference_is_counted_from_hits():
     first = np.array([True, True, True, False, False, True])
     second = np.array([True, False, False, True, False, False])
@@ -172,17 +160,6 @@ def test_a_mean_of_sizes_has_an_interval_above_0_however_uneven_they_are():
     np.testing.assert_allclose(
         Mean.of(255 * norms).interval, 255 * np.array(Mean.of(norms).interval)
     )
-
-
-def test_the_interval_of_a_mean_of_sizes_holds_it_about_as_often_as_it_says():
-    # Exponential sizes have the mean 1. Student's own interval holds it less often.
-    samples = np.random.default_rng(0).exponential(size=(300, 8))
-
-    def held(least):
-        return np.mean([(m := Mean.of(x, least=least)).low <= 1 <= m.high for x in samples])
-
-    assert 0.91 < held(0) < 0.97
-    assert held(-np.inf) < held(0)
 
 
 @pytest.mark.parametrize(
