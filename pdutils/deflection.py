@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from pdutils._utils import (
@@ -105,7 +106,7 @@ def deflect(
     window: int,
     maps: Array | None,
     reading: Reading,
-    generators: Sequence[np.random.Generator],
+    generators: Sequence[Generator],
 ) -> Array:
     """Do as `pixel_deflection`, for images and maps (N, ...) that were checked before."""
     chances = [None] * len(batch) if maps is None else maps
@@ -122,7 +123,7 @@ def draw_writes(
     window: int,
     activation_map: Array | None,
     reading: Reading,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Writes:
     """Draw the writes of one image (H, W); the arguments are those of `pixel_deflection`."""
     check_knobs(deflections, window, reading)
@@ -176,9 +177,7 @@ def _first_sources(target: Ints, source: Ints, places: int) -> Ints:
     return source[earlier]
 
 
-def _blog_places(
-    n: int, pixels: int, spared: Array | None, rng: np.random.Generator
-) -> tuple[Ints, Ints]:
+def _blog_places(n: int, pixels: int, spared: Array | None, rng: Generator) -> tuple[Ints, Ints]:
     places, channel = rng.integers(0, pixels, size=3 * n), np.tile(np.arange(3), n)
     if spared is None:
         return places, channel
@@ -186,9 +185,7 @@ def _blog_places(
     return places[kept], channel[kept]
 
 
-def _repo_places(
-    n: int, pixels: int, spared: Array | None, rng: np.random.Generator
-) -> tuple[Ints, Ints]:
+def _repo_places(n: int, pixels: int, spared: Array | None, rng: Generator) -> tuple[Ints, Ints]:
     if n == 0:
         return _blog_places(0, pixels, None, rng)
     # Instead of drawing until enough draws are accepted, which need not end, draw how many
@@ -201,9 +198,7 @@ def _repo_places(
     return _paper_places(len(trial), pixels, spared, rng)[0], trial % 3
 
 
-def _paper_places(
-    n: int, pixels: int, spared: Array | None, rng: np.random.Generator
-) -> tuple[Ints, Ints]:
+def _paper_places(n: int, pixels: int, spared: Array | None, rng: Generator) -> tuple[Ints, Ints]:
     if spared is None:
         places: Ints = rng.integers(0, pixels, size=n)
     else:

@@ -54,6 +54,9 @@ class Claim(NamedTuple):
     direction: str
 
 
+_Claim = Claim | None
+_Numbers = NDArray[Any]
+
 #: What the blog says of its one image, the paper's destruction rates of IGSM, and what others say.
 CLAIMS: dict[str, Claim] = {
     "pd": Claim("The blog's badger gains by PD, 0.15 to 0.52", "more"),
@@ -182,11 +185,8 @@ def direction(
     """
     if isinstance(found, PairedDifference) and reference == margin == 0:
         return found.verdict
-    if (
-        isinstance(found, Rate)
-        and margin == 0
-        and binomtest(found.successes, found.n, reference).pvalue >= 0.05
-    ):
+    test = binomtest(found.successes, found.n, reference) if isinstance(found, Rate) else None
+    if test and margin == 0 and test.pvalue >= 0.05:
         return "not told apart"
     low, high = (end - reference for end in found.interval)
     # Bounds that differ by less are equal but for their rounding.
@@ -208,7 +208,7 @@ def stance(found: str, claimed: str) -> str:
 
 
 def compared(
-    title: str, difference: PairedDifference, claim: Claim | None = None, *, what: str = "right"
+    title: str, difference: PairedDifference, claim: _Claim = None, *, what: str = "right"
 ) -> str:
     """Say which of two rates on the same images is greater, the first or the second.
 
@@ -226,12 +226,7 @@ def compared(
 
 
 def compared_means(
-    title: str,
-    first: NDArray[Any],
-    second: NDArray[Any],
-    claim: Claim | None = None,
-    *,
-    what: str = "on average",
+    title: str, first: _Numbers, second: _Numbers, claim: _Claim = None, *, what: str = "on average"
 ) -> str:
     """Say which of two numbers (n,) of the same images is greater on average.
 
@@ -244,10 +239,7 @@ def compared_means(
 
 
 def moved(
-    title: str,
-    before: NDArray[Any] | float,
-    after: NDArray[Any] | float,
-    claim: Claim | None = None,
+    title: str, before: _Numbers | float, after: _Numbers | float, claim: _Claim = None
 ) -> str:
     """Say whether a number, such as the probability of one image's true class, rises or falls.
 
@@ -289,11 +281,7 @@ def _signed(mean: Mean) -> str:
 
 
 def seen_as(
-    title: str,
-    probabilities: NDArray[Any],
-    label: int,
-    names: Sequence[str],
-    claim: Claim | None = None,
+    title: str, probabilities: _Numbers, label: int, names: Sequence[str], claim: _Claim = None
 ) -> str:
     """Say what a network sees in an image, in one draw or in several.
 
@@ -313,7 +301,7 @@ def seen_as(
     return _sentence(title, f"seen as {names[top]}{often}, {mean[top]:.2f}{true}", right, claim)
 
 
-def changed(title: str, before: NDArray[Any], after: NDArray[Any]) -> str:
+def changed(title: str, before: _Numbers, after: _Numbers) -> str:
     """Say how many pixels differ between two images, in how many channels, and by how much."""
     difference = np.abs(after - before)
     channels = np.count_nonzero(difference, axis=-1)
@@ -384,12 +372,7 @@ def listed(title: str, words: Mapping[str, str], order: Sequence[str] = ()) -> s
 
 
 def unlike_the_blog(
-    network: str,
-    names: tuple[str, str],
-    steps: Mapping[str, NDArray[Any]],
-    *,
-    l2: float,
-    linf: float,
+    network: str, names: tuple[str, str], steps: Mapping[str, _Numbers], *, l2: float, linf: float
 ) -> Any:
     """Say where a run's numbers differ from the blog's, and what may make them differ.
 
@@ -438,6 +421,6 @@ def _markdown(text: str) -> Any:
     return Markdown(text)  # type: ignore[no-untyped-call]
 
 
-def _sentence(title: str, finding: str, found: str, claim: Claim | None) -> str:
+def _sentence(title: str, finding: str, found: str, claim: _Claim) -> str:
     claimed = "" if claim is None else f" {claim.text}: {stance(found, claim.direction)}."
     return f"**{title}**: {finding}.{claimed}"
