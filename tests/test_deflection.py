@@ -14,8 +14,6 @@ from pdutils.deflection import Writes, apply_writes, deflect, draw_writes, pixel
 READINGS = ["blog", "repo", "paper"]
 SIZES = [(1, 1), (2, 2), (7, 5), (1, 9), (9, 1), (32, 32), (300, 200)]
 ALL = -1
-# Just below 1: the next float32.
-ALMOST_ONE = np.nextafter(np.float32(1), np.float32(0))
 
 each_reading = pytest.mark.parametrize("reading", READINGS)
 with_and_without_map = pytest.mark.parametrize("with_map", [False, True], ids=["no map", "map"])
@@ -30,23 +28,16 @@ def uneven_map(height, width, seed=0):
     return np.random.default_rng(seed).uniform(0, 1, (height, width)).astype(np.float32)
 
 
-def one_open_place(height, width, row, column):
-    chances = np.ones((height, width), np.float32)
-    chances[row, column] = ALMOST_ONE
-    return chances
-
-
 def drawn(size, n, window, chances, reading, seed=0):
     return draw_writes(size, n, window, chances, reading, np.random.default_rng(seed))
 
 
-def loop(image, writes, *, ignoring_earlier=False):
+def loop(image, writes):
     """Carry out writes one after the other, as the definition says."""
     result = image.copy()
     for i in range(len(writes)):
         channels = slice(None) if writes.channel[i] == ALL else writes.channel[i]
-        origin = image if ignoring_earlier else result
-        value = origin[writes.from_row[i], writes.from_column[i], channels].copy()
+        value = result[writes.from_row[i], writes.from_column[i], channels].copy()
         result[writes.to_row[i], writes.to_column[i], channels] = value
     return result
 
@@ -220,6 +211,12 @@ def test_a_map_of_ones_spares_every_place_or_is_an_error_where_writes_are_counte
     if reading != "blog":
         with pytest.raises(ValueError, match=r"activation_map is 1 everywhere.*below 1.*repo"):
             pixel_deflection(photo(), 200, **options)
+
+
+def one_open_place(height, width, row, column):
+    chances = np.ones((height, width), np.float32)
+    chances[row, column] = np.nextafter(np.float32(1), np.float32(0))
+    return chances
 
 
 @pytest.mark.parametrize("reading", ["repo", "paper"])
