@@ -83,12 +83,7 @@ class Network:
     """
 
     def __init__(
-        self,
-        model: Any,
-        preprocess: Callable[[Any], Any],
-        size: tuple[int, int],
-        *,
-        logits: bool | None = None,
+        self, model: Any, preprocess: Step, size: tuple[int, int], *, logits: bool | None = None
     ) -> None:
         self.model = model
         self.preprocess = preprocess
@@ -115,12 +110,23 @@ class Network:
         """What the logits follow from in `graph`, which is to be had."""
         return Tail("logits", self.graph.output) if self.gives_logits else self.graph.tail
 
+    @cached_property
     def head_weights(self) -> NDArray[np.float32] | None:
-        """Give the weights (C, K) of a head of average pooling and one dense layer, else None."""
-        if self._head is None:
+        """Weights (C, K) of a head of average pooling and one dense layer, seen to hold on noise.
+
+        None for another head, and where a layer does not multiply by the kernel that it shows, as
+        a quantised one.
+        """
+        graph = self.graph
+        if graph is None or graph.head is None or graph.features is None:
             return None
-        kernel = np.asarray(self._head.kernel, dtype=np.float32)
-        return kernel.reshape(kernel.shape[-2:])
+        found = self._on_noise(features=graph.features, tail=self.tail.tensor)
+        kernel = np.asarray(graph.head.kernel, dtype=np.float32)
+        kernel = kernel.reshape(kernel.shape[-2:])
+        bias = 0.0 if graph.head.bias is None else np.asarray(graph.head.bias, dtype=np.float64)
+        made = _array(found["features"]).mean(axis=(1, 2)) @ kernel.astype(np.float64) + bias
+        apart = np.abs(made - _array(self._logits(found["tail"]))).max()
+        return kernel if apart <= (0.05 if self._half else 1e-3) * np.abs(made).max() else None
 
     def feature_map(self) -> Any:
         """Give the model's last feature map, a symbolic tensor (N, h, w, C) of `graph`."""
@@ -224,20 +230,6 @@ class Network:
         if not self._near(softmax, _array(self.probabilities(found["output"]))):
             self.graph = self.graph._replace(tail=Tail("output", self.graph.output), head=None)
 
-    @cached_property
-    def _head(self) -> Any | None:
-        # A quantised layer, say, does not multiply by the kernel that it shows.
-        graph = self.graph
-        if graph is None or graph.head is None or graph.features is None:
-            return None
-        found = self._on_noise(features=graph.features, tail=self.tail.tensor)
-        kernel = np.asarray(graph.head.kernel, dtype=np.float64)
-        bias = 0.0 if graph.head.bias is None else np.asarray(graph.head.bias, dtype=np.float64)
-        pooled = _array(found["features"]).mean(axis=(1, 2))
-        made = pooled @ kernel.reshape(kernel.shape[-2:]) + bias
-        apart = np.abs(made - _array(self._logits(found["tail"]))).max()
-        return graph.head if apart <= (0.05 if self._half else 1e-3) * np.abs(made).max() else None
-
     def _on_noise(self, **outputs: Any) -> Any:
         return self.parts(**outputs)(self._noise, training=False)
 
@@ -306,9 +298,7 @@ class Network:
 
 def only(outputs: Any) -> Any:
     """Give what a model of one output gives, taken out of a list or a dictionary of one."""
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    return outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+    return keras.tree.flatten(outputs)[0]
 
 
 def _array(tensor: Any) -> NDArray[np.float64]:

@@ -81,13 +81,6 @@ class Classifier:
     published : bool
         Whether these are the very weights that `load_classifier` finds under that name, so that
         an adversary that was made against them fits.
-
-    Attributes
-    ----------
-    input_size : (int, int)
-        Height and width of the images that the model takes.
-    network : Network
-        The model taken apart.
     """
 
     def __init__(
@@ -121,18 +114,9 @@ class Classifier:
         self.network = Network(model, self.preprocess, self.input_size, logits=logits)
 
     def predict(self, images: Array, *, batch_size: int = 32) -> Array:
-        """Give the probability of each class.
+        """Give the probability of each class: (K,) of an image (H, W, 3), (N, K) of a batch.
 
-        Parameters
-        ----------
-        images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-            RGB in [0, 255], of `input_size`.
-        batch_size : int
-            How many images the model sees at once.
-
-        Returns
-        -------
-        ndarray of float32, shape (K,) or (N, K)
+        Images are RGB in [0, 255], of `input_size`; the model sees `batch_size` of them at once.
         """
         batch, single = self._as_batch(images)
         (probabilities,) = self._run("predict", batch_size, batch)
@@ -148,18 +132,8 @@ class Classifier:
     ) -> tuple[Array, Array]:
         """Give the gradient of the cross-entropy by the pixels, and the prediction, in one pass.
 
-        Parameters
-        ----------
-        images, batch_size
-            As in `predict`.
-        labels : int, or N of them
-            The classes whose cross-entropy is differentiated.
-
-        Returns
-        -------
-        gradient : ndarray of float32, the shape of `images`
-            In units of the loss per grey level.
-        probabilities : ndarray of float32, shape (K,) or (N, K)
+        The labels are the classes whose cross-entropy is differentiated: one for all or one an
+        image. The gradient has the shape of `images`, in units of the loss per grey level.
         """
         batch, single = self._as_batch(images)
         indices = self.check_labels(labels, len(batch))
@@ -167,19 +141,13 @@ class Classifier:
         return (gradient[0], probabilities[0]) if single else (gradient, probabilities)
 
     def features(self, images: Array, *, batch_size: int = 32) -> Features:
-        """Give the last feature map and the probabilities, in one pass, as a batch always.
-
-        A model without a feature map raises ValueError.
-        """
+        """Give the last feature map and the probabilities, in one pass, as a batch always."""
         return Features(*self._run("features", batch_size, self._as_batch(images)[0]))
 
     def feature_gradient(
         self, images: Array, labels: int | Sequence[int] | Labels, *, batch_size: int = 32
     ) -> tuple[Array, Array]:
-        """Give the last feature map and the gradient of a class's logit by it (for Grad-CAM).
-
-        Both are of shape (N, h, w, C); `labels` has the class of each image.
-        """
+        """Give the last feature map and the gradient of a class's logit by it, (N, h, w, C)."""
         batch, _ = self._as_batch(images)
         indices = self.check_labels(labels, len(batch))
         maps, gradient = self._run("feature_gradient", batch_size, batch, indices)
@@ -189,10 +157,9 @@ class Classifier:
     def head_weights(self) -> Array | None:
         """Weights (C, K) from the pooled feature map to the logits.
 
-        None if the model's head is not global average pooling and one dense layer: the class
-        activation map is then undefined, and Grad-CAM takes its place.
+        None if the head is not average pooling and one dense layer, so that CAM is undefined.
         """
-        return self.network.head_weights()
+        return self.network.head_weights
 
     def top(self, probabilities: Array, k: int = 5) -> list[Prediction]:
         """Give the k most probable classes of a row (K,) of `predict`, the most probable first."""
@@ -210,8 +177,7 @@ class Classifier:
     def index(self, label: str | int) -> int:
         """Find the number of a class by its id, its name or its number.
 
-        Such as `n02447366`, `badger` (case, blanks and underscores do not matter) or 362. A name
-        that no class has, or several, raises ValueError.
+        Such as `n02447366`, `badger` (case, blanks and underscores do not matter) or 362.
         """
         text = str(label)
         if text in self.class_ids:
@@ -253,7 +219,6 @@ class Classifier:
         return batch, single
 
     def _run(self, step: str, batch_size: int, *arrays: NDArray[Any]) -> list[Array]:
-        """Run a step of `network` on checked images (and labels), some at a time."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         check_fork()
@@ -296,18 +261,27 @@ def load_classifier(
         If the weights are neither cached nor to be had.
     """
     load_tensorflow()
-    plain = _plain(name)
+    plain, constructors, published = _plain(name), _constructors(), weights is None
     if plain == "auto":
         return _auto(weights, options)
-    own = {"demo": _demo, "efficientnetlite0": _efficientnet_lite0}.get(plain)
-    if own and options:
-        raise ValueError(f"the classifier {name!r} takes no options, got {', '.join(options)}")
-    if own:
-        return own(weights)
-    constructors = _constructors()
-    if plain not in constructors:
+    if plain in constructors:
+        return _imagenet(constructors[plain], weights, options)
+    if plain not in ("demo", "efficientnetlite0"):
         raise ValueError(f"no classifier {name!r}; known: auto, {', '.join(classifier_names())}")
-    return _imagenet(constructors[plain], weights, options)
+    if options:
+        raise ValueError(f"the classifier {name!r} takes no options, got {', '.join(options)}")
+    if plain == "demo":
+        demo = import_module(_DEMO)
+        model, scale, known = demo.demo_network(), _to_unit_range, {"class_names": demo.CLASS_NAMES}
+        weights = demo.demo_weights() if weights is None else weights
+    else:
+        model, scale = _efficientnet.efficientnet_lite0(), _efficientnet.preprocess_input
+        known = _imagenet_classes()
+        if published:
+            _efficientnet.load_published_weights(model)
+    if weights is not None:
+        _load_weights(model, model.name, weights)
+    return Classifier(model, preprocess=scale, published=published, **known)
 
 
 def classifier_from_file(
@@ -373,10 +347,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark.
-
-    Any other encoding is refused: nothing in the file tells which one it is.
-    """
+    """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, and no other."""
     if Path(path).is_dir():
         raise ValueError(f"{path}: expected a text file, got a folder")
     raw, encoding = Path(path).read_bytes(), "utf-8-sig"
@@ -424,24 +395,6 @@ def _auto(weights: Any, options: dict[str, Any]) -> Classifier:
     return classifier
 
 
-def _efficientnet_lite0(weights: Any) -> Classifier:
-    model = _efficientnet.efficientnet_lite0()
-    if weights is None:
-        _efficientnet.load_published_weights(model)
-    else:
-        _load_weights(model, model.name, weights)
-    scale, published = _efficientnet.preprocess_input, weights is None
-    return Classifier(model, preprocess=scale, published=published, **_imagenet_classes())
-
-
-def _demo(weights: Any) -> Classifier:
-    demo = import_module(_DEMO)
-    model = demo.demo_network()
-    _load_weights(model, "demo", demo.demo_weights() if weights is None else weights)
-    names, published = demo.CLASS_NAMES, weights is None
-    return Classifier(model, preprocess=_to_unit_range, class_names=names, published=published)
-
-
 def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classifier:
     name = _snake(constructor.__name__)
     if name.startswith("mobilenet_v3"):
@@ -456,9 +409,9 @@ def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classi
         raise ValueError(f"{name} cannot be made with {options}: {error}") from error
     classes = _number_of_classes(model)
     published = weights is None and not options
+    if weights is None and classes != 1000:
+        raise ValueError(f"{name}: its ImageNet weights know 1000 classes, not {classes}")
     if weights is None:
-        if classes != 1000:
-            raise ValueError(f"{name}: its ImageNet weights know 1000 classes, not {classes}")
         weights = downloads.download(*_published_weights(_variant(name, model, options)))
     _load_weights(model, name, weights)
     preprocess = sys.modules[constructor.__module__].preprocess_input
@@ -467,7 +420,6 @@ def _imagenet(constructor: Any, weights: Any, options: dict[str, Any]) -> Classi
 
 
 def _variant(name: str, model: Any, options: dict[str, Any]) -> str:
-    """Name the published weights that go with a model and its options."""
     if not name.startswith("mobilenet"):
         return name
     name += f"_{options.get('alpha', 1.0):g}"
@@ -511,7 +463,7 @@ def _load_weights(model: Any, name: str, weights: str | os.PathLike[str]) -> Non
 
 
 def _first_line(error: Exception) -> str:
-    """Give the gist of what Keras raised: a damaged file makes its readers raise anything."""
+    # A damaged file makes Keras's readers raise anything.
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -49,7 +49,7 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
     Parameters
     ----------
     path : str or path
-        A still picture in any format that Pillow reads.
+        A still picture in any format that Pillow reads, of at most 64 million pixels.
     size : int or (int, int), optional
         The height and width wanted. The picture is scaled (bilinear, antialiased) until it
         exceeds them by an eighth, as is usual for ImageNet (256 for 224), and its centre is cut
@@ -58,12 +58,6 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
     Returns
     -------
     ndarray of float32, shape (H, W, 3), values 0 to 255
-
-    Raises
-    ------
-    ValueError
-        If the file is empty, cut off, no picture, animated, of floats, of 32-bit grey that is
-        neither surely 8 nor surely 16 bits, or has more than 64 million pixels.
     """
     picture = _decoded(path)
     with _reading(path):
@@ -72,19 +66,10 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
 
 
 def load_map(path: str | os.PathLike[str]) -> Array:
-    """Load a map, such as the authors' 16-bit grey PNG, min-max normalised to [0, 1].
+    """Load a map (H, W) from a grey picture of 8 or 16 bits, min-max normalised to [0, 1].
 
-    The authors' notebook normalises the maps in the same way. A constant map becomes zeros: it
-    prefers no pixel.
-
-    Parameters
-    ----------
-    path : str or path
-        A grey still picture of 8 or 16 bits.
-
-    Returns
-    -------
-    ndarray of float32, shape (H, W), values in [0, 1]
+    The authors' notebook normalises its maps, 16-bit PNGs, in the same way. A constant map becomes
+    zeros: it prefers no pixel.
     """
     picture = _decoded(path)
     if picture.mode not in ("L", *_DEEP_GREY):
@@ -93,16 +78,9 @@ def load_map(path: str | os.PathLike[str]) -> Array:
 
 
 def save_image(path: str | os.PathLike[str], image: Array) -> None:
-    """Save an image, clipped and rounded to 8 bits; a PNG gives back exactly these values.
+    """Save an image (H, W, 3), clipped and rounded to 8 bits, in the format of the name's ending.
 
-    The file appears whole or not at all.
-
-    Parameters
-    ----------
-    path : str or path
-        The suffix picks the format: .png, .jpg, ...
-    image : ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255].
+    A PNG gives back exactly these values. The file appears whole or not at all.
     """
     check_images(image, "image")
     if image.ndim != 3:
@@ -111,15 +89,7 @@ def save_image(path: str | os.PathLike[str], image: Array) -> None:
 
 
 def save_map(path: str | os.PathLike[str], activation_map: Array) -> None:
-    """Save a map as a 16-bit grey PNG, 0 to 65535, as the authors did.
-
-    Parameters
-    ----------
-    path : str or path
-        A name that ends in .png.
-    activation_map : ndarray of float32, shape (H, W)
-        Values in [0, 1].
-    """
+    """Save a map (H, W) in [0, 1] as a 16-bit grey PNG, 0 to 65535, as the authors did."""
     check_map(activation_map, "activation_map")
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: expected a name that ends in .png, got {Path(path).suffix!r}")
@@ -159,7 +129,6 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _decoded(path: str | os.PathLike[str]) -> Image.Image:
-    """Open, check and decode a picture, turned as its camera says."""
     if Path(path).is_dir():
         raise ValueError(f"{path}: expected a picture, got a folder")
     with _reading(path), Image.open(path) as picture:
@@ -175,7 +144,6 @@ def _decoded(path: str | os.PathLike[str]) -> Image.Image:
 
 @contextmanager
 def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn whatever goes wrong in Pillow into an error that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -190,7 +158,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _complaint(picture: Image.Image) -> str:
-    """Say, before a picture is decoded, why it is not taken."""
+    # Before it is decoded.
     # Many telephones write their photos as MPO: the photo first, then a smaller one or a depth map.
     frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
     if picture.width * picture.height > MAX_PIXELS:
@@ -282,17 +250,9 @@ class Pictures:
 def labelled_files(folder: str | os.PathLike[str]) -> list[tuple[Path, str]]:
     """List the pictures of a folder with their labels, sorted by path.
 
-    Parameters
-    ----------
-    folder : str or path
-        Pictures named `<label>_<anything>.png|jpg|...`, or one sub-folder a class, as ImageNet's,
-        whose name is the label of every picture in it. Symbolic links are followed, loops of them
-        are not. Hidden files are passed over, and so are files whose ending is not in
-        `pdutils.images.IMAGE_SUFFIXES`.
-
-    Returns
-    -------
-    list of (Path, str)
+    They are named `<label>_<anything>.png|...`, or lie in one sub-folder a class, as ImageNet's,
+    whose name is the label of every picture in it. Symbolic links are followed, loops of them are
+    not. Hidden files are passed over, and those whose ending is not in `IMAGE_SUFFIXES`.
     """
     return find_pictures(folder).labelled()
 

