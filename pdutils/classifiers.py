@@ -118,8 +118,8 @@ class Classifier:
 
         Images are RGB in [0, 255], of `input_size`; the model sees `batch_size` of them at once.
         """
-        batch, single = self._as_batch(images)
-        (probabilities,) = self._run("predict", batch_size, batch)
+        batch, single = self.as_batch(images)
+        (probabilities,) = self.run("predict", batch, batch_size=batch_size)
         if not self.network.are_probabilities(probabilities, 0.05):
             raise ValueError(
                 f"{self.name} was taken to give probabilities, and gave a row that adds up to "
@@ -135,22 +135,22 @@ class Classifier:
         The labels are the classes whose cross-entropy is differentiated: one for all or one an
         image. The gradient has the shape of `images`, in units of the loss per grey level.
         """
-        batch, single = self._as_batch(images)
+        batch, single = self.as_batch(images)
         indices = self.check_labels(labels, len(batch))
-        gradient, probabilities = self._run("gradient", batch_size, batch, indices)
+        gradient, probabilities = self.run("gradient", batch, indices, batch_size=batch_size)
         return (gradient[0], probabilities[0]) if single else (gradient, probabilities)
 
     def features(self, images: Array, *, batch_size: int = 32) -> Features:
         """Give the last feature map and the probabilities, in one pass, as a batch always."""
-        return Features(*self._run("features", batch_size, self._as_batch(images)[0]))
+        return Features(*self.run("features", self.as_batch(images)[0], batch_size=batch_size))
 
     def feature_gradient(
         self, images: Array, labels: int | Sequence[int] | Labels, *, batch_size: int = 32
     ) -> tuple[Array, Array]:
         """Give the last feature map and the gradient of a class's logit by it, (N, h, w, C)."""
-        batch, _ = self._as_batch(images)
+        batch, _ = self.as_batch(images)
         indices = self.check_labels(labels, len(batch))
-        maps, gradient = self._run("feature_gradient", batch_size, batch, indices)
+        maps, gradient = self.run("feature_gradient", batch, indices, batch_size=batch_size)
         return maps, gradient
 
     @property
@@ -209,7 +209,8 @@ class Classifier:
             )
         return indices
 
-    def _as_batch(self, images: Array) -> tuple[Array, bool]:
+    def as_batch(self, images: Array) -> tuple[Array, bool]:
+        """Check images and their size; give them as a batch, and whether there was one alone."""
         batch, single = as_batch(images)
         if batch.shape[1:3] != self.input_size:
             raise ValueError(
@@ -218,7 +219,8 @@ class Classifier:
             )
         return batch, single
 
-    def _run(self, step: str, batch_size: int, *arrays: NDArray[Any]) -> list[Array]:
+    def run(self, step: str, *arrays: NDArray[Any], batch_size: int = 32) -> list[Array]:
+        """Run a step of the network on arrays that were checked, some images at a time."""
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         check_fork()

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils._utils import Array, check_fork, check_one_of, check_some
-from pdutils.attacks.gradient import LEAST, Classifier, Labels, log_probabilities, loss_gradient
+from pdutils.attacks.gradient import Classifier, Labels
 from pdutils.defenses.art import ClipValues, checked_range, importing_art
 
 with importing_art():
@@ -15,15 +15,25 @@ with importing_art():
     from art.attacks import evasion
     from art.estimators.classification import TensorFlowV2Classifier
 
+#: The least probability whose logarithm is taken: float32 knows none below.
+LEAST = np.finfo(np.float32).tiny
 
-def art_classifier(
-    classifier: Classifier,
-    *,
-    clip_values: ClipValues = (0.0, 255.0),
-    preprocessing_defences: Sequence[Any] = (),
-    batch_size: int = 32,
-) -> "BridgedClassifier":
+
+def by_art(
+    name: str, bridge: "BridgedClassifier", clean: Array, goals: Labels | None, **options: Any
+) -> Array:
+    """Attack images in [0, 255] by a class of ART's, on a bridge that takes [0, 1]."""
+    attack = getattr(evasion, name)(bridge, verbose=False, **options)
+    return np.asarray(attack.generate(clean / np.float32(255), goals) * 255, dtype=np.float32)
+
+
+class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
     """Make a `TensorFlowV2Classifier` of ART of a classifier, for ART's attacks.
+
+    Every pass is a compiled one of the `Classifier`, and what `predict` gives are its
+    log-probabilities: logits up to one number an image, as the attacks on logits need them. ART's
+    own passes are not compiled for gradients, take one for each class that occurs among the labels,
+    and ignore the batch size. So is the one that a method is given.
 
     Parameters
     ----------
@@ -38,46 +48,20 @@ def art_classifier(
     batch_size : int
         How many images the network sees at once, whatever an attack asks for.
     """
-    return BridgedClassifier(classifier, clip_values, preprocessing_defences, batch_size)
-
-
-def art_attack(name: str, bridge: "BridgedClassifier", **options: Any) -> Any:
-    """Make the attack of that name in `art.attacks.evasion`, without its progress bars."""
-    kind = getattr(evasion, name, None)
-    if kind is None:
-        raise ValueError(f"name: expected a class of art.attacks.evasion, got {name!r}")
-    return kind(bridge, verbose=False, **options)
-
-
-def by_art(
-    name: str, bridge: "BridgedClassifier", clean: Array, goals: Labels | None, **options: Any
-) -> Array:
-    """Attack images in [0, 255] by an attack of ART on a bridge that takes [0, 1]."""
-    attack = art_attack(name, bridge, **options)
-    return np.asarray(attack.generate(clean / np.float32(255), goals) * 255, dtype=np.float32)
-
-
-class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
-    """An ART classifier whose every pass is a compiled one of a `Classifier`.
-
-    What `predict` gives are log-probabilities: logits up to one number an image, as the attacks on
-    logits need them. ART's own passes are not compiled for gradients, take one for each class
-    that occurs among the labels, and ignore the batch size. So is the one that a method is given.
-    """
 
     def __init__(
         self,
         classifier: Classifier,
+        *,
         clip_values: ClipValues = (0.0, 255.0),
         preprocessing_defences: Sequence[Any] = (),
         batch_size: int = 32,
     ) -> None:
         white = checked_range(clip_values)
-        self._scale = np.float32(255.0 / white)
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        self.classifier = classifier
-        self._batch_size = batch_size
+        self._scale = np.float32(255.0 / white)
+        self.classifier, self._batch_size = classifier, batch_size
         super().__init__(
             model=self._model_of_tensors,
             nb_classes=len(classifier.class_ids),
@@ -92,24 +76,21 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
         self, x: Array, batch_size: int | None = None, training_mode: bool = False, **_: Any
     ) -> Array:
         """Give the log-probabilities (N, K) of images (N, H, W, 3)."""
-        _refuse_training(training_mode)
-        grey = self._stages(x)[-1] * self._scale
-        return log_probabilities(self.classifier, grey, batch_size=self._batch_size)
+        grey = self._stages(x, training_mode)[1]
+        probabilities = self.classifier.predict_batch(grey, batch_size=self._batch_size)
+        return np.log(np.maximum(probabilities, LEAST))
 
     def class_gradient(
         self, x: Array, label: Any = None, training_mode: bool = False, **_: Any
     ) -> Array:
         """Give the gradients of all classes (N, K, H, W, 3), or of a label or one an image."""
-        _refuse_training(training_mode)
-        stages = self._stages(x)
+        stages, grey = self._stages(x, training_mode)
         classes = range(self.nb_classes) if label is None else [label]
-        gradients = [self._gradient(stages, np.asarray(one)) for one in classes]
-        return -np.stack(gradients, axis=1)
+        return -np.stack([self._gradient(stages, grey, np.asarray(c)) for c in classes], axis=1)
 
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **_: Any) -> Any:
         """Give the gradient of the cross-entropy of `y` by the pixels; a tensor gets a tensor."""
-        _refuse_training(training_mode)
-        gradient = self._gradient(self._stages(np.asarray(x)), _class_numbers(y))
+        gradient = self._gradient(*self._stages(np.asarray(x), training_mode), _class_numbers(y))
         return gradient if isinstance(x, np.ndarray) else tf.convert_to_tensor(gradient)
 
     def compute_loss(
@@ -121,23 +102,26 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
         losses = -logits[np.arange(len(logits)), _class_numbers(y)]
         return losses if reduction == "none" else getattr(losses, reduction)()
 
-    def _gradient(self, stages: list[Array], labels: NDArray[Any]) -> Array:
-        """Go back from the cross-entropy of the labels through all stages."""
-        grey = stages[-1] * self._scale
-        classes = self.classifier.check_labels(labels, len(grey))
-        gradient, _ = loss_gradient(self.classifier, grey, classes, batch_size=self._batch_size)
-        gradient = gradient * self._scale
-        for operation, at in zip(reversed(self._applied()), reversed(stages[:-1]), strict=True):
-            gradient = operation.estimate_gradient(at, gradient)
-        return np.asarray(gradient, dtype=np.float32)
-
-    def _stages(self, x: Array) -> list[Array]:
-        """Give the images as they come, and after each of the preprocessing defences."""
+    def _stages(self, x: Array, training: bool) -> tuple[list[Array], Array]:
+        """Give the images as they come and after each preprocessing defence, and in [0, 255]."""
+        _refuse_training(training)
         check_some(x, "x")
         stages = [np.asarray(x, dtype=np.float32)]
         for operation in self._applied():
             stages.append(np.asarray(operation(stages[-1])[0], dtype=np.float32))
-        return stages
+        grey = stages[-1] * self._scale
+        # Checked beside a white image: alone, what is all but black would look scaled for a model.
+        self.classifier.as_batch(np.concatenate([grey, np.full_like(grey[:1], 255)]))
+        return stages, grey
+
+    def _gradient(self, stages: list[Array], grey: Array, labels: NDArray[Any]) -> Array:
+        """Go back from the cross-entropy of the labels through all stages."""
+        classes = self.classifier.check_labels(labels, len(grey))
+        gradient, _ = self.classifier.run("gradient", grey, classes, batch_size=self._batch_size)
+        gradient = gradient * self._scale
+        for operation, at in zip(reversed(self._applied()), reversed(stages[:-1]), strict=True):
+            gradient = operation.estimate_gradient(at, gradient)
+        return np.asarray(gradient, dtype=np.float32)
 
     def _applied(self) -> list[Any]:
         return [operation for operation in self.preprocessing_operations if operation.apply_predict]
@@ -148,6 +132,9 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
         check_fork()
         (probabilities,) = self.classifier.network.step("predict")(images * self._scale)
         return tf.math.log(tf.maximum(probabilities, LEAST))
+
+
+art_classifier = BridgedClassifier
 
 
 class CandidateClassifier(BridgedClassifier):
@@ -168,36 +155,26 @@ class CandidateClassifier(BridgedClassifier):
         overshoot: float = 0.0,
         batch_size: int = 32,
     ) -> None:
-        super().__init__(classifier, (0.0, 1.0), batch_size=batch_size)
-        self._origin = clean / np.float32(255)
-        self._candidates = candidates
+        super().__init__(classifier, clip_values=(0.0, 1.0), batch_size=batch_size)
+        self._origin, self._candidates = clean / np.float32(255), candidates
         self._overshoot = np.float32(overshoot)
         self.nb_classes = candidates.shape[1]
 
-    def predict(
-        self, x: Array, batch_size: int | None = None, training_mode: bool = False, **_: Any
-    ) -> Array:
+    def predict(self, x: Array, *_: Any, **__: Any) -> Array:
         """Give the log-probabilities (N, k) of the candidates."""
-        logits = super().predict(self._ahead(x), training_mode=training_mode)
-        return np.take_along_axis(logits, self._candidates, axis=1)
+        return np.take_along_axis(super().predict(self._ahead(x)), self._candidates, axis=1)
 
-    def class_gradient(
-        self, x: Array, label: Any = None, training_mode: bool = False, **_: Any
-    ) -> Array:
-        """Give the gradients (N, k, H, W, 3) of all candidates; a label is refused."""
-        if label is not None:
-            raise ValueError(f"label: expected None, for all candidates, got {label!r}")
+    def class_gradient(self, x: Array, *_: Any, **__: Any) -> Array:
+        """Give the gradients (N, k, H, W, 3) of all candidates."""
         repeated = np.repeat(self._ahead(x), self.nb_classes, axis=0)
-        gradients = super().class_gradient(
-            repeated, self._candidates.ravel(), training_mode=training_mode
-        )
+        gradients = super().class_gradient(repeated, self._candidates.ravel())
         return gradients.reshape(*self._candidates.shape, *x.shape[1:])
 
     def _ahead(self, x: Array) -> Array:
         return np.clip(x + self._overshoot * (x - self._origin), 0, 1)
 
 
-def _class_numbers(y: Any) -> Labels:
+def _class_numbers(y: Any) -> NDArray[np.int64]:
     given: NDArray[Any] = np.asarray(y)
     if given.ndim == 1:
         return given.astype(np.int64)
@@ -205,10 +182,9 @@ def _class_numbers(y: Any) -> Labels:
         raise ValueError(
             f"y: expected class numbers (N,), or rows (N, K) with a single 1, got {given.shape}"
         )
-    classes: Labels = given.argmax(axis=1)
-    return classes
+    return np.asarray(given.argmax(axis=1))
 
 
-def _refuse_training(training_mode: bool) -> None:
-    if training_mode:
+def _refuse_training(training: bool) -> None:
+    if training:
         raise ValueError("training_mode: expected False, for the network is used as it is")

@@ -6,40 +6,20 @@ random draws); both against pixel deflection, Athalye and Carlini 2018, arXiv 18
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pdutils._utils import Array, Rng, as_batch, check_one_of, check_whole, on_grid, streams
-from pdutils.attacks.gradient import Classifier, LabelsLike, as_clean_batch, check_box, walk
+from pdutils.attacks.gradient import Classifier, LabelsLike, check_box, last_of, walk
 from pdutils.defenses.pipeline import Defense
-from pdutils.deflection import Writes, apply_writes, draw_writes
+from pdutils.deflection import apply_writes, draw_writes
 
 BackwardPass = Literal["identity", "wavelet", "exact"]
 
-#: Turns the gradient by the defended images into one by the images before the defence.
-PullBack = Callable[[Array], Array]
-
-#: Defends images, with their map, once: the result, and what takes a gradient back from it.
-Forward = Callable[[Array, Array | None, list[np.random.Generator]], tuple[Array, PullBack]]
-
-
-class Transformation(Protocol):
-    """What can be attacked: anything that defends images as `defenses.pipeline.Defense` does."""
-
-    def activation_map(self, classifier: Classifier, images: Array) -> Array | None:
-        """Make the map that `transform` takes, or None."""
-
-    def transform(
-        self,
-        classifier: Classifier,
-        images: Array,
-        *,
-        rng: Rng = None,
-        activation_map: Array | None = None,
-    ) -> Array:
-        """Defend images once."""
+#: Defends images, with their map, once: the result, and what takes a gradient back, if anything.
+Forward = Callable[[Array, Array | None, list[np.random.Generator]], tuple[Array, Any]]
 
 
 def bpda(
@@ -47,7 +27,7 @@ def bpda(
     images: Array,
     labels: LabelsLike,
     *,
-    defense: Transformation | None,
+    defense: Any,
     eps: float = 4.0,
     step: float = 0.5,
     iterations: int = 20,
@@ -81,14 +61,13 @@ def bpda(
         How many images are defended and seen at once, at least 1.
     """
     check_box(eps, step, iterations)
-    clean, single = as_clean_batch(images)
+    clean = on_grid(as_batch(images)[0])
     mean = _mean_gradient(classifier, len(clean), labels, defense, draws, gradient, rng, batch_size)
 
     def slope(shown: Array, active: NDArray[np.intp]) -> tuple[Array, NDArray[np.bool_]]:
         return mean(shown), np.ones(len(active), dtype=np.bool_)
 
-    *_, last = walk(clean, clean, slope, eps, -step if targeted else step, iterations)
-    return on_grid(last[0] if single else last)
+    return last_of(walk(clean, clean, slope, eps, -step if targeted else step, iterations), images)
 
 
 def expected_gradient(
@@ -96,7 +75,7 @@ def expected_gradient(
     images: Array,
     labels: LabelsLike,
     *,
-    defense: Transformation | None,
+    defense: Any,
     draws: int = 1,
     gradient: BackwardPass = "identity",
     rng: Rng = None,
@@ -138,7 +117,7 @@ def _mean_gradient(
     classifier: Classifier,
     n: int,
     labels: LabelsLike,
-    defense: Transformation | None,
+    defense: Any,
     draws: int,
     gradient: BackwardPass,
     rng: Rng,
@@ -151,52 +130,40 @@ def _mean_gradient(
     forward = _forward(classifier, defense, gradient)
     generators = streams(rng, n)
 
-    def of_batch(images: Array, part: slice) -> Array:
-        chances = None if defense is None else defense.activation_map(classifier, images)
+    def mean(images: Array) -> Array:
         total = np.zeros_like(images)
-        for _ in range(draws):
-            defended, pull_back = forward(images, chances, generators[part])
-            slope, _ = classifier.loss_gradient(defended, goals[part], batch_size=len(images))
-            total += pull_back(slope)
+        for part in (slice(start, start + batch_size) for start in range(0, n, batch_size)):
+            shown = images[part]
+            chances = None if defense is None else defense.activation_map(classifier, shown)
+            for _ in range(draws):
+                defended, pull_back = forward(shown, chances, generators[part])
+                slope, _ = classifier.loss_gradient(defended, goals[part], batch_size=batch_size)
+                total[part] += pull_back(slope) if pull_back else slope
         return total / np.float32(draws)
 
-    def of_all(images: Array) -> Array:
-        parts = [slice(start, start + batch_size) for start in range(0, n, batch_size)]
-        return np.concatenate([of_batch(images[part], part) for part in parts])
-
-    return of_all
+    return mean
 
 
-def _forward(
-    classifier: Classifier, defense: Transformation | None, gradient: BackwardPass
-) -> Forward:
+def _forward(classifier: Classifier, defense: Any, gradient: BackwardPass) -> Forward:
+    """Find what defends, and for all but the identity deflects and denoises with derivatives."""
     check_one_of("gradient", gradient, get_args(BackwardPass))
-    if gradient != "identity":
-        return _differentiable(_pipeline(defense, gradient), through_writes=gradient == "exact")
-    if defense is None:
-        return lambda images, chances, rng: (images, _unchanged)
-    return lambda images, chances, rng: (
-        defense.transform(classifier, images, rng=rng, activation_map=chances),
-        _unchanged,
-    )
-
-
-def _pipeline(defense: Transformation | None, gradient: BackwardPass) -> Defense:
-    pipeline = getattr(defense, "defense", defense)
-    if not isinstance(pipeline, Defense):
+    if gradient == "identity" and defense is None:
+        return lambda images, chances, rng: (images, None)
+    if gradient == "identity":
+        return lambda images, chances, rng: (
+            defense.transform(classifier, images, rng=rng, activation_map=chances),
+            None,
+        )
+    defense = getattr(defense, "defense", defense)
+    if not isinstance(defense, Defense):
         raise ValueError(
             f"gradient: {gradient!r} needs a Defense to differentiate, got {defense!r}; "
             "'identity' takes any"
         )
-    if gradient == "wavelet" and pipeline.denoiser is None:
+    if gradient == "wavelet" and defense.denoiser is None:
         raise ValueError(
             "gradient: 'wavelet' needs a wavelet denoiser, got a defence without a denoiser"
         )
-    return pipeline
-
-
-def _differentiable(defense: Defense, *, through_writes: bool) -> Forward:
-    """Deflect and denoise, each with its derivative."""
     from pdutils.defenses.layers import wavelet_layer
 
     layer = wavelet_layer(defense.denoiser, defense.denoiser_options)
@@ -204,34 +171,27 @@ def _differentiable(defense: Defense, *, through_writes: bool) -> Forward:
 
     def forward(
         images: Array, chances: Array | None, generators: list[np.random.Generator]
-    ) -> tuple[Array, PullBack]:
+    ) -> tuple[Array, Any]:
         maps = [None] * len(images) if chances is None else chances
         writes = [
             draw_writes(images.shape[1:3], *knobs, one, defense.reading, stream)
             for one, stream in zip(maps, generators, strict=True)
         ]
         deflected = np.stack([apply_writes(*pair) for pair in zip(images, writes, strict=True)])
-        defended, before_denoising = (
-            (deflected, _unchanged) if layer is None else layer.with_derivative(deflected)
-        )
+        defended, undenoised = layer.with_derivative(deflected) if layer else (deflected, None)
+        if gradient == "wavelet":
+            return defended, undenoised
+        # Where the values of a deflected image come from shows when places are deflected.
+        places: Any = np.arange(images[0].size).reshape(images.shape[1:])
 
-        def before_writes(gradients: Array) -> Array:
-            pairs = zip(before_denoising(gradients), writes, strict=True)
-            return np.stack([_scattered(*pair) for pair in pairs])
+        def before_writes(slope: Array) -> Array:
+            given = undenoised(slope) if undenoised else slope
+            sums = [
+                np.bincount(apply_writes(places, drawn).ravel(), values.ravel(), places.size)
+                for values, drawn in zip(given, writes, strict=True)
+            ]
+            return np.stack(sums).astype(np.float32).reshape(images.shape)
 
-        return defended, before_writes if through_writes else before_denoising
+        return defended, before_writes
 
     return forward
-
-
-def _scattered(gradient: Array, writes: Writes) -> Array:
-    """Take the gradient by a deflected image back to the places that were copied from."""
-    # Where the values of a deflected image come from shows when places are deflected.
-    places: Any = np.arange(gradient.size).reshape(gradient.shape)
-    sources: Any = apply_writes(places, writes)
-    sums = np.bincount(sources.ravel(), weights=gradient.ravel(), minlength=gradient.size)
-    return sums.astype(np.float32).reshape(gradient.shape)
-
-
-def _unchanged(gradient: Array) -> Array:
-    return gradient

@@ -16,9 +16,6 @@ from pdutils.classifiers import Classifier, Labels
 StopAt = float | Literal["success"] | None
 LabelsLike = int | Sequence[int] | Labels
 
-#: The least probability whose logarithm is taken: float32 knows none below.
-LEAST = np.finfo(np.float32).tiny
-
 #: From images on the 8-bit grid, and their numbers, to gradients, and whether each image goes on.
 Slope = Callable[[Array, NDArray[np.intp]], tuple[Array, NDArray[np.bool_]]]
 
@@ -55,8 +52,8 @@ def fgsm(
     -------
     ndarray of float32, the shape of `images`, whole values in [0, 255]
     """
-    paths = _paths(classifier, images, labels, eps, eps, 1, targeted, None, batch_size)
-    return _last(images, paths)
+    knobs: dict[str, Any] = {"step": eps, "iterations": 1, "targeted": targeted}
+    return igsm(classifier, images, labels, eps=eps, batch_size=batch_size, **knobs)
 
 
 def igsm(
@@ -73,6 +70,7 @@ def igsm(
 ) -> Array:
     """Take small steps along the sign of the gradient, inside a box of eps (IGSM, also BIM).
 
+    Where it never gets to where it stops, what the last step gave comes back.
     Source: Kurakin, Goodfellow, Bengio 2017, arXiv 1607.02533.
 
     Parameters
@@ -87,14 +85,9 @@ def igsm(
     stop_at : None, "success" or float in [0, 1)
         When to leave an image as it is: never; as soon as the network is fooled; as soon as it is
         fooled and gives its wrong class (with `targeted`, the label) at least this probability.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
-        Where the attack never gets there, what the last step gave.
     """
     paths = _paths(classifier, images, labels, eps, step, iterations, targeted, stop_at, batch_size)
-    return _last(images, paths)
+    return last_of(paths, images)
 
 
 def igsm_path(
@@ -108,17 +101,8 @@ def igsm_path(
 ) -> Array:
     """Give what `igsm` has after each of its steps, for no more than the last one takes.
 
-    Parameters
-    ----------
-    classifier, label, eps, step, iterations
-        As in `igsm`, which is not told to stop.
-    image : ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255]; it is rounded to 8 bits first.
-
-    Returns
-    -------
-    ndarray of float32, shape (iterations + 1, H, W, 3), whole values in [0, 255]
-        The image itself, and the adversary after 1, 2, 3, ... steps.
+    Of one image (H, W, 3) it gives (iterations + 1, H, W, 3): the image itself, rounded to 8 bits,
+    and the adversary after 1, 2, 3, ... steps. The other arguments are those of `igsm`.
     """
     if np.ndim(image) != 3:
         raise ValueError(f"image: expected one of shape (H, W, 3), got {np.shape(image)}")
@@ -153,18 +137,8 @@ def pgd(
     rng : int, numpy.random.Generator, list of Generator, or None
         Each image draws its start from a stream of its own, see `pdutils._utils`.
     """
-
-    def start(clean: Array) -> Array:
-        shape, radius = clean.shape[1:], np.floor(eps)
-        draws = [stream.uniform(-radius, radius, shape) for stream in streams(rng, len(clean))]
-        started: Array = (clean + np.stack(draws)).astype(np.float32)
-        return started
-
-    begin = start if random_start else None
-    paths = _paths(
-        classifier, images, labels, eps, step, iterations, targeted, stop_at, batch_size, begin
-    )
-    return _last(images, paths)
+    knobs = eps, step, iterations, targeted, stop_at, batch_size, random_start, rng
+    return last_of(_paths(classifier, images, labels, *knobs), images)
 
 
 def check_box(eps: float, step: float, iterations: int) -> None:
@@ -176,12 +150,6 @@ def check_box(eps: float, step: float, iterations: int) -> None:
     if not is_number(step) or not 0 < step <= 255:
         raise ValueError(f"step: expected a number of grey levels in (0, 255], got {step!r}")
     check_whole("iterations", iterations, 1)
-
-
-def as_clean_batch(images: Array) -> tuple[Array, bool]:
-    """Check images and give them as a batch on the 8-bit grid, and whether it was one image."""
-    batch, single = as_batch(images)
-    return on_grid(batch), single
 
 
 def walk(
@@ -208,6 +176,12 @@ def walk(
         yield iterate
 
 
+def last_of(iterates: Iterator[Array], images: Array) -> Array:
+    """Give the last iterate, on the 8-bit grid, as one image where one image was given."""
+    *_, last = iterates
+    return on_grid(last[0] if images.ndim == 3 else last)
+
+
 def _paths(
     classifier: Classifier,
     images: Array,
@@ -218,7 +192,8 @@ def _paths(
     targeted: bool = False,
     stop_at: StopAt = None,
     batch_size: int = 32,
-    start: Callable[[Array], Array] | None = None,
+    random_start: bool = False,
+    rng: Rng = None,
 ) -> Iterator[Array]:
     """Follow the gradient of the loss, as `igsm` describes it."""
     check_box(eps, step, iterations)
@@ -226,7 +201,7 @@ def _paths(
         raise ValueError(
             f"stop_at: expected None, 'success' or a number in [0, 1), got {stop_at!r}"
         )
-    clean, _ = as_clean_batch(images)
+    clean = on_grid(as_batch(images)[0])
     goals = classifier.check_labels(labels, len(clean))
     confidence: Any = 0.0 if stop_at == "success" else stop_at
 
@@ -237,40 +212,8 @@ def _paths(
         won = (seen.argmax(axis=1) == goals[active]) == targeted
         return gradient, ~(won & (seen.max(axis=1) >= confidence))
 
-    begin = clean if start is None else start(clean)
-    return walk(clean, begin, slope, eps, -step if targeted else step, iterations)
-
-
-def _last(images: Array, iterates: Iterator[Array]) -> Array:
-    *_, last = iterates
-    return on_grid(last[0] if images.ndim == 3 else last)
-
-
-def log_probabilities(classifier: Classifier, images: Array, *, batch_size: int = 32) -> Array:
-    """Give the logarithms of the probabilities (N, K), also of images off the 8-bit grid.
-
-    They are the logits but for one number an image, which no difference of logits sees.
-    """
-    shown = _shown(images)
-    return _log(classifier.predict(shown, batch_size=batch_size)[: len(images)])
-
-
-def loss_gradient(
-    classifier: Classifier, images: Array, labels: Labels, *, batch_size: int = 32
-) -> tuple[Array, Array]:
-    """Do as `Classifier.loss_gradient`, also off the 8-bit grid, and give log-probabilities."""
-    shown = _shown(images)
-    padded = np.resize(labels, len(shown))
-    gradient, probabilities = classifier.loss_gradient(shown, padded, batch_size=batch_size)
-    return gradient[: len(images)], _log(probabilities[: len(images)])
-
-
-def _log(probabilities: Array) -> Array:
-    return np.log(np.maximum(probabilities, LEAST))
-
-
-def _shown(images: Array) -> Array:
-    """Add a white image to a batch so dark that it would be taken for one in [0, 1]."""
-    if images.size and images.max() <= 1:
-        return np.concatenate([images, np.full_like(images[:1], 255)])
-    return images
+    start, radius = clean, np.floor(eps)
+    if random_start:
+        draws = [one.uniform(-radius, radius, clean.shape[1:]) for one in streams(rng, len(clean))]
+        start = np.asarray(clean + np.stack(draws), dtype=np.float32)
+    return walk(clean, start, slope, eps, -step if targeted else step, iterations)

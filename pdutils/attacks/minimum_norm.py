@@ -1,40 +1,28 @@
 """Attacks that look for the smallest perturbation that fools the network.
 
-A smallest perturbation ends on the border between two classes, most of its values are below half
-a grey level, and rounding to 8 bits takes them away. So success is judged after rounding:
-`fgsm_smallest` and `jsma` walk on the grid, `lbfgs` rounds what each weight gives, and what
-`deepfool` and `carlini_wagner` find is made longer in steps of 5% until its rounding succeeds.
-
-An image that is there already (misclassified, or seen as the target) comes back as it is. The
-attacks that are ART's (Nicolae et al. 2018, arXiv 1807.01069) need the extra "art".
+It ends on the border between two classes, and rounding to 8 bits takes it away. So success is
+judged after rounding: `fgsm_smallest` and `jsma` walk on the grid, `lbfgs` rounds what each weight
+gives, and what `deepfool` and `carlini_wagner` find is made longer in steps of 5%, up to ten times,
+until its rounding succeeds. An image that is there already comes back as it is.
 
 `classifier`, `images`, `labels`, `targeted`, `batch_size` and what comes back are those of
-`pdutils.attacks.gradient.fgsm`.
+`pdutils.attacks.gradient.fgsm`. `deepfool`, `carlini_wagner` and `jsma` are ART's (Nicolae et al.
+2018, arXiv 1807.01069), and need the extra "art".
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import Array, check_whole, is_finite, on_grid
-from pdutils.attacks.gradient import (
-    Classifier,
-    Labels,
-    LabelsLike,
-    as_clean_batch,
-    loss_gradient,
-)
+from pdutils._utils import Array, as_batch, check_whole, is_finite, on_grid
+from pdutils.attacks.gradient import Classifier, Labels, LabelsLike
 
 #: The longer and longer perturbations that are tried until one survives its rounding.
 _FACTORS = 1.05 ** np.arange(48)
 
 _ABOVE_0 = float(np.nextafter(0, 1))
-
-#: From clean images and labels to adversaries; neither is empty.
-_Attack = Callable[[Array, Labels], Array]
 
 
 def fgsm_smallest(
@@ -58,15 +46,13 @@ def fgsm_smallest(
         succeeds.
     """
     check_whole("max_eps", max_eps, 1, 255)
-    judge = _Judge(classifier, targeted, batch_size)
-
-    def attack(clean: Array, goals: Labels) -> Array:
-        gradient, _ = classifier.loss_gradient(clean, goals, batch_size=batch_size)
+    judge = _Judge(classifier, images, labels, targeted, batch_size)
+    if judge.goals.size:
+        gradient, _ = classifier.loss_gradient(judge.clean, judge.goals, batch_size=batch_size)
         step = -np.sign(gradient) if targeted else np.sign(gradient)
-        last = clean + max_eps * step
-        return judge.first_success(clean, step, range(1, max_eps + 1), goals, last)
-
-    return judge.attacked(images, labels, attack)
+        judge.found = judge.clean + max_eps * step
+        judge.take_first_success(step, range(1, max_eps + 1))
+    return judge.adversaries()
 
 
 def deepfool(
@@ -82,8 +68,7 @@ def deepfool(
 ) -> Array:
     """Step over the nearest border, again and again, as if the network were linear.
 
-    ART's loop, on a few classes of each image. What it finds is made longer until its rounding
-    succeeds, up to ten times. Source: Moosavi-Dezfooli, Fawzi, Frossard 2016, arXiv 1511.04599.
+    Source: Moosavi-Dezfooli, Fawzi, Frossard 2016, arXiv 1511.04599.
 
     Parameters
     ----------
@@ -101,28 +86,23 @@ def deepfool(
     check_whole("iterations", iterations, 1)
     check_whole("candidates", candidates, 2)
     _check_number("overshoot", overshoot, 0)
-    judge = _Judge(classifier, False, batch_size)
+    judge = _Judge(classifier, images, labels, False, batch_size)
+    if judge.goals.size:
+        from pdutils.attacks import _art
 
-    def attack(clean: Array, goals: Labels) -> Array:
-        from pdutils.attacks._art import CandidateClassifier, by_art
-
+        clean = judge.clean
         ranked = np.argsort(-classifier.predict(clean, batch_size=batch_size), kind="stable")
         shown = ranked[:, :candidates]
         # A pass takes the gradients of all candidates of a few images.
         few = max(1, batch_size // shown.shape[1])
-
-        def found(part: slice) -> Array:
-            bridge = CandidateClassifier(
-                classifier, clean[part], shown[part], overshoot, batch_size
-            )
-            knobs = {"max_iter": int(iterations), "epsilon": overshoot}
-            knobs |= {"nb_grads": shown.shape[1], "batch_size": few}
-            return by_art("DeepFool", bridge, clean[part], None, **knobs)
-
-        reached = _in_parts(found, len(clean), few)
-        return judge.first_success(clean, reached - clean, _FACTORS, goals, reached)
-
-    return judge.attacked(images, labels, attack)
+        knobs = {"max_iter": int(iterations), "epsilon": overshoot}
+        knobs |= {"nb_grads": shown.shape[1], "batch_size": few}
+        for part in (slice(start, start + few) for start in range(0, len(clean), few)):
+            about = clean[part], shown[part], overshoot, batch_size
+            bridge = _art.CandidateClassifier(classifier, *about)
+            judge.found[part] = _art.by_art("DeepFool", bridge, clean[part], None, **knobs)
+        judge.take_first_success(judge.found - clean, _FACTORS)
+    return judge.adversaries()
 
 
 def carlini_wagner(
@@ -140,9 +120,8 @@ def carlini_wagner(
 ) -> Array:
     """Minimise the L2 norm and the margin between the logits together.
 
-    ART's form of it, which searches along each gradient for the length of the step. What it finds
-    is made longer until its rounding succeeds, up to ten times; where nothing succeeds, the clean
-    image comes back. Source: Carlini, Wagner 2017, arXiv 1608.04644, section V.
+    ART's form of it searches along each gradient for the length of the step. Where nothing
+    succeeds, the clean image comes back. Source: Carlini, Wagner 2017, arXiv 1608.04644, section V.
 
     Parameters
     ----------
@@ -159,17 +138,17 @@ def carlini_wagner(
     """
     _check_number("confidence", confidence, 0)
     _check_number("learning_rate", learning_rate, _ABOVE_0)
-    _check_search(iterations, search_steps, initial_const)
-    judge = _Judge(classifier, targeted, batch_size)
-    knobs = {"confidence": confidence, "targeted": targeted, "learning_rate": learning_rate}
-    knobs |= {"binary_search_steps": int(search_steps), "max_iter": int(iterations)}
-    knobs |= {"initial_const": initial_const}
-
-    def attack(clean: Array, goals: Labels) -> Array:
-        reached = judge.by_art("CarliniL2Method", clean, goals, knobs)
-        return judge.first_success(clean, reached - clean, _FACTORS, goals, reached)
-
-    return judge.attacked(images, labels, attack)
+    check_whole("iterations", iterations, 1)
+    check_whole("search_steps", search_steps, 1)
+    _check_number("initial_const", initial_const, _ABOVE_0)
+    judge = _Judge(classifier, images, labels, targeted, batch_size)
+    if judge.goals.size:
+        knobs = {"confidence": confidence, "targeted": targeted, "learning_rate": learning_rate}
+        knobs |= {"binary_search_steps": int(search_steps), "max_iter": int(iterations)}
+        knobs["initial_const"] = initial_const
+        judge.take_from_art("CarliniL2Method", judge.goals, knobs)
+        judge.take_first_success(judge.found - judge.clean, _FACTORS)
+    return judge.adversaries()
 
 
 def jsma(
@@ -184,8 +163,8 @@ def jsma(
 ) -> Array:
     """Change two channel values at a time, those that raise the target most.
 
-    ART's form of it, which looks at the gradient of the target alone. Without `targeted`, the
-    target is the most probable class but the label. Source: Papernot et al. 2016, arXiv 1511.07528.
+    ART's form of it looks at the gradient of the target alone: without `targeted`, that is the
+    most probable class but the label. Source: Papernot et al. 2016, arXiv 1511.07528.
 
     Parameters
     ----------
@@ -199,13 +178,11 @@ def jsma(
     if step == 0:
         raise ValueError("step: expected -255 to 255 grey levels but not 0, got 0")
     _check_number("max_share", max_share, _ABOVE_0, 1)
-    judge = _Judge(classifier, targeted, batch_size)
-
-    def attack(clean: Array, goals: Labels) -> Array:
+    judge = _Judge(classifier, images, labels, targeted, batch_size)
+    if judge.goals.size:
         knobs = {"theta": step / 255, "gamma": max_share}
-        return judge.by_art("SaliencyMapMethod", clean, judge.targets(clean, goals), knobs)
-
-    return judge.attacked(images, labels, attack)
+        judge.take_from_art("SaliencyMapMethod", judge.targets(), knobs)
+    return judge.adversaries()
 
 
 def lbfgs(
@@ -235,43 +212,26 @@ def lbfgs(
     initial_const : float
         The first of them, above 0, for the squared norm of images in [0, 1].
     """
-    _check_search(iterations, search_steps, initial_const)
-    judge = _Judge(classifier, targeted, batch_size)
-
-    def attack(clean: Array, goals: Labels) -> Array:
-        found = np.empty_like(clean)
-        targets = judge.targets(clean, goals)
-        for i, (image, goal, target) in enumerate(zip(clean, goals, targets, strict=True)):
-            search = _Search(image, initial_const)
-            for _ in range(search_steps):
-                result = on_grid(_lbfgs(classifier, image, target, search.const, iterations))
-                search.note(result, bool(judge.fooled(result[np.newaxis], goal)[0]))
-            found[i] = search.best
-        return found
-
-    return judge.attacked(images, labels, attack)
-
-
-class _Search:
-    """The search for the greatest weight of the norm at which an attack still succeeds."""
-
-    def __init__(self, image: Array, const: float) -> None:
-        self.const = const
-        self.best = self._image = image
-        self._norm = np.inf
+    check_whole("iterations", iterations, 1)
+    check_whole("search_steps", search_steps, 1)
+    _check_number("initial_const", initial_const, _ABOVE_0)
+    judge = _Judge(classifier, images, labels, targeted, batch_size)
+    for i, target in enumerate(judge.targets() if judge.goals.size else []):
+        const, least = initial_const, np.inf
         # The last weight that failed and the last one that succeeded.
-        self._ends: dict[bool, float] = {}
-
-    def note(self, result: Array, success: bool) -> None:
-        """Take in what came out for the weight `const`, and set the next one."""
-        norm = float(np.linalg.norm(result - self._image)) if success else np.inf
-        if norm < self._norm or self._norm == np.inf:
-            self.best, self._norm = result, norm
-        self._ends[success] = self.const
-        if len(self._ends) == 2:
-            self.const = float(np.sqrt(self._ends[True] * self._ends[False]))
-        else:
-            self.const = self.const * 10 if success else self.const / 10
+        ends: dict[bool, float] = {}
+        for _ in range(search_steps):
+            result = on_grid(_lbfgs(classifier, judge.clean[i], target, const, iterations))
+            success = bool(judge.fooled(result[np.newaxis], judge.goals[i])[0])
+            norm = float(np.linalg.norm(result - judge.clean[i])) if success else np.inf
+            if norm < least or least == np.inf:
+                judge.found[i], least = result, norm
+            ends[success] = const
+            if len(ends) == 2:
+                const = float(np.sqrt(ends[True] * ends[False]))
+            else:
+                const = const * 10 if success else const / 10
+    return judge.adversaries()
 
 
 def _lbfgs(
@@ -284,92 +244,75 @@ def _lbfgs(
 
     def objective(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         shown = (z * 255).reshape(1, *image.shape).astype(np.float32)
-        gradient, logits = loss_gradient(classifier, shown, np.array([target]))
+        # The iterate may be all but black, which the door of the classifier takes for scaled.
+        gradient, (seen,) = classifier.run("gradient", shown, np.array([target]))
         change = z - origin
         by_z = 2 * const * change + 255 * gradient.ravel().astype(np.float64)
-        return const * float(change @ change) - float(logits[0, target]), by_z
+        logit = np.log(np.maximum(seen[target], np.finfo(np.float32).tiny))
+        return const * float(change @ change) - float(logit), by_z
 
+    # A list of as many pairs as there are values would be read twice, one by one.
+    bounds = Bounds(np.zeros_like(origin), np.ones_like(origin))
+    options = {"maxiter": iterations}
     result = minimize(
-        objective,
-        origin,
-        jac=True,
-        method="L-BFGS-B",
-        # A list of as many pairs as there are values would be read twice, one by one.
-        bounds=Bounds(np.zeros_like(origin), np.ones_like(origin)),
-        options={"maxiter": iterations},
+        objective, origin, jac=True, method="L-BFGS-B", bounds=bounds, options=options
     )
-    found: Array = (result.x * 255).reshape(image.shape).astype(np.float32)
-    return found
+    return np.asarray(result.x * 255, dtype=np.float32).reshape(image.shape)
 
 
-@dataclass(frozen=True)
 class _Judge:
-    """Who decides whether an image is there."""
+    """Who decides whether an image is there; `clean` and `goals` are of those that are not yet."""
 
-    classifier: Classifier
-    targeted: bool
-    batch_size: int
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Array,
+        labels: LabelsLike,
+        targeted: bool,
+        batch_size: int,
+    ) -> None:
+        self.classifier, self.targeted, self.batch_size = classifier, targeted, batch_size
+        batch, self.single = as_batch(images)
+        self.all, goals = on_grid(batch), classifier.check_labels(labels, len(batch))
+        self.todo = np.flatnonzero(~self.fooled(self.all, goals))
+        self.clean, self.goals = self.all[self.todo], goals[self.todo]
+        self.found = self.clean.copy()
 
     def fooled(self, images: Array, goals: Labels) -> NDArray[np.bool_]:
         seen = self.classifier.predict(images, batch_size=self.batch_size).argmax(axis=1)
-        there: NDArray[np.bool_] = (seen == goals) == self.targeted
-        return there
+        return np.asarray((seen == goals) == self.targeted)
 
-    def attacked(self, images: Array, labels: LabelsLike, attack: _Attack) -> Array:
-        """Check what every attack is given, and attack the images that are not there already."""
-        clean, single = as_clean_batch(images)
-        goals = self.classifier.check_labels(labels, len(clean))
-        todo = np.flatnonzero(~self.fooled(clean, goals))
-        adversaries = clean.copy()
-        if len(todo):
-            adversaries[todo] = on_grid(attack(clean[todo], goals[todo]))
-        return adversaries[0] if single else adversaries
+    def adversaries(self) -> Array:
+        """Give all images, with what was found for those that were not there."""
+        self.all[self.todo] = on_grid(self.found)
+        return self.all[0] if self.single else self.all
 
-    def first_success(
-        self, clean: Array, step: Array, lengths: Iterable[float], goals: Labels, failed: Array
-    ) -> Array:
+    def take_first_success(self, step: Array, lengths: Iterable[float]) -> None:
         """Go one length of the step after the other; an image that is there leaves the batch."""
-        result = failed.copy()
-        active = np.arange(len(clean))
+        active = np.arange(len(self.clean))
         for length in lengths:
-            tried = on_grid(clean[active] + np.float32(length) * step[active])
-            there = self.fooled(tried, goals[active])
-            result[active[there]] = tried[there]
+            tried = on_grid(self.clean[active] + np.float32(length) * step[active])
+            there = self.fooled(tried, self.goals[active])
+            self.found[active[there]] = tried[there]
             active = active[~there]
             if len(active) == 0:
                 break
-        return result
 
-    def by_art(self, name: str, clean: Array, goals: Labels, knobs: dict[str, Any]) -> Array:
-        """Attack by ART's class of that name, a batch at a time."""
-        from pdutils.attacks._art import art_classifier, by_art
+    def take_from_art(self, name: str, goals: Labels, knobs: dict[str, Any]) -> None:
+        """Attack by ART's class of that name."""
+        from pdutils.attacks import _art
 
-        bridge = art_classifier(self.classifier, clip_values=(0, 1), batch_size=self.batch_size)
-        knobs = knobs | {"batch_size": self.batch_size}
-        return _in_parts(
-            lambda part: by_art(name, bridge, clean[part], goals[part], **knobs),
-            len(clean),
-            self.batch_size,
-        )
+        size = self.batch_size
+        bridge = _art.art_classifier(self.classifier, clip_values=(0, 1), batch_size=size)
+        self.found = _art.by_art(name, bridge, self.clean, goals, batch_size=size, **knobs)
 
-    def targets(self, clean: Array, goals: Labels) -> Labels:
+    def targets(self) -> Labels:
         """Give the classes to reach: the goals, or the most probable class of each but its goal."""
         if self.targeted:
-            return goals
-        probabilities = self.classifier.predict(clean, batch_size=self.batch_size)
-        probabilities[np.arange(len(clean)), goals] = -1
-        others: Labels = probabilities.argmax(axis=1)
-        return others
-
-
-def _in_parts(attack: Callable[[slice], Array], n: int, size: int) -> Array:
-    return np.concatenate([attack(slice(i, i + size)) for i in range(0, n, size)])
-
-
-def _check_search(iterations: int, search_steps: int, initial_const: float) -> None:
-    check_whole("iterations", iterations, 1)
-    check_whole("search_steps", search_steps, 1)
-    _check_number("initial_const", initial_const, _ABOVE_0)
+            return self.goals
+        probabilities = self.classifier.predict(self.clean, batch_size=self.batch_size)
+        probabilities[np.arange(len(self.goals)), self.goals] = -1
+        return np.asarray(probabilities.argmax(axis=1))
 
 
 def _check_number(name: str, value: object, low: float, high: float = np.inf) -> None:
