@@ -234,8 +234,7 @@ class Store(StoredRecords):
         # Outside of a run the file needs no companions: it can be copied, and read where nothing
         # can be written. While somebody else reads it, it stays as it is.
         with self._lock, closing(self._connection), suppress(sqlite3.Error):
-            self._connection.execute("PRAGMA busy_timeout = 0")
-            self._connection.execute("PRAGMA journal_mode = DELETE")
+            self._connection.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
 
     def ask(self, attacks: Iterable[str], defenses: Iterable[str]) -> None:
         """Note which attacks and defences a run asks for, before it adds any."""
@@ -311,8 +310,7 @@ class Store(StoredRecords):
         self._check_same("version", versions)
         with _sentences(self.path):
             # Whoever reads then neither waits for the run nor holds it up.
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL")
 
     def _check_same(self, kind: str, wanted: dict[str, str]) -> None:
         found = self._meta(kind)
