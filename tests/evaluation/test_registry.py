@@ -1,4 +1,5 @@
 import pickle
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,7 +101,6 @@ def test_what_is_no_attack_or_no_defence_is_refused_at_once(parse, text, message
 
 
 def test_what_is_named_by_hand_is_checked_as_a_text_is(toy):
-    assert NamedDefense("pd", {"window": 5}).text == "pd:window=5"
     with pytest.raises(ValueError, match="pd: no knob size"):
         NamedDefense("pd", {"size": 3})
     with pytest.raises(ValueError, match="eps: expected 1 to 255"):
@@ -122,29 +122,24 @@ def test_settings_that_differ_besides_are_told():
     ("kind", "parse", "names", "said"),
     [
         ("attacks", parse_attack, ATTACKS,
-         {"none": "", "fgsm": "eps=8, targeted=false", "bpda": "gradient=identity"}),
+         {"none": "The clean image itself.", "fgsm": "eps=8, targeted=false",
+          "bpda": "gradient=identity"}),
         ("defenses", parse_defense, DEFENSES,
-         {"none": "", "pd": "deflections=200, window=10", "pd+cam+wd": "deflections=1500"}),
+         {"none": "Nothing: the image itself.", "pd": "deflections=200, window=10",
+          "pd+rcam+dct": "Pixel deflection, spared by robust CAM, then cosine denoising."}),
     ],
 )  # fmt: skip
 def test_the_help_names_each_with_its_knobs(kind, parse, names, said):
-    paragraphs: dict[str, str] = {}
-    for line in getattr(registry, f"{kind}_help")().splitlines():
-        assert len(line) <= 110
-        if not line.startswith(" "):
-            name, _, sentence = line.partition(" ")
-            paragraphs[name] = ""
-            assert sentence.strip().endswith(".")
-            assert "`" not in line
-        else:
-            paragraphs[name] += line.strip() + " "
-    assert tuple(paragraphs) == names
-    for name, knobs in paragraphs.items():
+    described = getattr(registry, f"{kind}_help")()
+    assert max(map(len, described.splitlines())) <= 110
+    assert "`" not in described
+    paragraphs = [" ".join(lines.split()) for lines in re.split(r"\n(?! )", described)]
+    assert tuple(text.partition(" ")[0] for text in paragraphs) == names
+    for name, text in zip(names, paragraphs, strict=True):
+        assert said.get(name, "") in text
+        knobs = text.partition(". ")[2]
         # What the help prints can be typed.
-        assert parse(f"{name}:{knobs.strip()}" if knobs else name).name == name
-        assert said.get(name, "") in knobs
-    sentence = "Pixel deflection, spared by robust CAM, then cosine denoising."
-    assert sentence in registry.defenses_help()
+        assert parse(f"{name}:{knobs}" if knobs else name).name == name
 
 
 # Attacks are their functions
@@ -170,39 +165,33 @@ def test_make_is_the_function_of_that_name(toy, name, knobs):
         np.testing.assert_array_equal(rounded.images, images)
 
 
-def test_a_targeted_attack_reaches_for_the_class_that_it_drew(toy):
+def test_a_targeted_attack_reaches_for_the_class_that_it_drew_from_its_images_stream(toy):
     batch, labels = photos(4), [0, 3, 5, 0]
-    made = parse_attack("igsm:targeted=true,iterations=3").make(toy, batch, labels, 11)
+    attack = parse_attack("igsm:targeted=true,iterations=3")
+    made = attack.make(toy, batch, labels, 11)
     assert (made.targets.dtype, made.targets.shape) == (np.int64, (4,))
     assert not (made.targets == labels).any()
     expected = attacks.igsm(toy, batch, made.targets, targeted=True, iterations=3)
     np.testing.assert_array_equal(made.images, expected)
+    for i, stream in enumerate(streams(11, 4)):
+        alone = attack.make(toy, batch[i], labels[i], [stream])
+        assert list(alone.targets) == [made.targets[i]]
+        # Where a gradient is all but 0 its sign is chance: another batch may round it otherwise.
+        assert np.mean(alone.images != made.images[i]) < 2e-3
 
 
 def test_targets_are_each_other_class_with_the_same_chance(monkeypatch):
     monkeypatch.setattr(attacks, "igsm", lambda c, x, y, *, targeted=False: x)
-    network = SimpleNamespace(
-        class_ids=list("abcd"), check_labels=lambda labels, n: np.full(n, labels)
-    )
-    tiny = np.zeros((900, 1, 1, 3), np.float32)
+    attack, tiny = parse_attack("igsm:targeted=true"), np.zeros((900, 1, 1, 3), np.float32)
+    network = SimpleNamespace(class_ids="abcd", check_labels=lambda label, n: np.full(n, label))
     for label, others in ((0, [1, 2, 3]), (2, [0, 1, 3]), (3, [0, 1, 2])):
-        targets = parse_attack("igsm:targeted=true").make(network, tiny, label, 5).targets
+        targets = attack.make(network, tiny, label, 5).targets
         classes, counts = np.unique(targets, return_counts=True)
         np.testing.assert_array_equal(classes, others)
         np.testing.assert_allclose(counts, 300, atol=52)
-    network.class_ids = ["a"]
+    network.class_ids = "a"
     with pytest.raises(ValueError, match="at least 2 classes to target, got 1"):
-        parse_attack("igsm:targeted=true").make(network, photo(), 0, 0)
-
-
-def test_an_attacks_result_depends_on_the_images_stream_alone(toy):
-    attack, batch = parse_attack("pgd:eps=4,iterations=2,targeted=true"), photos(4)
-    together = attack.make(toy, batch, 1, 3)
-    for i, stream in enumerate(streams(3, 4)):
-        alone = attack.make(toy, batch[i], 1, [stream])
-        np.testing.assert_array_equal(alone.targets, together.targets[i : i + 1])
-        # Where a gradient is all but 0 its sign is chance: another batch may round it otherwise.
-        assert np.mean(alone.images != together.images[i]) < 2e-3
+        attack.make(network, tiny, 0, 0)
 
 
 def test_an_attack_gets_what_it_takes(toy, monkeypatch):
@@ -236,11 +225,10 @@ def test_an_attack_gets_what_it_takes(toy, monkeypatch):
 
 def test_the_adaptive_attack_takes_a_named_defense_as_its_pipeline(toy):
     attack, named = parse_attack("bpda:iterations=2"), parse_defense("pd+rcam+wd:deflections=50")
-    by_name, by_object = (
-        attack.make(toy, photos(2), 0, 4, defense=defense) for defense in (named, named.defense)
-    )
-    np.testing.assert_array_equal(by_name.images, by_object.images)
-    assert np.abs(by_name.images - photos(2)).max() == 1
+    given_ = (named, named.defense)
+    by_name, by_object = (attack.make(toy, photos(2), 0, 4, defense=d).images for d in given_)
+    np.testing.assert_array_equal(by_name, by_object)
+    assert np.abs(by_name - photos(2)).max() == 1
 
 
 @pytest.mark.slow
