@@ -119,13 +119,18 @@ class Classifier:
         Images are RGB in [0, 255], of `input_size`; the model sees `batch_size` of them at once.
         """
         batch, single = self.as_batch(images)
+        probabilities = self.predict_batch(batch, batch_size=batch_size)
+        return probabilities[0] if single else probabilities
+
+    def predict_batch(self, batch: Array, *, batch_size: int = 32) -> Array:
+        """Do what `predict` does to images that have been checked, (N, H, W, 3) to (N, K)."""
         (probabilities,) = self.run("predict", batch, batch_size=batch_size)
         if not self.network.are_probabilities(probabilities, 0.05):
             raise ValueError(
                 f"{self.name} was taken to give probabilities, and gave a row that adds up to "
                 f"{probabilities.sum(axis=1).max():.3g}, its least {probabilities.min():.3g}"
             )
-        return probabilities[0] if single else probabilities
+        return probabilities
 
     def loss_gradient(
         self, images: Array, labels: int | Sequence[int] | Labels, *, batch_size: int = 32
