@@ -1,7 +1,7 @@
 """Pixel deflection: some pixels are replaced by random neighbours, fewer where a map is hot.
 
-Source: Prakash, Moran, Garber, DiLillo, Storer: Deflecting Adversarial Attacks with Pixel
-Deflection, CVPR 2018, arXiv 1801.08926, Algorithm 1; and the authors' code and blog.
+Source: Prakash, Moran, Garber, DiLillo, Storer, CVPR 2018, arXiv 1801.08926, Algorithm 1; and the
+authors' code and blog.
 """
 
 import math
@@ -13,17 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from pdutils._utils import (
-    LARGEST,
-    Array,
-    Rng,
-    as_batch,
-    as_map_batch,
-    check_one_of,
-    check_whole,
-    is_whole,
-    streams,
-)
+from pdutils._utils import Array, Rng, as_batch, as_map_batch, check_one_of, check_whole, streams
 
 Reading = Literal["blog", "repo", "paper"]
 Ints = NDArray[np.int64]
@@ -220,6 +210,5 @@ def _chances(spared: Array) -> NDArray[np.float64]:
 def check_knobs(deflections: int, window: int, reading: str) -> None:
     """Check the knobs of `pixel_deflection`."""
     check_whole("deflections", deflections, 0)
-    # However far a window reaches, it is cut to the image.
-    check_whole("window", min(window, LARGEST) if is_whole(window) else window, 1)
+    check_whole("window", window, 1)
     check_one_of("reading", reading, get_args(Reading))

@@ -28,7 +28,6 @@ from pdutils._utils import (
     check_one_of,
     check_whole,
     is_finite,
-    on_grid,
 )
 
 Shrinkage = Literal["BayesShrink", "VisuShrink"]
@@ -321,8 +320,7 @@ def denoise_median(images: Array, *, size: int = 3) -> Array:
 
 def _area(rgb: Array, size: int) -> tuple[int, int, int]:
     """Give the sides of a square window that is cut where it reaches beyond all of the image."""
-    height, width, _ = rgb.shape
-    return min(size, 2 * height - 1), min(size, 2 * width - 1), 1
+    return min(size, 2 * len(rgb) - 1), min(size, 2 * len(rgb[0]) - 1), 1
 
 
 @_at_the_door
@@ -334,7 +332,8 @@ def denoise_jpeg(images: Array, *, quality: int = 75) -> Array:
     """
     check_whole("quality", quality, 1, 95)
     file = io.BytesIO()
-    Image.fromarray(on_grid(images * 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
+    rounded = np.rint(np.clip(images * 255, 0, 255)).astype(np.uint8)
+    Image.fromarray(rounded).save(file, "JPEG", quality=quality)
     with Image.open(file) as picture:
         return np.asarray(picture, dtype=np.float32) / np.float32(255)
 

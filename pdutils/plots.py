@@ -57,6 +57,7 @@ _Rows = Mapping[str, Mapping[str, _Measured]]
 _Curves = Mapping[str, Mapping[float, _Measured]]
 _Images = Sequence[Array]
 _Texts = Sequence[str]
+_Notes = Mapping[str, str] | None
 
 
 def _styled(kind: str) -> Callable[[Callable[_P, Figure]], Callable[_P, Figure]]:
@@ -342,18 +343,13 @@ def map_histogram(activation_maps: Mapping[str, Array]) -> Figure:
 
 @_styled("Maps")
 def places(
-    fields: Mapping[str, Array],
-    *,
-    reference: str,
-    notes: Mapping[str, str] | None = None,
-    cells: int = 28,
+    fields: Mapping[str, Array], *, reference: str, notes: _Notes = None, cells: int = 28
 ) -> Figure:
     """Show where things lie, side by side on one scale: how many times an even spread.
 
-    A field (H, W) says how much lies where, at least 0. Shown is the mean of each cell over the
-    mean of all, with so many cells in a row and in a column: single pixels could not be seen. The
-    titles have the correlation with the reference, one of the fields (Pearson, over pixels), and
-    the notes.
+    A field (H, W) says how much lies where, at least 0. Shown is the mean of each cell, so many in
+    a row and in a column, over the mean of all: single pixels could not be seen. The titles have
+    the correlation with the reference, one of the fields (Pearson, over pixels), and the notes.
     """
     figure, axes = _grid(len(fields), 4, 2.6)
     scale = TwoSlopeNorm(1.0, vmin=0.0, vmax=4.0)

@@ -191,7 +191,7 @@ def test_a_neighbour_comes_from_the_window_and_may_be_the_place_itself(reading, 
 def test_a_window_beyond_the_image_is_the_whole_image(reading):
     image, options = places_picture(), {"reading": reading, "rng": 1}
     expected = pixel_deflection(image, 40, 7, **options)
-    for window in (8, 400, 2**62, 2**63 - 1, 10**30):
+    for window in (8, 400, 2**63 - 1):
         np.testing.assert_array_equal(pixel_deflection(image, 40, window, **options), expected)
 
 
@@ -291,7 +291,7 @@ def test_wrong_counts_and_windows(value):
     for number in (value, 2**63, 10**30):
         with pytest.raises(ValueError, match=r"deflections: expected a whole number .* got"):
             pixel_deflection(photo(), number)
-    for number in (value, 0):
+    for number in (value, 0, 10**30):
         with pytest.raises(ValueError, match=r"window: expected a whole number of at least 1, got"):
             pixel_deflection(photo(), 10, number)
 
