@@ -83,7 +83,10 @@ def _carry_out(arguments: list[str]) -> int:
     except Exception as error:
         # Some C code on its way makes another error of a KeyboardInterrupt.
         if not interrupts:
-            if not _is_users(error) or (isinstance(error, BrokenPipeError) and _is_unheard()):
+            # A module that an extra brings; any other that is missing is a fault of the program.
+            is_extra = isinstance(error, ModuleNotFoundError) and "pdutils[" in str(error)
+            is_unheard = isinstance(error, BrokenPipeError) and _is_unheard()
+            if is_unheard or not (is_extra or isinstance(error, (ValueError, OSError))):
                 raise
             print(f"error: {_sentence(error)}", file=sys.stderr)
             return 1
@@ -101,12 +104,6 @@ def _is_unheard() -> bool:
         for stream in (sys.stdout, sys.stderr):
             watch.register(stream.fileno(), 0)
     return bool(watch.poll(0))
-
-
-def _is_users(error: Exception) -> bool:
-    # A module that an extra brings; any other that is missing is a fault of the program.
-    is_extra = isinstance(error, ModuleNotFoundError) and "pdutils[" in str(error)
-    return is_extra or isinstance(error, (ValueError, OSError))
 
 
 def _sentence(error: Exception) -> str:

@@ -33,8 +33,6 @@ with extra("notebooks"):
     from papermill import execute_notebook
     from papermill.exceptions import PapermillExecutionError
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-
 
 class UsageError(ValueError):
     """What was asked for does not exist; the message lists what does."""
@@ -255,8 +253,11 @@ class _Run:
         self.active: list[str] = []
 
     def all(self, assigned: Mapping[Path, dict[str, Any]]) -> list[Outcome]:
-        cells = sum(_count_cells(*task) for task in assigned.items())
-        self.bar = tqdm(total=cells, unit="cell", disable=None, dynamic_ncols=True)
+        # The cells that the bar will see: those with code, and the one with the parameters.
+        cells = [cell for path in assigned for cell in _read(path).cells]
+        code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+        total = len(code) + sum(map(bool, assigned.values()))
+        self.bar = tqdm(total=total, unit="cell", disable=None, dynamic_ncols=True)
         # The main thread only waits, since Ctrl-C reaches no other.
         with self.bar, ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(self.one, *task) for task in assigned.items()]
@@ -347,7 +348,7 @@ class _Run:
             reason = f"the {self.timeout} s of the notebook are over: --timeout S gives it more"
             if "images" in _defaults(path):
                 reason += ", and -p images N less to do"
-        return _ANSI.sub("", f"{kind}: {reason}").strip(), source
+        return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", f"{kind}: {reason}").strip(), source
 
 
 def _finished(notebook: Any, outcome: Outcome) -> Any:
@@ -387,10 +388,3 @@ def _read(path: Path) -> Any:
 
 def _is_tagged(cell: Any, tag: str) -> bool:
     return tag in cell.metadata.get("tags", [])
-
-
-def _count_cells(notebook: Path, parameters: Mapping[str, Any]) -> int:
-    """Count the cells that the bar will see: those with code, and the one with the parameters."""
-    cells = _read(notebook).cells
-    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
-    return len(code) + bool(parameters)

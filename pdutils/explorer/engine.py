@@ -40,15 +40,8 @@ CLASSIFIERS = ("efficientnet_lite0", "demo", "resnet50", "mobilenet_v2", "incept
 
 #: The least and the greatest whole number that a setting takes; a page that anybody may open must
 #: not be asked for an hour's work.
-RANGES = {
-    "eps": (1, 64),
-    "steps": (1, 100),
-    "deflections": (0, 20_000),
-    "window": (1, 1_000),
-    "k": (1, 1_000),
-    "runs": (1, 50),
-    "seed": (0, 2**53 - 1),
-}
+RANGES = {"eps": (1, 64), "steps": (1, 100), "deflections": (0, 20_000), "window": (1, 1_000)}
+RANGES |= {"k": (1, 1_000), "runs": (1, 50), "seed": (0, 2**53 - 1)}
 
 _TEXTS = ("classifier", "weights", "image", "label")
 
@@ -251,11 +244,8 @@ class Choice(NamedTuple):
 class Explorer:
     """Computes results, each stage only when something that it depends on has changed.
 
-    Parameters
-    ----------
-    networks : mapping of (str, str) to Classifier, optional
-        Networks that are loaded already, by their name and file of weights. They may be shared;
-        the explorer itself belongs to one visitor.
+    `networks` are loaded already, by their name and file of weights. They may be shared; the
+    explorer itself belongs to one visitor.
     """
 
     def __init__(self, networks: Mapping[tuple[str, str], Classifier] | None = None) -> None:

@@ -43,19 +43,12 @@ class Sliders:
     Parameters
     ----------
     view : callable
-        It takes the values of the controls by their names, and gives a figure and what was measured
-        in words.
+        From the values of the controls, by their names, to a figure and what was measured in words.
     **controls : ipywidgets selection widget
         One a setting, at its first value.
 
-    Attributes
-    ----------
-    controls : dict
-        Those widgets by name; to set a ``value`` is to move one.
-    text : str
-        The settings and the numbers that are shown; after an error, its sentence.
-    box : ipywidgets.VBox
-        The whole, as a widget.
+    `controls` are those widgets by name, and to set a ``value`` is to move one; `text` is the
+    settings and the numbers that are shown, after an error its sentence; `box` is the whole.
     """
 
     def __init__(self, view: Callable[..., View], **controls: Any) -> None:

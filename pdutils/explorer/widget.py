@@ -51,7 +51,7 @@ Pixels = NDArray[np.uint8]
 def explorer(
     settings: Settings | None = None, *, network: Classifier | None = None
 ) -> "ExplorerWidget":
-    """Make the explorer.
+    """Make the explorer, which is shown by naming it in the last line of a cell.
 
     Parameters
     ----------
@@ -60,11 +60,6 @@ def explorer(
     network : Classifier, optional
         The network of these settings, if it is loaded already. Otherwise it is loaded while the
         widget is on the screen.
-
-    Returns
-    -------
-    ExplorerWidget
-        Show it by naming it in the last line of a cell.
     """
     start = settings or Settings()
     if network is None and start.classifier == "auto":
@@ -122,7 +117,6 @@ class ExplorerWidget(anywidget.AnyWidget):
         self._asked = self._start
         self._own: dict[str, list[Choice]] = {}
         self._uploads: list[Choice] = []
-        self._uploaded = 0
         self._folder: Path | None = None
         loaded = {(self._start.classifier, start.weights): network} if network else {}
         self._explorer = Explorer(loaded)
@@ -210,16 +204,14 @@ class ExplorerWidget(anywidget.AnyWidget):
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="pdutils-explorer-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._uploaded += 1
         title = Path(name).name or "picture"
         # What stands before an underscore would be taken for the class.
         own = Path(title).stem.replace("_", "-") + Path(title).suffix
-        path = self._folder / str(self._uploaded) / own
+        path = Path(tempfile.mkdtemp(dir=self._folder)) / own
         try:
             if len(content) > UPLOAD_LIMIT:
                 most, got = UPLOAD_LIMIT // 10**6, len(content) / 10**6
                 raise ValueError(f"{title}: expected at most {most} MB, got {got:.1f} MB")
-            path.parent.mkdir()
             path.write_bytes(content)
             load_image(path)
         except (ValueError, OSError) as error:
