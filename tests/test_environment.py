@@ -77,18 +77,16 @@ def test_python3_is_taken_where_it_fits(machine, version):
     assert machine.made() == "python3 -m venv --clear env"
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.14", "3.9", "2.7", "3.15"])
-def test_another_python3_leads_to_one_beside_it_that_works(machine, version):
-    machine.python("python3", version)
+@pytest.mark.parametrize("version", ["3.10", "3.14", "3.9", "2.7", None])
+def test_another_python3_or_none_leads_to_one_beside_it_that_works(machine, version):
+    if version:
+        machine.python("python3", version)
     machine.put("python3.13", SHIM.format(name="python3.13"))
     machine.python("python3.12", "3.12", venv=False)
     machine.python("python3.11", "3.11")
+    # Nobody is asked to fetch one.
+    machine.put("uv", "#!/bin/sh\necho asked >&2\nexit 1\n")
     assert machine.made() == "python3.11 -m venv --clear env"
-
-
-def test_no_python3_leads_to_one_beside_it(machine):
-    machine.python("python3.12", "3.12")
-    assert machine.made() == "python3.12 -m venv --clear env"
 
 
 def test_what_pyenv_has_installed_is_found_without_its_shim(machine):
@@ -114,27 +112,19 @@ def test_uv_fetches_one_where_there_is_none(machine):
     assert done.stderr == "fetching\n"
 
 
-def test_uv_is_not_asked_where_there_is_one(machine):
-    machine.python("python3.12", "3.12")
-    machine.put("uv", "#!/bin/sh\necho asked >&2\nexit 1\n")
-    assert machine.made() == "python3.12 -m venv --clear env"
-
-
+@pytest.mark.parametrize(("python3", "found"), [("3.14", "Python 3.14.0"), (None, "none")])
 @pytest.mark.parametrize("uv", [False, True])
-def test_none_at_all_is_one_sentence_that_says_what_to_install(machine, uv):
-    machine.python("python3", "3.14")
+def test_none_at_all_is_one_sentence_that_says_what_to_install(machine, uv, python3, found):
+    if python3:
+        machine.python("python3", python3)
     machine.python("python3.12", "3.12", venv=False)
     if uv:
         machine.put("uv", "#!/bin/sh\nexit 2\n")
     assert machine.refusal() == (
         "error: expected Python 3.11, 3.12 or 3.13, for which TensorFlow has builds, and found "
-        "none that makes environments (python3: Python 3.14.0): install one (on Debian and Ubuntu "
+        f"none that makes environments (python3: {found}): install one (on Debian and Ubuntu "
         "its -venv package too), or uv, which fetches one"
     )
-
-
-def test_a_machine_without_python_is_told_the_same(machine):
-    assert "(python3: none): install one" in machine.refusal()
 
 
 def test_the_python_that_is_named_is_taken(machine):
@@ -143,41 +133,32 @@ def test_the_python_that_is_named_is_taken(machine):
     assert machine.made(str(other)) == "mine -m venv --clear env"
 
 
-@pytest.mark.parametrize("version", ["3.10", "3.14"])
-def test_a_named_python_that_does_not_fit_is_refused_though_another_would_fit(machine, version):
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("3.10", "got Python 3.10.0; leave PYTHON out, and one is looked for"),
+        ("3.14", "got Python 3.14.0; leave PYTHON out, and one is looked for"),
+        ("shim", "got pyenv: mine: command not found; leave"),
+        (None, "mine: not found; leave"),
+        ("3.12", "error: mine cannot make environments; on Debian and Ubuntu: apt install python3"),
+    ],
+)
+def test_a_named_python_that_does_not_fit_is_refused_though_another_would_fit(machine, named, said):
     machine.python("python3", "3.13")
-    machine.python("mine", version)
-    assert machine.refusal("mine") == (
-        "error: expected Python 3.11, 3.12 or 3.13, for which TensorFlow has builds, as "
-        f"PYTHON=mine, got Python {version}.0; leave PYTHON out, and one is looked for"
-    )
+    if named == "shim":
+        machine.put("mine", SHIM.format(name="mine"))
+    elif named:
+        machine.python("mine", named, venv=False)
+    assert said in machine.refusal("mine")
 
 
-def test_a_named_python_that_is_none_is_refused(machine):
-    machine.put("python3.13", SHIM.format(name="python3.13"))
-    assert "got pyenv: python3.13: command not found; leave" in machine.refusal("python3.13")
-    assert "nowhere: not found; leave" in machine.refusal("nowhere")
-
-
-def test_a_named_python_without_venv_says_what_to_install(machine):
-    machine.python("mine", "3.12", venv=False)
-    assert machine.refusal("mine") == (
-        "error: mine cannot make environments; on Debian and Ubuntu: apt install python3-venv"
-    )
-
-
-def test_an_environment_keeps_its_python_and_what_is_in_it(machine):
-    machine.python("python3", "3.13")
-    machine.python("python", "3.12", folder=machine.home / "env" / "bin")
-    assert machine.made() == "python -m venv env"
-
-
-def test_an_environment_of_another_python_is_made_afresh(machine):
+def test_an_environment_keeps_its_python_if_that_fits_and_is_made_afresh_if_not(machine):
     inside = machine.home / "env" / "bin"
     machine.python("python3", "3.13")
+    machine.python("python", "3.12", folder=inside)
+    assert machine.made() == "python -m venv env"
+    assert machine.made("python3") == "python3 -m venv --clear env"
     machine.python("python", "3.14", folder=inside)
     assert machine.made() == "python3 -m venv --clear env"
-    machine.python("python", "3.12", folder=inside)
-    assert machine.made("python3") == "python3 -m venv --clear env"
     machine.put("python", SHIM.format(name="python"), inside)
     assert machine.made() == "python3 -m venv --clear env"
