@@ -1,15 +1,16 @@
 """What the paper and the blog report, and what a run says to it, in words.
 
-Sources: Prakash, Moran, Garber, DiLillo, Storer 2018, arXiv 1801.08926, and the authors' blog post,
-https://iamaaditya.github.io/2018/02/demo-for-pixel-deflection/. All of it is against attackers who
-do not know of the defence. Neither states how many images or which; no interval can be given.
+The figures stand in `published.toml`, with their sources. All are against attackers who do not know
+of the defence. Neither states how many images or which; no interval can be given.
 
 The functions choose their words from a run's numbers and intervals, in Markdown: a title says what
 is asked ("PD + WD against WD"), and a claim what was claimed of it.
 """
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,20 +30,6 @@ STANCES = ("agrees", "disagrees", "not told apart")
 #: hardly show it.
 _NEAR = 0.005
 
-#: The blog's probabilities of badger (true) and skunk (attack), as its notebook states them:
-#: ResNet-50, one image, one draw. Its final table gives 0.75 for PD, which is PD 600.
-BLOG: dict[str, tuple[float | None, float | None]] = {
-    "clean": (1.00, 0.00),
-    "clean, PD 200": (1.00, None),
-    "clean, PD 600": (1.00, None),
-    "adversary": (0.15, 0.59),
-    "PD 200": (0.52, 0.25),
-    "PD 600": (0.75, 0.16),
-    "PD 200 + WD": (0.92, 0.07),
-    "PD 1500 + R-CAM": (0.82, 0.12),
-    "PD 1500 + R-CAM + WD": (0.97, 0.02),
-}
-
 
 class Claim(NamedTuple):
     """What the blog or the paper claims of a comparison, and by whom, in words.
@@ -52,27 +39,6 @@ class Claim(NamedTuple):
 
     text: str
     direction: str
-
-
-_Claim = Claim | None
-_Numbers = NDArray[Any]
-
-#: What the blog says of its one image, the paper's destruction rates of IGSM, and what others say.
-CLAIMS: dict[str, Claim] = {
-    "pd": Claim("The blog's badger gains by PD, 0.15 to 0.52", "more"),
-    "wd": Claim("The blog's badger gains by WD, 0.52 to 0.92", "more"),
-    "map": Claim("The paper has more with the map, 0.91 against 0.88", "more"),
-    "place": Claim("The blog says that attacks are not localised", "as many"),
-    "robust": Claim("The paper proposes R-CAM as the map that an attack moves less", "more"),
-    "spared": Claim("The paper lets the map spare the object, so that it is hurt less", "more"),
-    "window": Claim("The blog says that window 20 looks better", "more"),
-    "soft": Claim("The blog says that soft does better", "more"),
-    "ycbcr": Claim("The blog says that YCbCr does better, by 1.6 points", "more"),
-    "aware": Claim("Athalye and Carlini have fewer right, with PD + WD", "fewer"),
-    "bias": Claim("The blog says that a bias does not help", "no more"),
-    # Many images, with the map; the paper's one comparison of denoisers.
-    "dct": Claim("The paper turns more of IGSM back with wavelets, 0.93 against 0.91", "more"),
-}
 
 
 def blog_answer(step: str) -> Claim | None:
@@ -100,11 +66,6 @@ def blog_move(before: str, after: str) -> Claim | None:
     return Claim(f"The blog's badger {verb} from {first:.2f} to {second:.2f}", direction)
 
 
-#: The authors' three published adversaries: the range of their relative L2, and of the greatest
-#: change of a channel, in grey levels (but for two values of one of them, which wrapped round).
-AUTHORS_L2, AUTHORS_LINF = (0.0045, 0.014), (2, 4)
-
-
 class Recovery(NamedTuple):
     """A row of the paper's table of one network: the relative L2 of an attack, and accuracies.
 
@@ -118,57 +79,38 @@ class Recovery(NamedTuple):
     majority: float
 
 
-#: Of each attack a network's row after the other's, as in the paper's tables.
-_ROWS: dict[str, tuple[float, ...]] = {
-    "clean": (0.00, 1.000, 0.983, 0.989, 0.00, 1.000, 0.998, 0.998, 0.00, 1.000, 0.981, 0.985),
-    "FGSM": (0.05, 0.200, 0.799, 0.815, 0.05, 0.122, 0.793, 0.813, 0.05, 0.221, 0.858, 0.871),
-    "IGSM": (0.03, 0.141, 0.837, 0.837, 0.04, 0.0979, 0.792, 0.816, 0.04, 0.155, 0.897, 0.891),
-    "DeepFool": (0.02, 0.263, 0.863, 0.903, 0.01, 0.237, 0.839, 0.916, 0.02, 0.272, 0.826, 0.853),
-    "JSMA": (0.02, 0.255, 0.915, 0.970, 0.01, 0.291, 0.958, 0.985, 0.02, 0.242, 0.937, 0.986),
-    "L-BFGS": (0.02, 0.121, 0.880, 0.916, 0.03, 0.138, 0.830, 0.939, 0.02, 0.125, 0.871, 0.910),
-    "C&W": (0.04, 0.048, 0.927, 0.980, 0.04, 0.000, 0.931, 0.976, 0.04, 0.071, 0.939, 0.985),
-}
+_Claim = Claim | None
+_Numbers = NDArray[Any]
 
-#: Top-1 accuracy on images that the network gets right when clean; window 10, sigma 0.04, 100
-#: deflections.
+_TEXT = Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
+# What is not stated, nan there, is None here.
+_TOLD = tomllib.loads(_TEXT, parse_float=lambda text: None if text == "nan" else float(text))
+
+#: The blog's probabilities of badger (true) and skunk (attack) at its steps.
+BLOG: dict[str, tuple[float | None, float | None]] = {
+    step: (true, attacked) for step, (true, attacked) in _TOLD["blog"].items()
+}
+CLAIMS = {name: Claim(*claim) for name, claim in _TOLD["claims"].items()}
+
+#: Accuracies by network and attack, and those for larger perturbations, ResNet-50.
 ACCURACY: dict[str, dict[str, Recovery]] = {
-    network: {attack: Recovery(*row[4 * i : 4 * i + 4]) for attack, row in _ROWS.items()}
-    for i, network in enumerate(("resnet50", "vgg19", "inception_v3"))
+    network: {attack: Recovery(*row) for attack, row in rows.items()}
+    for network, rows in _TOLD["accuracy"].items()
 }
+LARGER = {attack: Recovery(*row) for attack, row in _TOLD["larger"].items()}
 
-#: The same for larger perturbations, ResNet-50.
-LARGER: dict[str, Recovery] = {
-    "FGSM": Recovery(0.12, 0.111, 0.615, 0.704),
-    "IGSM": Recovery(0.09, 0.111, 0.625, 0.725),
-    "DeepFool": Recovery(0.08, 0.080, 0.824, 0.889),
-    "JSMA": Recovery(0.05, 0.221, 0.889, 0.921),
-    "L-BFGS": Recovery(0.04, 0.121, 0.770, 0.890),
-}
-
-#: Destruction rates: the share of adversaries that a defence turns back, attacks of relative L2
-#: 0.02 to 0.06. None where the paper has no figure.
+#: The share of adversaries that a defence turns back, by attack.
 DESTRUCTION: dict[str, dict[str, float | None]] = {
-    name: dict(zip(("FGSM", "IGSM", "DeepFool", "C&W"), rates, strict=True))
-    for name, rates in {
-        "bit depth 2": (0.132, 0.511, 0.286, 0.170),
-        "bit depth 5": (0.057, 0.022, 0.310, 0.957),
-        "median 2 x 2": (0.358, 0.422, 0.714, 0.894),
-        "median 3 x 3": (0.264, 0.444, 0.500, 0.723),
-        "non-local means 11-3-2": (0.113, 0.156, 0.357, 0.936),
-        "non-local means 13-3-4": (0.226, 0.444, 0.548, 0.936),
-        "random padding": (0.050, None, 0.972, 0.698),
-        "random resizing": (0.360, None, 0.974, 0.971),
-        "random resizing and padding": (0.478, None, 0.983, 0.969),
-        "PD": (0.735, 0.880, 0.914, 0.931),
-        "PD + R-CAM": (0.746, 0.912, 0.911, 0.952),
-        "PD + R-CAM + DCT": (0.737, 0.906, 0.874, 0.930),
-        "PD + R-CAM + WD": (0.769, 0.927, 0.948, 0.981),
-    }.items()
+    defense: dict(zip(("FGSM", "IGSM", "DeepFool", "C&W"), rates, strict=True))
+    for defense, rates in _TOLD["destruction"].items()
 }
 
-#: Athalye and Carlini 2018, arXiv 1804.03286: what deflection and wavelet denoising, without a map,
-#: leave on ImageNet against an attacker who knows of them, at L-infinity 4 of 255.
-BROKEN: dict[str, float] = {"accuracy": 0.00, "targeted success": 0.97}
+#: What an attacker who knows of the defence leaves of it (Athalye and Carlini 2018).
+BROKEN: dict[str, float] = _TOLD["broken"]
+
+#: The authors' three published adversaries: the range of their relative L2, and of the greatest
+#: change of a channel, in grey levels (but for two values of one of them, which wrapped round).
+AUTHORS_L2, AUTHORS_LINF = (0.0045, 0.014), (2, 4)
 
 
 def direction(
