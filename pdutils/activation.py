@@ -19,7 +19,6 @@ Upscale = Literal["half_pixel", "tf1"]
 
 #: How many classes the robust map goes over where no number is asked for, as in the paper.
 DEFAULT_RANKS = 5
-
 #: Where a map spares at least every second pixel it is hot.
 HOT = 0.5
 
@@ -163,10 +162,10 @@ def number_of_ranks(k: int | None, classes: int) -> int:
 
 
 def _weighted(maps: Array, weights: Array, reach: Array | None = None) -> tuple[Array, Array]:
-    """Sum feature maps (N, h, w, C) by k weights (N, k, C) each.
+    """Sum feature maps (N, h, w, C) by weights (N, k, C) to (N, k, h, w).
 
-    Returns the sums (N, k, h, w), and the size (N, k, 1, 1) of their terms, whose rounding stays
-    where they cancel. `reach` is the size of what the weights are sums of, if they are.
+    With them comes the size (N, k, 1, 1) of their terms, whose rounding stays where they cancel;
+    `reach` is the size of what the weights are sums of, if they are.
     """
     reach = np.abs(weights) if reach is None else reach
     sums: Array = np.einsum("nhwc,nkc->nkhw", maps, weights)

@@ -47,11 +47,9 @@ _SPREAD = np.sqrt(np.square(TO_YCBCR).sum(axis=0))
 
 #: A sigma that leaves no detail, while its square in grey levels is still a float32.
 BOUNDLESS = 1e15
-
 #: The side of a block whose cosine coefficients are thresholded, as in JPEG; and how many images'
 #: coefficients fit into a core's cache together.
 _BLOCK, _PART = 8, 8
-
 _ABOVE_0 = float(np.nextafter(0, 1))
 
 
@@ -308,10 +306,9 @@ def denoise_wiener(images: Array, *, size: int = 3) -> Array:
 @_at_the_door
 @_each
 def denoise_median(images: Array, *, size: int = 3) -> Array:
-    """Take the median of each pixel's neighbourhood, a channel at a time.
+    """Take the median of each pixel's neighbourhood of `size` pixels a side, a channel at a time.
 
-    Its side `size` is at least 1 pixel and reaches no further than the image is long; at its border
-    the image is mirrored.
+    At its border the image is mirrored; the neighbourhood reaches no further than it is long.
     """
     check_whole("size", size, 1)
     result: Array = ndimage.median_filter(images, size=_area(images, size))
@@ -326,10 +323,7 @@ def _area(rgb: Array, size: int) -> tuple[int, int, int]:
 @_at_the_door
 @_each
 def denoise_jpeg(images: Array, *, quality: int = 75) -> Array:
-    """Save and load as a JPEG, which quantises the cosine coefficients of 8 x 8 blocks.
-
-    The image is clipped and rounded to 8 bits first. `quality` is from 1 to 95.
-    """
+    """Clip, round to 8 bits, save and load as a JPEG of a `quality` from 1 to 95."""
     check_whole("quality", quality, 1, 95)
     file = io.BytesIO()
     rounded = np.rint(np.clip(images * 255, 0, 255)).astype(np.uint8)

@@ -7,9 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-#: What SciPy can count.
-_MOST = np.iinfo(np.int64).max
-
 
 @dataclass(frozen=True)
 class Rate:
@@ -19,7 +16,7 @@ class Rate:
     n: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= _MOST or not 0 <= self.successes <= self.n:
+        if self.n < 1 or not 0 <= self.successes <= self.n:
             raise ValueError(f"expected 0 <= successes <= n and n >= 1, got {self!r}")
 
     @classmethod
@@ -45,9 +42,8 @@ class Rate:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The difference of two rates on the same images: the first's minus the second's.
+    """The first of two rates on the same images minus the second: of hits of both, of one, of none.
 
-    It is made of how many images are hits of both, of one alone, and of none.
     `note` is what must be known besides, such as that the two differ in more than one knob.
     """
 
@@ -59,7 +55,7 @@ class PairedDifference:
 
     def __post_init__(self) -> None:
         counts = (self.both, self.first_only, self.second_only, self.neither)
-        if min(counts) < 0 or not 1 <= sum(counts) <= _MOST:
+        if min(counts) < 0 or sum(counts) == 0:
             raise ValueError(f"expected counts of at least 0, not all of them 0, got {self!r}")
 
     @classmethod
@@ -129,9 +125,7 @@ class PairedDifference:
         both hit equally often; 1 if there is no such image.
         """
         discordant = self.first_only + self.second_only
-        if discordant == 0:
-            return 1.0
-        return float(stats.binomtest(self.first_only, discordant).pvalue)
+        return float(stats.binomtest(self.first_only, discordant).pvalue) if discordant else 1.0
 
     @property
     def verdict(self) -> str:
