@@ -35,8 +35,8 @@ import keras  # noqa: E402
 
 LAYERS = keras.layers
 
-#: A small MobileNetV2, fast to make.
-SMALL = {"alpha": 0.35, "input_shape": (96, 96, 3)}
+#: A small MobileNet, fast to make.
+SMALL = {"alpha": 0.25, "input_shape": (128, 128, 3)}
 
 RESNET50 = "models/resnet50_weights_tf_dim_ordering_tf_kernels.h5"
 BADGER, SKUNK = 362, 361
@@ -347,9 +347,9 @@ def test_the_names_are_keras_s_own_in_small_letters():
 
 @pytest.mark.usefixtures("offline")
 def test_case_and_hyphens_do_not_matter_and_options_reach_the_keras_constructor(capsys):
-    classifier = load_classifier("Mobile-Net V2", "random", **SMALL)
-    assert (classifier.name, classifier.input_size) == ("mobilenet_v2", (96, 96))
-    expected = keras.applications.MobileNetV2(weights=None, **SMALL)
+    classifier = load_classifier("Mobile-N et", "random", **SMALL)
+    assert (classifier.name, classifier.input_size) == ("mobilenet", (128, 128))
+    expected = keras.applications.MobileNet(weights=None, **SMALL)
     assert classifier.model.count_params() == expected.count_params()
     assert not classifier.published
     scaled = np.asarray(classifier.preprocess(photo(96, 96)))
@@ -358,13 +358,13 @@ def test_case_and_hyphens_do_not_matter_and_options_reach_the_keras_constructor(
     assert classifier.class_ids[BADGER] == "n02447366"
     (best,) = classifier.top(np.eye(1000, dtype=np.float32)[SKUNK], 1)
     assert (best.class_id, best.class_name) == ("n02445715", "skunk")
-    few = load_classifier("mobilenetv2", "random", **SMALL, classes=7)
+    few = load_classifier("mobile_net", "random", **SMALL, classes=7)
     assert few.class_names[6] == "class 6"
     assert capsys.readouterr().err == ""
 
 
 KNOWN = "known: auto, efficientnet_lite0, demo, .*mobilenet_v2, .*resnet50, .*vgg19"
-SMALL_ONE = ("mobilenet_v2", "random")
+SMALL_ONE = ("mobilenet", "random")
 
 
 @pytest.mark.usefixtures("offline")
@@ -380,8 +380,8 @@ SMALL_ONE = ("mobilenet_v2", "random")
         (SMALL_ONE, {"input_shape": (5, 5, 3)}, "at least 32x32"),
         (SMALL_ONE, {"input_shape": (None, None, 3)}, "static"),
         (SMALL_ONE, SMALL | {"classes": 1}, "one probability a class"),
-        (SMALL_ONE[:1], SMALL | {"alpha": 0.6}, "known for mobilenet_v2_0.6_96; expected a file"),
-        (SMALL_ONE[:1], SMALL | {"input_shape": (96, 128, 3)}, "for mobilenet_v2_0.35_96x128"),
+        (SMALL_ONE[:1], SMALL | {"alpha": 0.6}, "known for mobilenet_0.6_128; expected a file"),
+        (SMALL_ONE[:1], SMALL | {"input_shape": (96, 128, 3)}, "for mobilenet_0.25_96x128"),
         (SMALL_ONE[:1], SMALL | {"classes": 10}, "its ImageNet weights know 1000 classes"),
     ],
 )
@@ -526,14 +526,12 @@ def test_weights_of_which_keras_only_warns_are_refused(small, monkeypatch):
 #: Models of Keras's functions: their size, whether their head is average pooling and one layer,
 #: and the options that choose their weights.
 ASKING = {
-    "mobilenet_0.25_128": (128, True, {"alpha": 0.25, "input_shape": (128, 128, 3)}),
-    "mobilenet_v2_0.35_96": (96, True, SMALL),
+    "mobilenet_0.25_128": (128, True, SMALL),
+    "mobilenet_v2_0.35_96": (96, True, {"alpha": 0.35, "input_shape": (96, 96, 3)}),
     "mobilenet_v3_small_0.75": (224, False, {"alpha": 0.75}),
     "mobilenet_v3_small_1_minimalistic": (224, False, {"minimalistic": True}),
     "efficientnetb0": (224, True, {}),
     "resnet50": (224, True, {}),
-    "inception_v3": (299, True, {}),
-    "convnext_tiny": (224, False, {}),
 }
 
 #: Where options choose among weights, a model's name is the key's first part.
@@ -603,12 +601,12 @@ def test_the_weights_of_every_model_are_known_and_stand_in_keras_s_own_source():
 
 
 def test_the_weights_in_a_cache_are_the_ones_that_are_used(tmp_path, monkeypatch):
-    own = keras.applications.MobileNetV2(weights=None, **SMALL)
+    own = keras.applications.MobileNet(weights=None, **SMALL)
     (tmp_path / "models").mkdir()
-    own.save(tmp_path / "models" / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96.h5")
+    own.save(tmp_path / downloads.keras_weights()["mobilenet_0.25_128"][0])
     monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path))
     monkeypatch.setattr(downloads, "_transfer", lambda *_: pytest.fail("it was downloaded"))
-    classifier = load_classifier("mobilenet_v2", **SMALL)
+    classifier = load_classifier("mobilenet", **SMALL)
     for found, expected in zip(classifier.model.get_weights(), own.get_weights(), strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -745,8 +743,8 @@ def test_the_blog_s_two_deterministic_numbers_and_the_direction_of_the_others(re
 def test_a_network_of_caffe_s_scaling_is_right_where_it_should_be(real):
     network = classifier_from_file(real / "weights" / "resnet50_v15.keras", preprocess="caffe")
     ids = [class_id for class_id, _ in downloads.class_index()]
-    # One of eight: of these 25 photos it knows 9 where they come in another range.
-    files = sorted((real / "imagenet").glob("*.jpg"))[::8]
+    # Where they come in another range, it knows a third of these.
+    files = sorted((real / "imagenet").glob("*.jpg"))[::16]
     labels = [ids.index(path.name.split("_")[0]) for path in files]
     answers = network.predict(np.stack([load_image(path, 224) for path in files])).argmax(axis=1)
-    assert np.sum(answers == labels) >= 24
+    assert np.sum(answers == labels) >= len(files) - 1
