@@ -1,4 +1,3 @@
-import itertools
 import warnings
 
 import numpy as np
@@ -303,35 +302,46 @@ def test_jsma_changes_no_more_than_its_share(toy):
 # --- L-BFGS ---
 
 
-def test_the_search_closes_in_on_the_greatest_weight_that_succeeds():
-    image = np.zeros((1, 1, 3), np.float32)
-    for border, first in itertools.product((0.003, 5.0, 700.0), (1.0, 50.0)):
-        search = minimum_norm._Search(image, first)
-        best = 0.0
-        for _ in range(14):
-            success = search.const <= border
-            best = max(best, search.const) if success else best
-            search.note(np.full_like(image, np.rint(200 / (1 + search.const))), success)
-        assert border / 1.2 < best <= border
-        np.testing.assert_array_equal(search.best, np.full_like(image, np.rint(200 / (1 + best))))
-
-
-def test_a_search_that_never_succeeds_gives_the_last():
-    image = np.zeros((1, 1, 3), np.float32)
-    search = minimum_norm._Search(image, 1.0)
-    for value in (1, 2, 3):
-        search.note(np.full_like(image, value), False)
-    assert search.const == pytest.approx(1e-3)
-    np.testing.assert_array_equal(search.best, np.full_like(image, 3))
-
-
-def test_the_next_weight_lies_between_in_powers():
-    search = minimum_norm._Search(np.zeros((1, 1, 3), np.float32), 1.0)
+def searched(monkeypatch, border, first, values, steps):
+    """The weights that are tried where those up to `border` succeed, and what comes back."""
     consts = []
-    for success in (False, True, False):
-        search.note(np.ones((1, 1, 3), np.float32), success)
-        consts.append(search.const)
-    np.testing.assert_allclose(consts, [0.1, 10**-0.5, 10**-0.75])
+
+    def found(classifier, image, target, const, iterations):
+        consts.append(const)
+        return np.full_like(image, values(const))
+
+    monkeypatch.setattr(minimum_norm, "_lbfgs", found)
+    network = Islands()
+    # The weight of what is shown last; the clean image is never there.
+    network.predict = lambda images, batch_size: np.eye(2, dtype=np.float32)[
+        [int(bool(consts) and consts[-1] <= border)] * len(images)
+    ]
+    best = lbfgs(
+        network, np.zeros((1, 1, 3), np.float32), 0, initial_const=first, search_steps=steps
+    )
+    return np.array(consts), best[0, 0, 0]
+
+
+@pytest.mark.parametrize("border", [0.003, 5.0, 700.0])
+@pytest.mark.parametrize("first", [1.0, 50.0])
+def test_the_search_closes_in_on_the_greatest_weight_that_succeeds(monkeypatch, border, first):
+    def value(const):
+        return np.rint(200 / (1 + const))
+
+    consts, found = searched(monkeypatch, border, first, value, 14)
+    best = consts[consts <= border].max()
+    assert border / 1.2 < best <= border
+    assert found == value(best)
+
+
+def test_a_search_that_never_succeeds_gives_the_last_and_the_next_lies_between_in_powers(
+    monkeypatch,
+):
+    consts, found = searched(monkeypatch, 0, 1.0, lambda const: -np.log10(const), 3)
+    np.testing.assert_allclose(consts, [1, 0.1, 0.01])
+    assert found == 2
+    consts, _ = searched(monkeypatch, 0.2, 1.0, lambda const: 1, 4)
+    np.testing.assert_allclose(consts, [1, 0.1, 10**-0.5, 10**-0.75])
 
 
 def test_what_comes_out_for_a_weight_is_stationary(linear):
