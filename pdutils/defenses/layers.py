@@ -110,13 +110,22 @@ class PixelDeflection(_Layer):
         # A window beyond the image adds nothing, and a huge one is no int32.
         window = min(self.window, max(height, width))
         # Only the paper's reading copies from row and column 0.
-        first = 0 if self.reading == "paper" else 1
-        neighbours = _neighbours(places, draws, (height, width), window, first)
+        least = 0 if self.reading == "paper" else 1
+        neighbours = _neighbours(places, draws, (height, width), window, least)
         shape: tuple[int, ...] = (-1, height * width, 3)
         if self.reading != "paper":
             places, neighbours = places * 3 + channel, neighbours * 3 + channel
             shape = (-1, height * width * 3)
-        written = _copy(ops.reshape(images, shape), places, neighbours, kept)
+        if kept is not None:
+            # A rejected write repeats the first accepted one, which changes nothing more; where
+            # none is accepted, a place is copied onto itself.
+            first = ops.argmax(kept, axis=1, keepdims=True)
+            places, origin = (
+                ops.where(kept, all_, ops.take_along_axis(all_, first, axis=1))
+                for all_ in (places, neighbours)
+            )
+            neighbours = ops.where(ops.any(kept, axis=1, keepdims=True), origin, places)
+        written = _copy(ops.reshape(images, shape), places, neighbours)
         return ops.reshape(written, ops.shape(images))
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -551,17 +560,8 @@ def _neighbours(
 
 
 @_fused
-def _copy(flat: Tensor, target: Tensor, source: Tensor, kept: Tensor | None) -> Tensor:
+def _copy(flat: Tensor, target: Tensor, source: Tensor) -> Tensor:
     """Copy the places `source` (N, n) of each image over its places `target`, all at once."""
-    if kept is not None:
-        # A rejected write repeats the first accepted one, which changes nothing more; where none
-        # is accepted, a place is copied onto itself.
-        first = ops.argmax(kept, axis=1, keepdims=True)
-        to, origin = (
-            ops.where(kept, places, ops.take_along_axis(places, first, axis=1))
-            for places in (target, source)
-        )
-        target, source = to, ops.where(ops.any(kept, axis=1, keepdims=True), origin, to)
     start = ops.arange(ops.shape(flat)[0], dtype="int32")[:, None] * flat.shape[1]
     together = ops.reshape(flat, (-1, *flat.shape[2:]))
     values = ops.take(together, ops.reshape(source + start, (-1,)), axis=0)

@@ -12,6 +12,7 @@ from pdutils.defenses.pipeline import Defense
 load_tensorflow()
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from keras import layers as L  # noqa: E402, N812
 
 from pdutils.defenses.layers import (  # noqa: E402
     PixelDeflection,
@@ -20,7 +21,6 @@ from pdutils.defenses.layers import (  # noqa: E402
     defended_model,
 )
 
-READINGS = ["blog", "repo", "paper"]
 NOTHING = Defense(deflections=0, denoiser=None)
 ONLY_DENOISED = Defense(
     deflections=0, denoiser_options={"sigma": 0.1, "mode": "hard", "sigma_scale": "rgb"}
@@ -39,91 +39,69 @@ def saved(model, tmp_path):
     return keras.saving.load_model(tmp_path / "model.keras")
 
 
-def layer(kind, *args, seed=0, **options):
+def layer(kind, *args, seed, **options):
     start = keras.initializers.RandomNormal(stddev=0.5, seed=seed)
     return kind(*args, kernel_initializer=start, **options)
 
 
-def backbone():
-    return keras.Sequential(
-        [
-            keras.Input((*SIZE, 3)),
-            layer(keras.layers.Conv2D, 6, 3, strides=2, activation="tanh", seed=1),
-            layer(keras.layers.Conv2D, 8, 3, activation="tanh", seed=2),
-        ],
-        name="backbone",
-    )
+def dense(activation=None):
+    return layer(L.Dense, 5, seed=3, activation=activation)
 
 
-def small(*tail, first=(), preprocess=lambda x: x / 127.5 - 1, nested=False):
-    inputs = keras.Input((*SIZE, 3))
-    body = backbone()
-    x = inputs
-    parts = [body] if nested else body.layers
-    for part in (*first, *parts, keras.layers.GlobalAveragePooling2D(), *tail):
-        x = part(x)
-    return Classifier(keras.Model(inputs, x, name="small"), preprocess=preprocess)
+def body():
+    return [
+        layer(L.Conv2D, 6, 3, strides=2, activation="tanh", seed=1),
+        layer(L.Conv2D, 8, 3, activation="tanh", seed=2),
+    ]
 
 
-def dense(**options):
-    return layer(keras.layers.Dense, 5, seed=3, **options)
+def nested():
+    return keras.Sequential([keras.Input((*SIZE, 3)), *body()], name="backbone")
 
 
-def wrapped():
-    """A classifier in a model."""
-    inputs = keras.Input((*SIZE, 3))
-    inner = small(dense(activation="softmax")).model
-    return Classifier(keras.Model(inputs, inner(inputs), name="wrapped"))
+def scaled(images):
+    return images / 127.5 - 1
 
 
-CLASSIFIERS = {
-    "softmax": lambda: small(dense(activation="softmax")),
-    "logits": lambda: small(dense()),
-    "logits, then softmax": lambda: small(dense(), keras.layers.Softmax()),
-    "nested backbone": lambda: small(dense(activation="softmax"), nested=True),
-    "nested whole": wrapped,
-    "Caffe's channel order": lambda: small(
-        dense(activation="softmax"), preprocess=keras.applications.resnet50.preprocess_input
-    ),
-    "nothing preprocessed": lambda: small(
-        dense(activation="softmax"),
-        first=[keras.layers.Rescaling(1 / 127.5, offset=-1)],
-        preprocess=None,
-    ),
-}
-
-
-def unlike_its_initialisers(classifier):
-    """Move the weights, so that a network that is made anew has others."""
+def classifier_of(inputs, outputs, preprocess=scaled):
+    made = Classifier(keras.Model(inputs, outputs, name="small"), preprocess=preprocess)
+    # A network that is made anew from its initialisers has other weights.
     rng = np.random.default_rng(7)
-    moved = [w + rng.normal(0, 0.1, w.shape) for w in classifier.model.get_weights()]
-    classifier.model.set_weights(moved)
-    return classifier
+    moved = [w + rng.normal(0, 0.1, w.shape) for w in made.model.get_weights()]
+    made.model.set_weights(moved)
+    return made
 
 
-def small_vgg(*tail, preprocess=lambda x: x / 127.5 - 1):
-    """Convolutions and pooling, then dense layers on all that is left: there is no CAM."""
-    layers = keras.layers
-    inputs = keras.Input((*SIZE, 3))
-    x = inputs
-    for part in (
-        layer(layers.Conv2D, 6, 3, activation="relu", padding="same", seed=1),
-        layers.MaxPooling2D(),
-        layer(layers.Conv2D, 8, 3, activation="tanh", padding="same", seed=2),
-        layers.MaxPooling2D(),
-        layers.Flatten(),
-        layer(layers.Dense, 10, activation="tanh", seed=4),
-        layers.Dropout(0.5),
-        *tail,
-    ):
+def row(*parts, preprocess=scaled):
+    """A classifier of parts one after the other."""
+    x = inputs = keras.Input((*SIZE, 3))
+    for part in parts:
         x = part(x)
-    made = Classifier(keras.Model(inputs, x, name="small_vgg"), preprocess=preprocess)
-    return unlike_its_initialisers(made)
+    return classifier_of(inputs, x, preprocess)
+
+
+def pooled(*tail, **options):
+    return row(*body(), L.GlobalAveragePooling2D(), *tail, **options)
+
+
+def vgg(*tail, **options):
+    """Convolutions and pooling, then dense layers on all that is left: there is no CAM."""
+    return row(
+        layer(L.Conv2D, 6, 3, activation="relu", padding="same", seed=1),
+        L.MaxPooling2D(),
+        layer(L.Conv2D, 8, 3, activation="tanh", padding="same", seed=2),
+        L.MaxPooling2D(),
+        L.Flatten(),
+        layer(L.Dense, 10, activation="tanh", seed=4),
+        L.Dropout(0.5),
+        *tail,
+        **options,
+    )
 
 
 def saturated():
     """A network so sure that its probabilities are 0 and 1."""
-    made = small_vgg(dense(activation="softmax"))
+    made = vgg(dense("softmax"))
     kernel, bias = made.model.layers[-1].get_weights()
     made.model.layers[-1].set_weights([300 * kernel, bias])
     return made
@@ -131,31 +109,41 @@ def saturated():
 
 def two_branches():
     """A head that sees the last feature map and, past it, an earlier one."""
-    layers = keras.layers
     inputs = keras.Input((*SIZE, 3))
-    early = layer(layers.Conv2D, 6, 3, strides=2, activation="tanh", seed=1)(inputs)
-    late = layer(layers.Conv2D, 8, 3, activation="tanh", seed=2)(early)
-    pooled = [layers.GlobalAveragePooling2D()(early), layers.GlobalMaxPooling2D()(late)]
-    x = layer(layers.Dense, 7, activation="tanh", seed=4)(layers.Concatenate()(pooled))
-    model = keras.Model(inputs, dense(activation="softmax")(x), name="two_branches")
-    return unlike_its_initialisers(Classifier(model, preprocess=lambda x: x / 127.5 - 1))
+    first, second = body()
+    early = first(inputs)
+    both = [L.GlobalAveragePooling2D()(early), L.GlobalMaxPooling2D()(second(early))]
+    x = layer(L.Dense, 7, activation="tanh", seed=4)(L.Concatenate()(both))
+    return classifier_of(inputs, dense("softmax")(x))
 
+
+resnet, vgg16 = keras.applications.resnet50, keras.applications.vgg16
+
+#: Networks with head weights, by what is special about them.
+CLASSIFIERS = {
+    "softmax": lambda: pooled(dense("softmax")),
+    "logits": lambda: pooled(dense()),
+    "nested backbone": lambda: row(nested(), L.GlobalAveragePooling2D(), dense("softmax")),
+    "nested whole": lambda: row(pooled(dense("softmax")).model, preprocess=None),
+    "Caffe's order": lambda: pooled(dense("softmax"), preprocess=resnet.preprocess_input),
+    "nothing preprocessed": lambda: row(
+        L.Rescaling(1 / 127.5, -1),
+        *body(),
+        L.GlobalAveragePooling2D(),
+        dense("softmax"),
+        preprocess=None,
+    ),
+}
 
 #: Networks whose map takes a gradient, by how they end.
 GRADIENTS = {
-    "softmax": lambda: small_vgg(dense(activation="softmax")),
-    "softmax without a bias": lambda: small_vgg(dense(activation="softmax", use_bias=False)),
-    "logits": lambda: small_vgg(dense()),
-    "logits, then softmax": lambda: small_vgg(dense(), keras.layers.Activation("softmax")),
-    "probabilities, reshaped": lambda: small_vgg(
-        dense(activation="softmax"), keras.layers.Reshape((5,))
+    "softmax": lambda: vgg(dense("softmax")),
+    "logits": lambda: vgg(dense()),
+    "probabilities, reshaped": lambda: vgg(dense("softmax"), L.Reshape((5,))),
+    "nested backbone": lambda: row(
+        nested(), L.GlobalAveragePooling2D(), L.LayerNormalization(), dense("softmax")
     ),
-    "nested backbone": lambda: small(
-        keras.layers.LayerNormalization(), dense(activation="softmax"), nested=True
-    ),
-    "Caffe's channel order": lambda: small_vgg(
-        dense(activation="softmax"), preprocess=keras.applications.vgg16.preprocess_input
-    ),
+    "Caffe's order": lambda: vgg(dense("softmax"), preprocess=vgg16.preprocess_input),
     "saturated": saturated,
     "two branches": two_branches,
 }
@@ -180,7 +168,7 @@ def maps_of(model):
 def normalised(made):
     """Let a MobileNet at random have predictions that differ by image all the same."""
     for part in made.model.layers:
-        if isinstance(part, keras.layers.BatchNormalization):
+        if isinstance(part, L.BatchNormalization):
             part.momentum = 0.0
     # One look at some photos normalises what random weights let fade.
     seen = keras.ops.convert_to_tensor(photos(16, *made.input_size))
@@ -202,34 +190,32 @@ def check_maps(classifier, images, **options):
 
 
 @pytest.mark.parametrize("kind", GRADIENTS)
-@pytest.mark.parametrize("activation", ["cam", "rcam"])
-def test_the_map_is_that_of_the_defence_for_any_head(kind, activation):
+def test_the_map_is_that_of_the_defence_for_any_head(kind):
     classifier = gradients(kind)
     assert classifier.head_weights is None
-    check_maps(classifier, photos(4, *SIZE), activation=activation, k=3)
-
-
-@pytest.mark.parametrize(("k", "combine"), [(1, "paper"), (2, "geometric"), (6, "repo")])
-def test_the_map_is_that_of_the_defence_for_any_k_and_combination(toy_flat, k, combine):
-    check_maps(toy_flat, photos(4), activation="rcam", k=k, combine=combine)
+    check_maps(classifier, photos(3, *SIZE), activation="rcam", k=3)
 
 
 @pytest.mark.parametrize("activation", ["cam", "rcam"])
 def test_the_map_is_scaled_up_and_biased_as_that_of_the_defence(toy, toy_flat, activation):
     for classifier in (toy, toy_flat):
         options = {"upscale": "tf1", "bias": -0.2, "k": 3, "combine": "repo"}
-        check_maps(classifier, photos(4), activation=activation, **options)
+        check_maps(classifier, photos(2), activation=activation, **options)
 
 
-def test_head_weights_are_used_where_there_are_some(toy, toy_flat):
+def test_head_weights_are_used_where_there_are_some_and_the_weights_are_the_classifiers(
+    toy, toy_flat
+):
     for classifier, kind in ((toy, RobustCAM), (toy_flat, RobustGradCAM)):
         model = defended_model(classifier, Defense(activation="rcam"))
         assert {type(part) for part in model.layers} & {RobustCAM, RobustGradCAM} == {kind}
+        theirs = {id(weight) for weight in classifier.model.weights}
+        assert {id(weight) for weight in model.trainable_weights} <= theirs
+        assert theirs <= {id(weight) for weight in model.weights}
 
 
-@pytest.mark.parametrize("kind", ["softmax", "two branches"])
-def test_a_map_does_not_depend_on_its_batch(kind):
-    model = maps_of(defended_model(gradients(kind), Defense(activation="rcam", k=2)))
+def test_a_map_does_not_depend_on_its_batch():
+    model = maps_of(defended_model(gradients("two branches"), Defense(activation="rcam", k=2)))
     images = photos(4, *SIZE)
     together = called(model, images)
     np.testing.assert_allclose(called(model, images[1:2])[0], together[1], atol=1e-3)
@@ -237,13 +223,13 @@ def test_a_map_does_not_depend_on_its_batch(kind):
     np.testing.assert_allclose(called(model, images)[3], together[3], atol=1e-3)
 
 
-def test_the_map_is_the_same_wherever_the_model_runs(toy_flat):
+def test_the_map_is_the_same_wherever_the_model_runs():
+    classifier, images = gradients("softmax"), photos(3, *SIZE)
     defense = Defense(activation="rcam", k=2)
-    model, images = maps_of(defended_model(toy_flat, defense)), photos(5)
-    expected = defense.activation_map(toy_flat, images)
+    model = maps_of(defended_model(classifier, defense))
+    expected = defense.activation_map(classifier, images)
     by_dataset = tf.data.Dataset.from_tensor_slices(images).batch(2).map(model)
     results = {
-        "eager": model(images),
         "under XLA": tf.function(model, jit_compile=True)(images),
         "by predict": model.predict(images, batch_size=2, verbose=0),
         "in a dataset": np.concatenate(list(by_dataset)),
@@ -257,7 +243,7 @@ def test_the_map_is_the_same_wherever_the_model_runs(toy_flat):
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_without_chance_it_is_the_classifier_or_the_defence(kind):
-    classifier, images = classifiers(kind), photos(4, *SIZE)
+    classifier, images = classifiers(kind), photos(3, *SIZE)
     plain = classifier.predict(images)
     result = called(defended_model(classifier, NOTHING), images)
     np.testing.assert_allclose(result, plain, atol=1e-5)
@@ -268,46 +254,16 @@ def test_without_chance_it_is_the_classifier_or_the_defence(kind):
     assert np.abs(expected - plain).max() > 3e-3
 
 
-@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
 @pytest.mark.parametrize("runs", [1, 3])
 @pytest.mark.parametrize("aggregate", ["mean", "majority"])
-def test_runs_without_chance_are_those_of_the_defence(request, kind, runs, aggregate):
-    classifier = request.getfixturevalue(kind)
-    for denoiser in (None, "wavelet"):
-        defense = Defense(deflections=0, denoiser=denoiser, runs=runs, aggregate=aggregate)
-        result = called(defended_model(classifier, defense), photos(5))
-        np.testing.assert_allclose(result, defense.predict(classifier, photos(5)), atol=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["toy_flat", "nested whole"])
-@pytest.mark.parametrize("activation", ["cam", "rcam"])
-def test_a_map_that_nothing_would_use_is_not_asked_for(request, kind, activation):
-    classifier = classifiers(kind) if kind in CLASSIFIERS else request.getfixturevalue(kind)
-    images = photos(2, *classifier.input_size)
-    result = called(
-        defended_model(classifier, Defense(deflections=0, activation=activation)), images
-    )
-    expected = Defense(deflections=0).predict(classifier, images)
-    np.testing.assert_allclose(result, expected, atol=1e-3)
+def test_runs_without_chance_are_those_of_the_defence(toy, runs, aggregate):
+    defense = Defense(deflections=0, runs=runs, aggregate=aggregate)
+    result = called(defended_model(toy, defense), photos(2))
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, defense.predict(toy, photos(2)), atol=1e-3)
 
 
 # --- with chance: the same distribution ---
-
-
-@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
-@pytest.mark.parametrize("aggregate", ["mean", "majority"])
-@pytest.mark.parametrize(("activation", "runs"), [("none", 3), ("cam", 1), ("rcam", 3)])
-def test_rows_are_probabilities(request, kind, runs, activation, aggregate):
-    defense = Defense(runs=runs, activation=activation, aggregate=aggregate, deflections=500)
-    model = defended_model(request.getfixturevalue(kind), defense, seed=0)
-    result = called(model, photos(5))
-    assert result.shape == (5, 6)
-    assert result.dtype == np.float32
-    assert (result >= 0).all()
-    np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-5)
-    if aggregate == "majority":
-        np.testing.assert_allclose(result * runs, np.rint(result * runs), atol=1e-5)
-    assert not np.array_equal(called(model, photos(5)), result) or aggregate == "majority"
 
 
 def mean_and_error(classifier, defense, repeats, images):
@@ -324,8 +280,10 @@ def chequered(n):
     return np.clip(photos(n, *SIZE) + board, 0, 255).astype(np.float32)
 
 
-@pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("activation", ["none", "cam", "rcam"])
+@pytest.mark.parametrize(
+    ("activation", "reading"),
+    [("none", "blog"), ("cam", "repo"), ("rcam", "blog"), ("rcam", "repo"), ("rcam", "paper")],
+)
 def test_averaged_over_many_runs_it_is_the_defence(activation, reading):
     # 3% of the values are written: reading them as they came makes next to no difference.
     deflections = {"blog": 15, "repo": 45, "paper": 15}[reading]
@@ -338,7 +296,7 @@ def test_averaged_over_many_runs_it_is_the_defence(activation, reading):
     assert (np.abs(result - expected) < 4 * np.sqrt(2) * error).all()
     # No other defence is as near as that.
     other = {"none": "rcam", "cam": "none", "rcam": "none"}[activation]
-    for change in ({"activation": other}, {"deflections": deflections // 2}, {"deflections": 0}):
+    for change in ({"activation": other}, {"deflections": deflections // 2}):
         defense = Defense(**options | change, runs=repeats)
         result = called(defended_model(classifier, defense, seed=0), images)
         assert (np.abs(result - expected) > 4 * np.sqrt(2) * error).any()
@@ -364,41 +322,17 @@ def test_averaged_over_many_runs_it_is_the_defence_for_any_head(aggregate):
     assert distance(deflections=0) > bound
 
 
-def test_a_run_in_the_model_draws_anew(toy):
-    model = defended_model(toy, Defense(runs=1), seed=0)
-    once, again = called(model, photos(2)), called(model, photos(2))
+def test_a_run_in_the_model_draws_anew_and_equal_images_of_a_batch_differently(toy):
+    model, images = defended_model(toy, Defense(), seed=0), np.stack([photo()] * 3)
+    once, again = called(model, images), called(model, images)
     assert not np.array_equal(once, again)
-    same = defended_model(toy, Defense(runs=1), seed=0)
-    np.testing.assert_array_equal(called(same, photos(2)), once)
+    assert len({row.tobytes() for row in once}) == 3
+    same = defended_model(toy, Defense(), seed=0)
+    np.testing.assert_array_equal(called(same, images), once)
     # Were the runs alike, their mean would be as far from the whole mean as one is.
     many = called(defended_model(toy, Defense(runs=64), seed=0), photos(2))
     expected, error = mean_and_error(toy, Defense(), 200, photos(2))
     assert (np.abs(many - expected) < 5 * error * np.sqrt(1 + 200 / 64)).all()
-
-
-def test_equal_images_of_a_batch_draw_differently(toy):
-    result = called(defended_model(toy, Defense(), seed=0), np.stack([photo()] * 4))
-    assert len({row.tobytes() for row in result}) == 4
-
-
-@pytest.mark.parametrize(
-    ("kind", "activation", "runs"),
-    [("toy", "none", 1), ("toy", "rcam", 3), ("toy_flat", "rcam", 3)],
-)
-def test_a_result_depends_on_its_place_in_the_batch_but_not_on_its_neighbours(
-    request, kind, runs, activation
-):
-    toy = request.getfixturevalue(kind)
-    images, others = photos(4), 255 - photos(4)
-    others[2] = images[2]
-    defense = Defense(runs=runs, activation=activation)
-    first, second = (
-        called(defended_model(toy, defense, seed=0), batch) for batch in (images, others)
-    )
-    np.testing.assert_allclose(second[2], first[2], atol=1e-5)
-    assert np.abs(second - first)[[0, 1, 3]].max() > 1e-3
-    elsewhere = called(defended_model(toy, defense, seed=0), images[[0, 1, 3, 2]])
-    assert np.abs(elsewhere[3] - first[2]).max() > 1e-5
 
 
 # --- the vote, by a network whose answers are known ---
@@ -407,9 +341,8 @@ def test_a_result_depends_on_its_place_in_the_batch_but_not_on_its_neighbours(
 def bright_or_dark():
     """Tell how many of the 16 pixels are bright: 15 and 16 are class 1, fewer class 0."""
     inputs = keras.Input((4, 4, 3))
-    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
-    head = keras.layers.Dense(2)
-    model = keras.Model(inputs, head(pooled))
+    head = L.Dense(2)
+    model = keras.Model(inputs, head(L.GlobalAveragePooling2D()(inputs)))
     head.set_weights([np.array([[0, 1]] + [[0, 0]] * 2, np.float32) / 25, np.array([0, -9.26])])
     return Classifier(model)
 
@@ -432,20 +365,13 @@ def test_the_vote_is_the_share_of_the_runs_in_which_a_class_won():
 
 
 @pytest.mark.parametrize(
-    ("activation", "runs", "aggregate"),
-    [("none", 3, "mean"), ("cam", 1, "mean"), ("rcam", 3, "majority")],
+    ("activation", "runs", "aggregate"), [("none", 1, "mean"), ("rcam", 3, "majority")]
 )
 def test_a_saved_model_predicts_the_same(toy, tmp_path, activation, runs, aggregate):
-    defense = Defense(
-        activation=activation,
-        runs=runs,
-        aggregate=aggregate,
-        reading="repo",
-        denoiser_options={"sigma": 0.08},
-    )
-    model = defended_model(toy, defense, seed=5)
+    options = {"activation": activation, "runs": runs, "aggregate": aggregate, "reading": "repo"}
+    model = defended_model(toy, Defense(**options, denoiser_options={"sigma": 0.08}), seed=5)
     loaded = saved(model, tmp_path)
-    np.testing.assert_array_equal(called(loaded, photos(3)), called(model, photos(3)))
+    np.testing.assert_array_equal(called(loaded, photos(2)), called(model, photos(2)))
 
 
 def test_a_model_that_was_saved_before_gives_what_it_gave_then():
@@ -455,7 +381,7 @@ def test_a_model_that_was_saved_before_gives_what_it_gave_then():
     np.testing.assert_allclose(called(loaded, images), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["logits", "nested backbone", "two branches"])
+@pytest.mark.parametrize("kind", ["Caffe's order", "nested backbone", "two branches"])
 def test_the_map_of_any_head_survives_saving(tmp_path, kind):
     classifier, images = gradients(kind), photos(3, *SIZE)
     defense = Defense(activation="rcam", k=3, combine="geometric", reading="repo", denoiser=None)
@@ -464,15 +390,9 @@ def test_the_map_of_any_head_survives_saving(tmp_path, kind):
     loaded = saved(model, tmp_path)
     np.testing.assert_array_equal(called(loaded, images), expected)
     assert_maps_alike(called(maps_of(loaded), images), maps, "geometric", atol=1e-3)
-    # What has been loaded can be saved again.
-    np.testing.assert_array_equal(called(saved(loaded, tmp_path), images), expected)
-
-
-@pytest.mark.parametrize("kind", ["logits", "nested backbone", "Caffe's channel order"])
-def test_any_model_survives_saving(tmp_path, kind):
-    model = defended_model(classifiers(kind), Defense(), seed=5)
-    expected = called(model, photos(3, *SIZE))
-    np.testing.assert_array_equal(called(saved(model, tmp_path), photos(3, *SIZE)), expected)
+    if kind == "two branches":
+        # What has been loaded can be saved again.
+        np.testing.assert_array_equal(called(saved(loaded, tmp_path), images), expected)
 
 
 @pytest.mark.slow
@@ -489,12 +409,9 @@ def test_mobilenet_with_a_map_and_its_preprocessing_survive_saving(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "vgg16"])
-def test_a_network_of_keras_with_a_map_by_gradients(name):
+def test_a_network_of_keras_with_a_map_by_gradients():
     options = {"input_shape": (48, 48, 3), "classes": 12}
-    classifier = load_classifier(name, "random", **options)
-    if name != "vgg16":
-        normalised(classifier)
+    classifier = normalised(load_classifier("mobilenet_v3_small", "random", **options))
     check_maps(classifier, photos(3, 48, 48), activation="rcam")
 
 
@@ -511,7 +428,7 @@ def test_the_demo():
 
 
 @keras.saving.register_keras_serializable("tests")
-class Counter(keras.layers.Layer):
+class Counter(L.Layer):
     """Count the images that pass through."""
 
     def __init__(self, **options):
@@ -524,22 +441,19 @@ class Counter(keras.layers.Layer):
 
 
 @pytest.mark.parametrize(
-    ("activation", "deflections", "runs", "passes"),
+    ("end", "activation", "deflections", "runs", "passes"),
     [
-        ("none", 20, 1, 1),
-        ("none", 20, 3, 3),
-        ("cam", 20, 1, 2),
-        ("rcam", 20, 1, 2),
-        ("rcam", 20, 3, 4),
-        ("rcam", 0, 1, 1),
+        (L.GlobalAveragePooling2D, "none", 20, 3, 3),
+        (L.GlobalAveragePooling2D, "cam", 20, 1, 2),
+        (L.GlobalAveragePooling2D, "rcam", 20, 3, 4),
+        (L.Flatten, "rcam", 20, 3, 4),
+        (L.Flatten, "rcam", 0, 1, 1),
     ],
 )
-@pytest.mark.parametrize("end", ["GlobalAveragePooling2D", "Flatten"])
 def test_only_the_map_takes_another_forward_pass(end, activation, deflections, runs, passes):
-    inputs = keras.Input((*SIZE, 3))
+    x = inputs = keras.Input((*SIZE, 3))
     counter = Counter()
-    x = inputs
-    for part in (counter, *backbone().layers, getattr(keras.layers, end)(), dense()):
+    for part in (counter, *body(), end(), dense()):
         x = part(x)
     classifier = Classifier(keras.Model(inputs, x))
     defense = Defense(activation=activation, deflections=deflections, runs=runs, denoiser=None)
@@ -551,7 +465,7 @@ def test_only_the_map_takes_another_forward_pass(end, activation, deflections, r
     assert int(counter.seen.numpy()) - before == 4 * passes
 
 
-class OneWay(keras.layers.Layer):
+class OneWay(L.Layer):
     """Let values through, and no gradient back."""
 
     def call(self, inputs):
@@ -566,10 +480,10 @@ class OneWay(keras.layers.Layer):
 
 
 def test_the_gradient_of_a_map_ends_at_the_feature_map():
-    first, second = backbone().layers
+    first, second = body()
     inputs = keras.Input((*SIZE, 3))
-    x = keras.layers.Flatten()(second(OneWay()(first(inputs))))
-    classifier = Classifier(keras.Model(inputs, dense(activation="softmax")(x)))
+    x = L.Flatten()(second(OneWay()(first(inputs))))
+    classifier = Classifier(keras.Model(inputs, dense("softmax")(x)))
     model = defended_model(classifier, Defense(activation="rcam", denoiser=None))
     images = tf.constant(photos(2, *SIZE))
     for run in (model, tf.function(model)):
@@ -593,47 +507,29 @@ def test_an_attack_can_differentiate_through_the_whole_model(toy_flat):
     assert np.corrcoef(gradient.ravel(), expected.ravel())[0, 1] > 0.99
 
 
-@pytest.mark.parametrize("kind", ["toy", "toy_flat"])
-def test_the_weights_are_those_of_the_classifier(request, kind):
-    toy = request.getfixturevalue(kind)
-    model = defended_model(toy, Defense(activation="rcam"))
-    theirs = {id(weight) for weight in toy.model.weights}
-    assert {id(weight) for weight in model.trainable_weights} <= theirs
-    assert theirs <= {id(weight) for weight in model.weights}
-
-
 # --- wrong input ---
 
 
 def test_a_preprocessing_that_no_graph_of_keras_takes():
-    import tensorflow as tf
-
-    classifier = small(dense(), preprocess=tf.image.per_image_standardization)
+    classifier = pooled(dense(), preprocess=tf.image.per_image_standardization)
     with pytest.raises(ValueError, match=r"KerasTensor cannot be used as input to a TensorFlow"):
         defended_model(classifier, Defense())
 
 
 @pytest.mark.parametrize("activation", ["cam", "rcam"])
 def test_a_map_needs_a_feature_map(activation):
-    inputs = keras.Input((*SIZE, 3))
-    flat = keras.Model(inputs, dense()(keras.layers.Flatten()(inputs)), name="flat")
-    with pytest.raises(ValueError, match=r"flat has no feature map"):
-        defended_model(Classifier(flat), Defense(activation=activation))
-    nested = wrapped()
-    result = defended_model(nested, Defense(activation=activation), seed=0)
+    defense, flat = Defense(activation=activation), row(L.Flatten(), dense())
+    with pytest.raises(ValueError, match=r"small has no feature map"):
+        defended_model(flat, defense)
+    # A map that nothing would use is not asked for.
+    assert defended_model(flat, Defense(deflections=0, activation=activation))
+    result = defended_model(classifiers("nested whole"), defense, seed=0)
     assert called(result, photos(2, *SIZE)).shape == (2, 5)
 
 
 @pytest.mark.parametrize(
     ("denoiser", "options"),
-    [
-        ("tv", {}),
-        ("median", {"size": 3}),
-        ("wavelet", {"wavelet": "db2"}),
-        ("wavelet", {"shrinkage": "VisuShrink"}),
-        ("wavelet", {"color": "rgb", "sigma": 0.1}),
-        ("wavelets", {}),
-    ],
+    [("median", {"size": 3}), ("wavelet", {"color": "rgb", "sigma": 0.1}), ("wavelets", {})],
 )
 def test_other_denoisers(toy, denoiser, options):
     defense = Defense(denoiser=denoiser, denoiser_options=options)
@@ -646,7 +542,6 @@ def test_other_denoisers(toy, denoiser, options):
     [
         ({"activation": "rcam", "k": 7}, "k: expected 1 to 6 classes, got 7"),
         ({"denoiser_options": {"sigma": -1}}, "sigma: expected"),
-        ({"denoiser_options": {"mode": "medium"}}, "mode: expected"),
     ],
 )
 @pytest.mark.parametrize("kind", ["toy", "toy_flat"])

@@ -25,15 +25,10 @@ from pdutils.defenses.layers import (  # noqa: E402
 )
 
 READINGS = ["blog", "repo", "paper"]
+by_reading = pytest.mark.parametrize("reading", READINGS)
 COMBINES = ["paper", "geometric", "repo"]
 #: Each mode and each meaning of sigma once; every pair compiles anew for every shape.
 PAIRS = [("soft", "channel"), ("hard", "rgb")]
-#: Each size is compiled anew, which takes seconds; the last has three levels of wavelets.
-SIZES = [(1, 1), (2, 3), (7, 5), (1, 9), (9, 1), (65, 130)]
-ALL = -1
-NUDGES = (1 - 1e-5, 1 + 1e-5)
-# Just below 1: the next float32.
-ALMOST_ONE = np.nextafter(np.float32(1), np.float32(0))
 
 
 def uneven_maps(n, height, width):
@@ -64,7 +59,7 @@ def assert_as_numpy(batch, *, mode, sigma=0.04, **options):
     expected = [denoise_wavelet(batch, mode=mode, sigma=sigma, **options)]
     if mode == "hard":
         # A coefficient that is within rounding of its threshold may stay or go.
-        nudged = [sigma * by for by in NUDGES]
+        nudged = [sigma * by for by in (1 - 1e-5, 1 + 1e-5)]
         expected += [denoise_wavelet(batch, mode=mode, sigma=s, **options) for s in nudged]
     assert np.min([np.abs(result - e) for e in expected], axis=0).max() < 1e-3
     # As far as the coarsest coefficient of an image reaches.
@@ -72,7 +67,8 @@ def assert_as_numpy(batch, *, mode, sigma=0.04, **options):
     return expected[0]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+# The last has two levels of wavelets.
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (6, 5), (33, 46)], ids=str)
 @pytest.mark.parametrize(("mode", "sigma_scale"), PAIRS)
 def test_denoising_agrees_with_numpy_at_any_size(mode, sigma_scale, size):
     batch = photos(2, *size)
@@ -94,35 +90,32 @@ def test_denoising_agrees_with_numpy_at_any_sigma_and_clips_where_it_does(mode, 
     result = denoised(strong, sigma=0.1, **options)
     np.testing.assert_allclose(result, denoise_wavelet(strong, sigma=0.1, **options), atol=1e-3)
     assert (result.min() >= 0 and result.max() <= 255) == (sigma_scale == "channel")
-    levels = np.array([0, 77], np.float32)[:, None, None, None]
-    constant = np.broadcast_to(levels, (2, 32, 32, 3)).copy()
-    constant[1, ..., 1] = 255
+    constant = np.zeros((2, 32, 32, 3), np.float32)
+    constant[1] = 77, 255, 77
     np.testing.assert_allclose(denoised(constant, sigma=0.1, **options), constant, atol=1e-3)
 
 
 def test_the_defaults_are_those_of_the_numpy_path():
     np.testing.assert_allclose(denoised(photos(2)), denoise_wavelet(photos(2)), atol=1e-3)
-    config = PixelDeflection().get_config()
     defaults = {"deflections": 200, "window": 10, "reading": "blog", "seed": None}
-    assert {key: config[key] for key in defaults} == defaults
+    assert PixelDeflection().get_config().items() >= defaults.items()
 
 
-@pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_a_channel_that_is_constant_but_for_rounding_stays(mode):
+def test_a_channel_that_is_constant_but_for_rounding_stays():
     grey = np.clip(photos(1, 16, 16)[..., :1], 1, 254) + np.float32(1 / 3)
-    rounding = np.random.default_rng(0).uniform(-1e-5, 1e-5, (1, 16, 16, 3)).astype(np.float32)
-    result, pull_back = WaveletDenoising(mode=mode).with_derivative(grey + rounding)
-    np.testing.assert_allclose(result, denoise_wavelet(grey + rounding, mode=mode), atol=1e-3)
+    noisy = grey + np.random.default_rng(0).uniform(-1e-5, 1e-5, (1, 16, 16, 3)).astype(np.float32)
+    for mode in ("soft", "hard"):
+        expected = denoise_wavelet(noisy, mode=mode)
+        np.testing.assert_allclose(denoised(noisy, mode=mode), expected, atol=1e-3)
+    _, pull_back = WaveletDenoising().with_derivative(noisy)
     # What only moves the colour, in a place that nothing else depends on, comes through whole.
-    weights = np.zeros(result.shape, np.float32)
-    weights[:, 9, 9] = layers.FROM_YCBCR[1]
-    np.testing.assert_allclose(
-        pull_back(weights) @ layers.FROM_YCBCR[1], weights @ layers.FROM_YCBCR[1], atol=1e-3
-    )
+    weights, colour = np.zeros(noisy.shape, np.float32), layers.FROM_YCBCR[1]
+    weights[:, 9, 9] = colour
+    np.testing.assert_allclose(pull_back(weights) @ colour, weights @ colour, atol=1e-3)
 
 
 def test_what_is_denoised_does_not_depend_on_its_batch():
-    batch = photos(3, 21, 34)
+    batch = photos(3, 7, 5)
     # An image of another range beside it.
     batch[1] /= 10
     together = denoised(batch)
@@ -137,16 +130,15 @@ def test_denoising_works_in_double_precision_too():
         assert precise.dtype == np.float64
         expected = denoise_wavelet(batch.astype(np.float32), **options)
         np.testing.assert_allclose(precise, expected, atol=1e-3)
-        # Without shrinking, what is left is rounding.
-        np.testing.assert_allclose(denoised(batch, dtype="float64", sigma=0), batch, atol=1e-9)
+    # Without shrinking, what is left is rounding.
+    np.testing.assert_allclose(denoised(batch, dtype="float64", sigma=0), batch, atol=1e-9)
 
 
 # --- wavelet denoising: its gradient ---
 
 
 @pytest.mark.parametrize(
-    ("mode", "sigma_scale", "size"),
-    [("soft", "channel", (7, 5)), ("hard", "rgb", (7, 5)), ("hard", "rgb", (33, 32))],
+    ("mode", "sigma_scale", "size"), [("soft", "channel", (7, 5)), ("hard", "rgb", (32, 33))]
 )
 def test_the_gradient_of_denoising_is_right(mode, sigma_scale, size):
     rng = np.random.default_rng(1)
@@ -154,8 +146,7 @@ def test_the_gradient_of_denoising_is_right(mode, sigma_scale, size):
     strong = np.clip(128 + 2 * (photos(2, *size).astype(np.float64) - 128), 0, 255)
     images = tf.constant(strong + rng.uniform(-0.3, 0.3, (2, *size, 3)))
     weights = rng.normal(size=images.shape)
-    options = {"sigma": 0.06, "mode": mode, "sigma_scale": sigma_scale}
-    layer = WaveletDenoising(dtype="float64", **options)
+    layer = WaveletDenoising(0.06, mode, sigma_scale, dtype="float64")
 
     def value(images):
         return tf.reduce_sum(tf.sin(layer(images) / 40) * weights)
@@ -166,18 +157,11 @@ def test_the_gradient_of_denoising_is_right(mode, sigma_scale, size):
         slope = float(value(images + step * direction) - value(images - step * direction))
         expected = pytest.approx(slope / (2 * step), rel=1e-5, abs=1e-5)
         assert (gradient * direction).sum() == expected
-
-
-def test_the_gradient_in_single_precision_is_that_in_double():
-    single, double = (
-        gradient_of(
-            lambda images, d=dtype: tf.reduce_sum(tf.sin(WaveletDenoising(dtype=d)(images) / 40)),
-            tf.constant(photos(2, 7, 5).astype(dtype)),
-        )
-        for dtype in ("float32", "float64")
-    )
-    assert np.abs(double).max() > 0.01
-    np.testing.assert_allclose(single, double, atol=1e-5)
+    if mode == "soft":
+        layer, weights = WaveletDenoising(0.06), weights.astype(np.float32)
+        single = gradient_of(value, tf.cast(images, tf.float32))
+        assert np.abs(gradient).max() > 0.01
+        np.testing.assert_allclose(single, gradient, atol=1e-4)
 
 
 def test_the_gradient_comes_through_pixels_at_the_ends_of_the_range():
@@ -236,11 +220,11 @@ def changes(before, after, whole_pixels=False):
     return found
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 9), (9, 1), (224, 224)], ids=str)
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (40, 30)], ids=str)
+@by_reading
 def test_values_come_from_the_image_and_from_within_the_window(reading, size):
     images = numbered(*size, n=2)
-    for maps, window in ((None, 3), (uneven_maps(2, *size), 3), (None, 2**40)):
+    for maps, window in ((uneven_maps(2, *size), 3), (None, 2**40)):
         after = deflected(images, 60, window, reading, maps=maps)
         assert after.shape == images.shape
         assert after.dtype == np.float32
@@ -253,7 +237,7 @@ def test_values_come_from_the_image_and_from_within_the_window(reading, size):
             assert (after != images).any()
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@by_reading
 def test_row_and_column_0_are_read_in_the_paper_only_which_replaces_whole_pixels(reading):
     images = numbered(6, 5, n=50)
     after = deflected(images, 20, 10, reading)
@@ -267,7 +251,7 @@ def test_row_and_column_0_are_read_in_the_paper_only_which_replaces_whole_pixels
 # --- deflection: how many writes there are ---
 
 
-def changed_per_channel(reading, n, maps, ours, repeats=1000):
+def changed_per_channel(reading, n, maps, ours, repeats):
     """Count the changes in images so large that two writes meet hardly ever."""
     images = numbered(40, 40, n=repeats)
     if ours:
@@ -284,7 +268,6 @@ def changed_per_channel(reading, n, maps, ours, repeats=1000):
         ("repo", 1, (1, 1, 1)),
         ("repo", 6, (2, 2, 2)),
         ("repo", 7, (3, 3, 3)),
-        ("repo", 8, (3, 3, 3)),
         ("paper", 7, (7, 7, 7)),
     ],
 )
@@ -298,13 +281,12 @@ def test_counts_without_a_map(reading, n, expected, with_map):
     assert (np.array(counts) <= expected).all()
 
 
-@pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("heat", ["uneven", "hot"])
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize(("n", "heat"), [(1, "uneven"), (1, "hot"), (3, "hot")])
+@by_reading
 def test_counts_with_a_map_are_distributed_as_in_the_loop(reading, heat, n):
-    maps = uneven_maps(1000, 40, 40)
+    maps = uneven_maps(700, 40, 40)
     maps = {"uneven": maps, "hot": 0.9 + maps / 10}[heat]
-    ours, theirs = (changed_per_channel(reading, n, maps, ours=o) for o in (True, False))
+    ours, theirs = (changed_per_channel(reading, n, maps, o, repeats=700) for o in (True, False))
     assert likeness(ours, theirs) > 1e-3
     if reading == "repo":
         assert n <= max(map(sum, ours)) <= n + 2
@@ -319,22 +301,10 @@ def likeness(ours, theirs):
     # A chi-square needs a few of each kind: the rare ones count as one kind.
     frequent = [kind for kind in ours | theirs if ours[kind] + theirs[kind] >= 10]
     table = np.array([[sample[kind] for kind in frequent] for sample in (ours, theirs)])
-    rest = [
-        sum(sample.values()) - row.sum() for sample, row in zip((ours, theirs), table, strict=True)
-    ]
-    if sum(rest) > 0:
+    rest = np.array([ours.total(), theirs.total()]) - table.sum(axis=1)
+    if rest.any():
         table = np.column_stack([table, rest])
     return 1.0 if table.shape[1] == 1 else chi2_contingency(table).pvalue
-
-
-def all_at_once(image, writes):
-    """Carry out writes one after the other, each reading from the image as it came."""
-    result = image.copy()
-    for i in range(len(writes)):
-        channels = slice(None) if writes.channel[i] == ALL else writes.channel[i]
-        value = image[writes.from_row[i], writes.from_column[i], channels]
-        result[writes.to_row[i], writes.to_column[i], channels] = value
-    return result
 
 
 def check_likeness(ours, theirs):
@@ -351,26 +321,33 @@ def check_likeness(ours, theirs):
         assert likeness(aspect(ours), aspect(theirs)) > 1e-3
 
 
-def some_map(kind):
+def some_maps(kind, n):
     if kind == "no map":
         return None
     chances = uneven_maps(1, 6, 5)[0]
     # A row, a column and a corner that are wholly spared, and one that is wholly open.
     chances[2], chances[:, 3], chances[5, 4], chances[0, 0] = 1, 1, 1, 0
-    return chances
+    return np.repeat(chances[None], n, axis=0)
 
 
-MAPS = ["no map", "map"]
+def all_at_once(image, writes):
+    """Carry out writes in their order, each reading from the image as it came."""
+    result = image.copy()
+    to, origin = (writes.to_row, writes.to_column), (writes.from_row, writes.from_column)
+    if (writes.channel >= 0).any():
+        to, origin = (*to, writes.channel), (*origin, writes.channel)
+    # Of values assigned to one place NumPy keeps the last.
+    result[to] = image[origin]
+    return result
 
 
-@pytest.mark.parametrize("kind", MAPS)
-@pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "XLA"])
+@pytest.mark.parametrize(
+    ("kind", "compiled"), [("no map", False), ("map", False), ("map", True)], ids=str
+)
+@by_reading
 def test_few_deflections_change_the_pixels_that_the_loop_changes(reading, kind, compiled):
     # A single draw of each channel: no draw could see an earlier write.
-    repeats, chances = 3000, some_map(kind)
-    images = numbered(6, 5, n=repeats)
-    maps = None if chances is None else np.repeat(chances[None], repeats, axis=0)
+    images, maps = numbered(6, 5, n=2000), some_maps(kind, 2000)
     layer = PixelDeflection(1, 2, reading, seed=2018)
     run = tf.function(layer, jit_compile=True) if compiled else layer
     after = as_array(run(images if maps is None else [images, maps]))
@@ -379,77 +356,56 @@ def test_few_deflections_change_the_pixels_that_the_loop_changes(reading, kind, 
     check_likeness(changes(images, after, whole), changes(images, loop, whole))
 
 
-@pytest.mark.parametrize("kind", MAPS)
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("kind", ["no map", "map"])
+@by_reading
 def test_many_deflections_are_those_of_the_loop_read_from_the_image_as_it_came(reading, kind):
-    repeats, chances = 1500, some_map(kind)
-    images, rng = numbered(6, 5, n=repeats), np.random.default_rng(2018)
-    maps = None if chances is None else np.repeat(chances[None], repeats, axis=0)
-    after = deflected(images, 8, 2, reading, maps=maps)
-    drawn = [draw_writes((6, 5), 8, 2, chances, reading, rng) for _ in range(repeats)]
+    images, maps = numbered(6, 5, n=1000), some_maps(kind, 1000)
+    after, rng = deflected(images, 8, 2, reading, maps=maps), np.random.default_rng(2018)
+    chances = None if maps is None else maps[0]
+    drawn = [draw_writes((6, 5), 8, 2, chances, reading, rng) for _ in images]
     plain = np.stack([all_at_once(images[0], writes) for writes in drawn])
     whole = reading == "paper"
     check_likeness(changes(images, after, whole), changes(images, plain, whole))
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_no_write_sees_another_one(reading):
-    # From its own row or the one below: a value can rise by one row, by two in the loop.
-    images = numbered(30, 3, n=30)
-    loop = loop_over(images, 600, 1, reading=reading, rng=0)
-    layer = deflected(images, 600, 1, reading)
-    ours, theirs = (max(abs(c[3] - c[0]) for c in flat(changes(images, a))) for a in (layer, loop))
-    assert ours == 1 < theirs
-
-
 # --- deflection: maps ---
 
 
-@pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "XLA"])
-def test_an_image_whose_map_is_1_everywhere_stays_and_its_neighbours_do_not(reading, compiled):
-    images, maps = photos(3), uneven_maps(3, 32, 32)
-    maps[1] = 1
-    layer = PixelDeflection(100, reading=reading, seed=0)
-    run = tf.function(layer, jit_compile=True) if compiled else layer
-    changed = (as_array(run([images, maps])) != images).sum(axis=(1, 2, 3))
-    assert changed[1] == 0
-    assert changed[[0, 2]].min() > 20
-
-
-@pytest.mark.parametrize("reading", READINGS)
-def test_each_image_obeys_its_own_map(reading):
-    images, maps = numbered(20, 20, n=4), np.zeros((4, 20, 20), np.float32)
-    for i, part in enumerate((np.s_[:10], np.s_[10:], np.s_[:, :10], np.s_[:, 10:])):
+@by_reading
+def test_each_image_obeys_its_own_map_and_stays_if_that_is_1_everywhere(reading):
+    images, maps = numbered(20, 20, n=5), np.zeros((5, 20, 20), np.float32)
+    for i, part in enumerate((np.s_[:10], np.s_[10:], np.s_[:, :10], np.s_[:, 10:], np.s_[:])):
         maps[i][part] = 1
     changed = (deflected(images, 100, 2, reading, maps=maps) != images).any(axis=-1)
-    assert (changed.sum(axis=(1, 2)) > 40).all()
+    assert (changed[:4].sum(axis=(1, 2)) > 40).all()
     assert not changed[maps == 1].any()
 
 
 @pytest.mark.parametrize("reading", ["repo", "paper"])
-@pytest.mark.parametrize("place", [(0, 0), (100, 33), (223, 223)])
-def test_one_hardly_open_place_gets_all_the_writes(reading, place):
-    images, maps = numbered(224, 224), np.ones((1, 224, 224), np.float32)
-    maps[0][place] = ALMOST_ONE
+def test_one_hardly_open_place_gets_all_the_writes(reading):
+    places = [(0, 0), (100, 33), (223, 223)]
+    images, maps = numbered(224, 224, n=3), np.ones((3, 224, 224), np.float32)
+    for i, place in enumerate(places):
+        maps[i][place] = np.nextafter(np.float32(1), np.float32(0))
     after = deflected(images, 50, 10, reading, maps=maps)
-    assert {change[:2] for change in changes(images, after)[0]} == {place}
+    assert [{change[:2] for change in found} for found in changes(images, after)] == [
+        {place} for place in places
+    ]
     # Every channel gets some of the 50 writes.
-    assert (after != images).sum() == 3
+    assert (after != images).sum() == 3 * 3
 
 
 # --- deflection: seeds and batches ---
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@by_reading
 def test_images_of_a_batch_draw_differently(reading):
-    for maps in (None, np.full((64, 12, 9), 0.5, np.float32)):
-        after = deflected(numbered(12, 9, n=64), 30, 3, reading, maps=maps)
-        assert after.shape == (64, 12, 9, 3)
-        assert len({image.tobytes() for image in after}) == 64
+    maps = np.full((64, 12, 9), 0.5, np.float32)
+    after = deflected(numbered(12, 9, n=64), 30, 3, reading, maps=maps)
+    assert len({image.tobytes() for image in after}) == 64
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@by_reading
 def test_a_result_does_not_depend_on_the_other_images_of_the_batch(reading):
     images, others = photos(3, 12, 9), 255 - photos(3, 12, 9)
     heat, other_heat = uneven_maps(3, 12, 9), uneven_maps(4, 12, 9)[1:]
@@ -462,15 +418,15 @@ def test_a_result_does_not_depend_on_the_other_images_of_the_batch(reading):
         assert (first[1] != images[1]).any()
 
 
-@pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("with_map", [False, True], ids=MAPS)
+@by_reading
+@pytest.mark.parametrize("with_map", [False, True], ids=["no map", "map"])
 def test_a_seed_gives_the_same_first_call_and_the_next_call_draws_anew(reading, with_map):
     images = photos(2)
     inputs = [images, uneven_maps(2, 32, 32)] if with_map else images
     one, same, other = (PixelDeflection(20, reading=reading, seed=seed) for seed in (3, 3, 4))
     calls = [as_array(one(inputs)) for _ in range(3)]
-    np.testing.assert_array_equal(as_array(same(inputs)), calls[0])
-    np.testing.assert_array_equal(as_array(same(inputs)), calls[1])
+    for call in calls[:2]:
+        np.testing.assert_array_equal(as_array(same(inputs)), call)
     assert not np.array_equal(calls[1], calls[2])
     for drawn_anew in (calls[1], calls[2], as_array(other(inputs))):
         # Other neighbours alone would leave the places the same.
@@ -488,18 +444,14 @@ def test_without_a_seed_two_layers_draw_differently_and_no_deflections_give_the_
 # --- where the layers run ---
 
 
-LAYERS = {
-    "deflection": lambda: PixelDeflection(90, 3, "repo", seed=1),
-    "deflection with maps": lambda: PixelDeflection(90, 3, "repo", seed=1),
-    "denoising": lambda: WaveletDenoising(0.1, "hard", "rgb"),
-}
-
-
-@pytest.fixture(params=LAYERS)
+@pytest.fixture(params=["deflection", "deflection with maps", "denoising"])
 def layer_and_inputs(request):
     images = photos(4, 7, 5)
+    if request.param == "denoising":
+        return lambda: WaveletDenoising(0.1, "hard", "rgb"), images
     with_maps = request.param == "deflection with maps"
-    return LAYERS[request.param], [images, uneven_maps(4, 7, 5)] if with_maps else images
+    inputs = [images, uneven_maps(4, 7, 5)] if with_maps else images
+    return lambda: PixelDeflection(90, 3, "repo", seed=1), inputs
 
 
 def test_in_a_graph_and_in_a_dataset_a_layer_does_the_same(layer_and_inputs):
@@ -513,6 +465,11 @@ def test_in_a_graph_and_in_a_dataset_a_layer_does_the_same(layer_and_inputs):
     np.testing.assert_allclose(run(inputs), expected, atol=1e-3)
     images = inputs[0] if isinstance(inputs, list) else inputs
     assert np.abs(expected - images).max() > 1
+    if isinstance(make(), WaveletDenoising):
+        # XLA rounds otherwise, so that a coefficient next to its threshold may stay or go. That
+        # deflection draws the right numbers there is tested where many are drawn.
+        under_xla = tf.function(make(), jit_compile=True)(images)
+        assert np.mean(np.abs(under_xla - expected) > 1e-3) < 0.02
 
     layer, same = make(), make()
     source = tuple(inputs) if isinstance(inputs, list) else inputs
@@ -523,27 +480,9 @@ def test_in_a_graph_and_in_a_dataset_a_layer_does_the_same(layer_and_inputs):
         np.testing.assert_allclose(result, same(part), atol=1e-3)
 
 
-def test_in_a_saved_model_a_layer_does_the_same(layer_and_inputs, tmp_path):
-    make, inputs = layer_and_inputs
-    symbolic = tf.nest.map_structure(lambda x: keras.Input(x.shape[1:]), inputs)
-    model = keras.Model(symbolic, make()(symbolic))
-    model.save(tmp_path / "model.keras")
-    predicted = model.predict(inputs, verbose=0)
-    np.testing.assert_allclose(predicted, make()(inputs), atol=1e-3)
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), predicted)
-
-
-def test_under_xla_denoising_does_the_same():
-    layer, images = LAYERS["denoising"](), photos(4, 7, 5)
-    result = tf.function(layer, jit_compile=True)(images)
-    # XLA rounds otherwise, so that a coefficient next to its threshold may stay or go. That
-    # deflection draws the right numbers there is tested where many are drawn.
-    assert np.mean(np.abs(result - as_array(layer(images))) > 1e-3) < 0.02
-
-
-@pytest.mark.parametrize("reading", READINGS)
-@pytest.mark.parametrize("dtype", ["float64", "mixed_float16"])
+@pytest.mark.parametrize(
+    ("dtype", "reading"), [("float64", "repo"), ("float64", "paper"), ("mixed_float16", "blog")]
+)
 def test_deflection_copies_values_of_another_dtype(reading, dtype):
     images = photos(2)
     for maps in (None, uneven_maps(2, 32, 32)):
@@ -573,7 +512,7 @@ def test_deflection_copies_values_of_another_dtype(reading, dtype):
 )
 def test_layers_keep_their_knobs(layer, wanted):
     config = layer.get_config()
-    assert {key: config[key] for key in wanted} == wanted
+    assert config.items() >= wanted.items()
     again = type(layer).from_config(config)
     assert again.get_config() == config
     np.testing.assert_array_equal(as_array(again(photos(2))), as_array(layer(photos(2))))
@@ -613,8 +552,9 @@ def way(request):
     return toy, request.param
 
 
-@pytest.mark.parametrize("k", [1, 2, 6])
-@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize(
+    ("k", "combine"), [(1, "paper"), (2, "paper"), (3, "geometric"), (2, "repo"), (6, "repo")]
+)
 def test_the_robust_map_agrees_with_numpy(way, combine, k):
     classifier, make = way
     images = photos(3)
@@ -626,19 +566,9 @@ def test_the_robust_map_agrees_with_numpy(way, combine, k):
     if k == 1:
         best = classifier.predict(images).argmax(axis=1)
         np.testing.assert_allclose(maps, cam(classifier, images, best), atol=1e-3)
-    if k == 2:
+    if (k, combine) == (2, "paper"):
         alone = make(classifier, images[1:2], k, combine)
         assert_maps_alike(alone[0], maps[1], combine, atol=1e-3)
-
-
-@pytest.mark.parametrize("combine", ["paper", "repo"])
-def test_the_robust_maps_scale_up_as_tensorflow_1_did_too(way, combine):
-    classifier, make = way
-    images = photos(2)
-    maps = make(classifier, images, 5, combine, upscale="tf1")
-    expected = robust_cam(classifier, images, combine=combine, upscale="tf1")
-    np.testing.assert_allclose(maps, expected, atol=1e-3)
-    assert np.abs(expected - robust_cam(classifier, images, combine=combine)).max() > 0.1
 
 
 @pytest.mark.parametrize("combine", COMBINES)
@@ -696,18 +626,15 @@ def test_the_robust_map_keeps_its_knobs_and_through_a_file_its_weights(toy, tmp_
     config = layer.get_config()
     again = RobustCAM.from_config(config)
     assert again.get_config() == config
-    assert (again.size, again.k, again.combine, again.name) == ((32, 32), 4, "repo", "mine")
-    assert again.upscale == "tf1"
+    knobs = (again.size, again.k, again.combine, again.upscale, again.name)
+    assert knobs == ((32, 32), 4, "repo", "tf1", "mine")
     features = toy.features(photos(3))
     inputs = [features.maps, features.probabilities]
     symbolic = [keras.Input(x.shape[1:]) for x in inputs]
     model = keras.Model(symbolic, layer(symbolic))
-    predicted = model.predict(inputs, verbose=0)
-    expected = robust_cam(toy, photos(3), k=4, combine="repo", upscale="tf1")
-    np.testing.assert_allclose(predicted, expected, atol=1e-3)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(inputs, verbose=0), predicted)
+    np.testing.assert_array_equal(as_array(loaded(inputs)), as_array(model(inputs)))
     np.testing.assert_array_equal(as_array(loaded.layers[-1].head_weights), toy.head_weights)
     assert not loaded.trainable_variables
 
@@ -715,12 +642,11 @@ def test_the_robust_map_keeps_its_knobs_and_through_a_file_its_weights(toy, tmp_
 def test_the_robust_map_by_gradients_is_what_its_definition_says(toy_flat):
     images = photos(3)
     features = toy_flat.features(images).maps
-    logits = np.log(toy_flat.predict(images))
     # One dense layer: the gradient of a logit is a column of its kernel.
     kernel = np.asarray(toy_flat.model.layers[-1].kernel)
     weights = kernel.reshape(*features.shape[1:], 6).mean(axis=(0, 1))
     maps = by_gradients(toy_flat, images, 3, "paper", features.shape[1:3])
-    for image, found, row in zip(features, maps, logits, strict=True):
+    for image, found, row in zip(features, maps, toy_flat.predict(images), strict=True):
         best = np.argsort(-row)[:3]
         single = [np.maximum((image * weights[:, i]).sum(axis=-1), 0) for i in best]
         stretched = [(m - m.min()) / max(np.ptp(m), 1e-12) for m in single]
@@ -735,8 +661,8 @@ def test_a_robust_map_by_gradients_keeps_its_knobs_and_through_a_file_its_networ
     network.set_weights([1.5 * w + 0.1 for w in toy_flat.model.get_weights()])
     layer = RobustGradCAM(in_parts(network), (20, 24), np.int64(4), "repo", "tf1", name="mine")
     again = RobustGradCAM.from_config(layer.get_config())
-    assert (again.size, again.k, again.combine, again.name) == ((20, 24), 4, "repo", "mine")
-    assert again.upscale == "tf1"
+    knobs = (again.size, again.k, again.combine, again.upscale, again.name)
+    assert knobs == ((20, 24), 4, "repo", "tf1", "mine")
     inputs = keras.Input((32, 32, 3))
     model = keras.Model(inputs, [layer(inputs, maps=True), layer(inputs)])
     assert [tuple(output.shape) for output in model.outputs] == [(None, 20, 24), (None, 6)]
@@ -753,10 +679,9 @@ def test_a_robust_map_by_gradients_keeps_its_knobs_and_through_a_file_its_networ
 
 def test_a_map_by_gradients_in_training_drops_what_training_drops():
     inputs = keras.Input((8, 8, 3))
-    features = keras.layers.Conv2D(4, 3, kernel_initializer=keras.initializers.GlorotUniform(0))
-    dropped = keras.layers.Dropout(0.5, seed=0)
-    x = features(inputs)
-    logits = keras.layers.Dense(5)(keras.layers.Flatten()(dropped(x)))
+    x = keras.layers.Conv2D(4, 3, kernel_initializer=keras.initializers.GlorotUniform(0))(inputs)
+    dropped = keras.layers.Dropout(0.5, seed=0)(x)
+    logits = keras.layers.Dense(5)(keras.layers.Flatten()(dropped))
     layer = RobustGradCAM(keras.Model(inputs, {"features": x, "logits": logits}), (8, 8), 2)
     images = photos(2, 8, 8) / 255
     for maps in (True, False):
@@ -793,15 +718,12 @@ def robust(**knobs):
     [
         (robust, {"k": 0}, r"k: expected 1 to 6 classes, got 0"),
         (robust, {"k": 7}, r"k: expected 1 to 6 classes, got 7"),
-        (robust, {"k": 2.0}, r"k: expected 1 to 6 classes, got 2.0"),
         (robust, {"combine": "sum"}, r"combine: expected one of .*got 'sum'"),
         (robust, {"upscale": "up"}, r"upscale: expected one of .*got 'up'"),
         (PixelDeflection, {"deflections": -1}, r"deflections: expected .* of at least 0, got -1"),
-        (PixelDeflection, {"deflections": 2.0}, r"deflections: expected a whole .*got 2.0"),
         (PixelDeflection, {"window": 0}, r"window: expected a whole .* of at least 1, got 0"),
         (PixelDeflection, {"reading": "book"}, r"reading: .*'blog', 'repo', 'paper'.*got 'book'"),
         (WaveletDenoising, {"sigma": -0.1}, r"sigma: expected at least 0, got -0.1"),
-        (WaveletDenoising, {"sigma": np.nan}, r"sigma: expected at least 0, got nan"),
         (WaveletDenoising, {"mode": "medium"}, r"mode: expected one of .*got 'medium'"),
         (WaveletDenoising, {"sigma_scale": "hsv"}, r"sigma_scale: expected one of .*got 'hsv'"),
     ],
