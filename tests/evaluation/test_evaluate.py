@@ -1,9 +1,7 @@
 import contextlib
 import copy
 import pickle
-import subprocess
-import sys
-import time
+import shutil
 import tracemalloc
 from dataclasses import replace
 from operator import attrgetter
@@ -316,41 +314,21 @@ def test_a_file_of_other_settings_or_another_network_is_refused(
         judged(toy if changed else toy_flat, **given, **changed)
 
 
-_SCRIPT = """
-import sys, time
-
-sys.path[:0] = sys.argv[1:3]
-from test_evaluate import ATTACKS, DEFENSES, ClassifierSource, Photos, run
-
-class Halting(Photos):
-    def load(self, i):
-        # Whoever stops it finds it here, however slow the machine is.
-        time.sleep(3600 if i == 8 else 0)
-        return super().load(i)
-
-toy = ClassifierSource(sys.argv[3])
-run(toy, Halting(12), ATTACKS[:1], DEFENSES[:2], runs=2, batch_size=2, store=sys.argv[4])
-"""
-
-
 @pytest.mark.slow
-def test_a_killed_process_leaves_what_it_had_finished_and_another_goes_on(toy_file, tmp_path):
-    path, here = tmp_path / "a.sqlite", Path(__file__).parent
-    given = ClassifierSource(toy_file), Photos(12), ATTACKS[:1], DEFENSES[:2]
-    command = [sys.executable, "-c", _SCRIPT, here, here.parent, toy_file, path]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            while process.poll() is None and _finished(path) < 8 * 2 * 4:
-                time.sleep(0.1)
-            with pytest.raises(StoreError, match="another run writes to it"):
-                judged(*given, store=path)
-        finally:
-            process.kill()
-        _, errors = process.communicate()
-    assert process.returncode < 0, errors
-    assert 0 < _finished(path) < 12 * 2 * 4
-    # In a process of its own, which gives what this one gives.
-    same(judged(*given, store=path, scheduler="local:1"), judged(*given))
+def test_what_a_killed_run_leaves_is_gone_on_with_by_a_process_of_its_own(toy_file, tmp_path):
+    path, left = tmp_path / "run" / "a.sqlite", tmp_path / "left"
+
+    def killed(word: str) -> RuntimeError:
+        shutil.copytree(path.parent, left)
+        return RuntimeError(word)
+
+    toy, asked = ClassifierSource(toy_file), (ATTACKS[:1], DEFENSES[:2])
+    with pytest.raises(RuntimeError, match="stopped"):
+        judged(toy, Photos(5, stopped_by=killed), *asked, store=path)
+    assert (left / "a.sqlite-wal").exists()
+    assert _finished(left / "a.sqlite") == 2 * 2 * 4
+    there = judged(toy, Photos(5), *asked, store=left / "a.sqlite", scheduler="local:1")
+    same(there, judged(toy, Photos(5), *asked))
 
 
 def _finished(path: Path) -> int:
@@ -477,19 +455,13 @@ def test_what_makes_no_sense_is_refused_before_work_begins(toy, tmp_path, option
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        (Photos(3, unreadable=(0, 1, 2)), "got none; the first: photo_00: photo_00 is cut off"),
-        (
-            _changed(load=lambda i: photo(24, 32)),
-            r"photo_00: expected an image of 32 x 32 .* \(24, 32, 3\)",
-        ),
-    ],
-)
-def test_images_that_none_can_read_or_of_another_size_are_an_error(toy, source, said):
-    with pytest.raises(ValueError, match=said):
-        judged(toy, source)
+def test_images_that_none_can_read_or_of_another_size_are_an_error(toy):
+    with pytest.raises(ValueError, match="got none; the first: photo_00: photo_00 is cut off"):
+        judged(toy, Photos(3, unreadable=(0, 1, 2)))
+    with pytest.raises(
+        ValueError, match=r"photo_00: expected an image of 32 x 32 .* \(24, 32, 3\)"
+    ):
+        judged(toy, _changed(load=lambda i: photo(24, 32)))
 
 
 # What it will cost

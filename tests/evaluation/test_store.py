@@ -1,6 +1,9 @@
 import shutil
 import sqlite3
+import subprocess
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -73,26 +76,22 @@ def test_records_come_back_as_they_went_in_in_order_whatever_the_order_of_writin
 ):
     expected = pd.concat([unit(*given) for given in ALL])
     expected["place"] = expected["attack"].map({"none": 0, "igsm": 1})
-    expected = expected.sort_values(["image", "place", "defense", "run"])[list(COLUMNS)]
+    expected = expected.sort_values(["image", "place", "defense", "run"], ignore_index=True)
+    expected = expected[list(COLUMNS)]
     shuffled = [ALL[i] for i in np.random.default_rng(0).permutation(len(ALL))]
     filled(path)
     assert read(path).empty
     filled(path, *shuffled)
-    # All at once, and with edges of blocks within the records of an image.
-    for block in (store_module._BLOCK, 7):
+    # All at once, with edges of blocks within the records of an image, and some images at a time.
+    for block, images in ((store_module._BLOCK, 100), (7, 3), (7, 1)):
         monkeypatch.setattr(store_module, "_BLOCK", block)
-        records = read(path)
-        pd.testing.assert_frame_equal(records, expected.reset_index(drop=True), check_exact=True)
-        assert {name: str(kind) for name, kind in records.dtypes.items()} == COLUMNS
-
-
-@pytest.mark.parametrize("images", [1, 3, 100])
-def test_the_records_of_some_images_at_a_time_are_all_the_records(path, images):
-    filled(path, *ALL)
-    with StoredRecords(path) as stored:
-        blocks = list(stored.blocks(images=images))
-        assert all(block["image"].nunique() <= images for block in blocks)
-    pd.testing.assert_frame_equal(pd.concat(blocks, ignore_index=True), read(path))
+        with StoredRecords(path) as stored:
+            parts = list(stored.blocks(images=images))
+            whole = stored.records()
+        assert all(part["image"].nunique() <= images for part in parts)
+        for records in (whole, pd.concat(parts, ignore_index=True)):
+            pd.testing.assert_frame_equal(records, expected, check_exact=True)
+            assert {name: str(kind) for name, kind in records.dtypes.items()} == COLUMNS
 
 
 def test_some_attacks_and_defenses_come_in_the_order_that_is_asked_for(path):
@@ -206,18 +205,10 @@ def test_other_versions_are_refused_and_named(path, monkeypatch):
         opened(path)
 
 
-def _text(path):
-    path.write_text("a diary, by no means to be lost\n" * 10)
-
-
 def _database(path):
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE diary (day TEXT)")
     connection.close()
-
-
-def _folder(path):
-    path.mkdir()
 
 
 def _damaged(path):
@@ -236,9 +227,9 @@ def _of_the_future(path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (_text, "expected a file of records, got a file of another kind"),
+        (lambda path: path.write_text("a diary\n" * 30), "expected .*, got a file of another kind"),
         (_database, "expected a file of records, got another program's database"),
-        (_folder, "expected a file of records, got a folder"),
+        (Path.mkdir, "expected a file of records, got a folder"),
         (_damaged, "the file of records cannot be read"),
         (_of_the_future, "expected a file of format 1, got 2"),
     ],
@@ -307,16 +298,32 @@ def test_others_read_what_is_finished_while_one_writes(path):
             assert len(stored.records()) == 24
 
 
-def test_a_killed_run_s_file_without_its_companion_is_refused(path, tmp_path):
-    alone, both = (tmp_path / folder / path.name for folder in ("alone", "both"))
-    with opened(path) as store:
-        store.ask(["none", "igsm"], ["none", "pd"])
-        add(store, ALL[0])
-        # What a run leaves that is killed now.
-        for copy in (alone, both):
-            copy.parent.mkdir()
-            shutil.copy(path, copy)
-        shutil.copy(f"{path}-wal", both.parent)
+_SCRIPT = """
+import sys, time
+
+sys.path[:0] = sys.argv[1:3]
+from test_store import ALL, add, opened
+
+store = opened(sys.argv[3])
+store.ask(["none", "igsm"], ["none", "pd"])
+add(store, ALL[0])
+print("added", flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_killed_run_s_file_is_gone_on_with_and_refused_without_its_companion(path, tmp_path):
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", _SCRIPT, here, here.parent, path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"added\n"
+            with pytest.raises(StoreError, match="another run writes to it"):
+                opened(path)
+        finally:
+            process.kill()
+    alone = tmp_path / "alone.sqlite"
+    shutil.copy(path, alone)
     before = alone.read_bytes()
     for open_it in (StoredRecords, opened):
         # The second time too: SQLite itself makes an empty companion.
@@ -324,10 +331,10 @@ def test_a_killed_run_s_file_without_its_companion_is_refused(path, tmp_path):
             with pytest.raises(StoreError, match=rf"{alone}: its companion .*-wal is missing"):
                 open_it(alone)
     assert alone.read_bytes() == before
-    assert len(read(both)) == 12
-    with opened(both) as store:
+    assert len(read(path)) == 12
+    with opened(path) as store:
         add(store, *ALL[1:])
-    assert len(read(both)) == 96
+    assert len(read(path)) == 96
 
 
 def test_a_finished_file_is_plain_beside_its_empty_lock_and_a_reader_cannot_write(path):
