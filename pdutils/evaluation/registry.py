@@ -248,15 +248,9 @@ def defenses_help() -> str:
     return _described(lines | {name: _summary(PEERS[name]) for name in PEERS})
 
 
-_STEPS = {
-    "none": "Nothing: the image itself",
-    "wd": "Wavelet denoising",
-    "pd": "Pixel deflection",
-    "+cam": ", spared by CAM",
-    "+rcam": ", spared by robust CAM",
-    "+wd": ", then wavelet denoising",
-    "+dct": ", then cosine denoising",
-}
+_STEPS = {"none": "Nothing: the image itself", "wd": "Wavelet denoising", "pd": "Pixel deflection",
+          "+cam": ", spared by CAM", "+rcam": ", spared by robust CAM",
+          "+wd": ", then wavelet denoising", "+dct": ", then cosine denoising"}  # fmt: skip
 
 
 def _described(lines: Mapping[str, str]) -> str:

@@ -51,18 +51,16 @@ TITLES = {
 
 #: By defence, then attack; None where nothing was evaluated or no image counts.
 Rates = dict[Hashable, dict[Hashable, Rate | None]]
-
 Differences = dict[Hashable, dict[Hashable, PairedDifference | None]]
 Names = Mapping[Hashable, str]
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How strong an attack was on the undefended network.
+    """How strong an attack was on the undefended network; None stands where no image counts.
 
     `success` is of the images right when clean; `l2` (||x - x'|| / ||x||) and `linf` (in grey
-    levels of 255) are over all n images that count, or over the successes among those right when
-    clean. None stands where there is no such image.
+    levels of 255) are of all n that count, or of the successes among those right when clean.
     """
 
     n: int
@@ -237,15 +235,13 @@ class Report:
             for defense in found.defenses
             if defense != baseline
         }
-        return cls(
-            _tables(found, baseline, rates, strengths, differences),
-            _numbers(found, rates, protocol, aggregate),
-            [
-                *_said_of_images(found, protocol, aggregate, skipped),
-                *_said_of_attacks(strengths),
-                *_said_of_defenses(found, baseline, differences),
-            ],
-        )
+        sentences = [
+            *_said_of_images(found, protocol, aggregate, skipped),
+            *_said_of_attacks(strengths),
+            *_said_of_defenses(found, baseline, differences),
+        ]
+        made = _tables(found, baseline, rates, strengths, differences)
+        return cls(made, _numbers(found, rates, protocol, aggregate), sentences)
 
     def __str__(self) -> str:
         parts = ["\n".join(f"- {sentence}" for sentence in self.sentences)]

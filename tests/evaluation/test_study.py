@@ -89,9 +89,8 @@ def test_a_comparison_says_which_knobs_differ_besides():
 
 
 def test_tables_and_the_report_bear_the_names(study):
-    table = study.table("accuracy", "majority")
-    assert list(table.index) == ["n", "PD"]
-    assert list(table.columns) == ["n (n = 3)", "fgsm (n = 3)"]
+    rows, columns = study.table("accuracy", "majority").axes
+    assert (list(rows), list(columns)) == (["n", "PD"], ["n (n = 3)", "fgsm (n = 3)"])
     report = study.report("majority", baseline="PD")
     table = report.tables["differences"]
     assert (table.index.name, list(table.index)) == ("defense, minus PD", ["n"])
