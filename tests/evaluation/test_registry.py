@@ -205,22 +205,19 @@ def test_an_attack_gets_what_it_takes(toy, monkeypatch):
         calls.append((defense, gradient, [stream.random() for stream in rng], batch_size))
         return images
 
-    monkeypatch.setattr(attacks, "pgd", pgd)
-    monkeypatch.setattr(attacks, "bpda", bpda)
+    for function in (pgd, bpda):
+        monkeypatch.setattr(attacks, function.__name__, function)
     plain, knows = parse_attack("pgd:eps=0.5"), parse_attack("bpda:gradient=wavelet")
-    defense = parse_defense("pd+wd")
     assert (plain.adaptive, knows.adaptive) == (False, True)
+    defense, draws = parse_defense("pd+wd"), [stream.random() for stream in streams(9, 2)]
     made = plain.make(toy, photo(), 4, 0, batch_size=5, defense=defense)
     np.testing.assert_array_equal(made.images, photo() + 1)
+    # Where nothing defends there is nothing to take a gradient back through.
     for against in (defense, None, parse_defense("none")):
         knows.make(toy, photos(2), 0, 9, defense=against, batch_size=4)
-    draws = [stream.random() for stream in streams(9, 2)]
-    # Where nothing defends there is nothing to take a gradient back through.
-    assert calls == [
-        (toy, (1, 32, 32, 3), [4], 0.5, 5),
-        (defense, "wavelet", draws, 4),
-        *[(None, "identity", draws, 4)] * 2,
-    ]
+    nothing = (None, "identity", draws, 4)
+    known = (defense, "wavelet", draws, 4)
+    assert calls == [(toy, (1, 32, 32, 3), [4], 0.5, 5), known, nothing, nothing]
 
 
 def test_the_adaptive_attack_takes_a_named_defense_as_its_pipeline(toy):

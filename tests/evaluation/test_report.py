@@ -1,4 +1,3 @@
-import math
 import re
 
 import numpy as np
@@ -67,13 +66,6 @@ def test_outcomes_and_rates_equal_a_loop_over_the_cells(aggregate):
             assert {m: row[attack] for m, row in own.items() if attack in row} == expected
 
 
-def test_differences_are_of_the_images_that_count():
-    found = cells_of(small(), "majority")
-    for protocol, expected in (("paper", (1, 1, 0, 1)), ("plain", (1, 2, 0, 1))):
-        difference = compare(found, (PD, FGSM), found, ("none", FGSM), protocol)
-        assert difference == PairedDifference(*expected)
-
-
 def test_strength_is_measured_over_all_images_that_count_and_over_the_successes():
     def mean(*sizes):
         return Mean.of(np.array(sizes))
@@ -85,15 +77,6 @@ def test_strength_is_measured_over_all_images_that_count_and_over_the_successes(
     assert paper[FGSM, None] == expected
     expected = Strength(4, Rate(2, 3), mean(0.01, 0.01, 0.03, 0.05), mean(*[2.0] * 4), *won)
     assert plain[FGSM, None] == expected
-
-
-def test_an_attack_made_for_each_defence_has_a_strength_against_each():
-    records = random_records(0)
-    found = cells_of(records).strengths("plain")
-    assert [d for a, d in found if a == "bpda"] == list(records["defense"].unique())
-    own = records.query("attack == 'bpda' and defense == 'wd'")
-    assert math.isclose(found["bpda", "wd"].l2.value, own["l2"].mean())
-    assert ("igsm:eps=4", None) in found
 
 
 def test_without_an_image_right_when_clean_nothing_counts():

@@ -20,7 +20,7 @@ from pdutils.evaluation.registry import OwnAttack, parse_attack, parse_defense
 from pdutils.evaluation.store import PACKAGES, StoredRecords
 from pdutils.evaluation.study import Study
 from pdutils.images import save_image
-from pdutils.stats import PairedDifference, Rate
+from pdutils.stats import Mean, PairedDifference, Rate
 
 #: What the code of an earlier day wrote: eight drawings, the demo's network; beside it its table.
 BEFORE = Path(__file__).parents[1] / "data" / "store_before.sqlite"
@@ -61,7 +61,10 @@ def test_answers_come_under_the_names_given(study):
 def test_an_attack_made_for_each_defence_is_named_with_it():
     attacks, defenses = {"bpda": "bpda", "aimed": "aimed"}, {"none": "none", "WD": "wd"}
     found = Study(attacks, defenses, random_records(0))
-    assert list(found.strength("plain")) == ["bpda against none", "bpda against WD", "aimed"]
+    strengths = found.strength("plain")
+    assert list(strengths) == ["bpda against none", "bpda against WD", "aimed"]
+    own = found.records.query("attack == 'bpda' and defense == 'wd'")
+    assert strengths["bpda against WD"].l2 == Mean.of(own["l2"].to_numpy())
     assert found.targeted_success()["WD"]["aimed"].n == 25
 
 
