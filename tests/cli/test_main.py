@@ -129,7 +129,7 @@ def test_help_has_examples_or_lists_the_commands(capsys, command):
     assert (status, "For example:" in out) == (0, bool(command))
     assert f"python -m pdutils {command}" in out
     if command == "evaluate":
-        for name in (*registry.attack_names(), *registry.defense_names()):
+        for name in (*registry.ATTACKS, *registry.DEFENSES):
             assert f"\n{name} " in out
         assert "eps=8, step=1, iterations=50" in out
 
