@@ -11,8 +11,7 @@ import numpy as np
 
 from pdutils._utils import ROUNDING, Array, check_one_of, load_tensorflow
 from pdutils.activation import Combine, Upscale, combine_weights, number_of_ranks
-from pdutils.defenses.pipeline import Classifier, Defense
-from pdutils.deflection import Reading, check_knobs
+from pdutils.defenses.pipeline import Classifier, Defense, Reading, check_knobs
 from pdutils.denoising import BOUNDLESS, FROM_YCBCR, TO_YCBCR, Mode, SigmaScale, check_wavelet_knobs
 
 # Before Keras is: it says what is amiss with Keras's settings.
