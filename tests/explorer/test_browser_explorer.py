@@ -444,7 +444,8 @@ def opened(browser: Browser, lab: str, name: str) -> Iterator[Face]:
     """Open a notebook in JupyterLab, and run it from top to end."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     with watched(page, lab) as seen:
-        page.goto(f"{lab}/lab/tree/notebooks/{name}.ipynb")
+        # In a workspace of its own, else what another page had open would be opened too.
+        page.goto(f"{lab}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb")
         run_all(page)
         face = Face(page)
         face.seen = seen

@@ -155,34 +155,26 @@ def test_a_result_comes_whole_and_only_with_the_pictures_that_changed(widget, mo
     assert (widget.error["id"], widget.shown["id"]) == ("x-8", "x-7")
 
 
-class Slow:
-    """Holds computations until it is let go, and remembers what was computed."""
-
-    def __init__(self, monkeypatch):
-        self.began, self.go, self.seeds = threading.Event(), threading.Event(), []
-        result = Explorer.result
-
-        def slowly(explorer, settings, **options):
-            self.seeds.append(settings.seed)
-            self.began.set()
-            assert self.go.wait(10)
-            return result(explorer, settings, **options)
-
-        monkeypatch.setattr(Explorer, "result", slowly)
-
-
 def test_moves_made_meanwhile_are_dropped_but_the_last(widget, monkeypatch):
-    slow = Slow(monkeypatch)
+    began, go, seeds, result = threading.Event(), threading.Event(), [], Explorer.result
+
+    def slowly(explorer, settings, **options):
+        seeds.append(settings.seed)
+        began.set()
+        assert go.wait(10)
+        return result(explorer, settings, **options)
+
+    monkeypatch.setattr(Explorer, "result", slowly)
     widget.move(seed=1)
-    assert slow.began.wait(10)
+    assert began.wait(10)
     for seed in (2, 3, 4):
         widget.move(seed=seed)
     widget.move(deflections=30)
     with pytest.raises(TimeoutError, match=r"still computing after 0\.05 s"):
         widget.settle(0.05)
-    slow.go.set()
+    go.set()
     widget.settle()
-    assert slow.seeds == [1, 4]
+    assert seeds == [1, 4]
     # What a dropped move changed is not forgotten.
     assert (widget.settings["seed"], widget.settings["deflections"]) == (4, 30)
 
