@@ -532,6 +532,10 @@ ASKING = {
     "mobilenet_v3_small_1_minimalistic": (224, False, {"minimalistic": True}),
     "efficientnetb0": (224, True, {}),
     "resnet50": (224, True, {}),
+    "densenet121": (224, True, {}),
+    "inception_v3": (299, True, {}),
+    "convnext_tiny": (224, False, {}),
+    "vgg16": (224, False, {}),
 }
 
 #: Where options choose among weights, a model's name is the key's first part.
