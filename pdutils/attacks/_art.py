@@ -148,14 +148,9 @@ class CandidateClassifier(BridgedClassifier):
     """
 
     def __init__(
-        self,
-        classifier: Classifier,
-        clean: Array,
-        candidates: Labels,
-        overshoot: float = 0.0,
-        batch_size: int = 32,
+        self, classifier: Classifier, clean: Array, candidates: Labels, overshoot: float, size: int
     ) -> None:
-        super().__init__(classifier, clip_values=(0.0, 1.0), batch_size=batch_size)
+        super().__init__(classifier, clip_values=(0.0, 1.0), batch_size=size)
         self._origin, self._candidates = clean / np.float32(255), candidates
         self._overshoot = np.float32(overshoot)
         self.nb_classes = candidates.shape[1]

@@ -44,10 +44,11 @@ def bpda(
     The attacker's draws are not those of whoever defends the result later, so no step may be the
     last because it succeeded: the last iterate is what comes back.
 
+    The other arguments are those of `pdutils.attacks.gradient.igsm`; the network is the one behind
+    the defence.
+
     Parameters
     ----------
-    classifier, images, labels, eps, step, iterations, targeted
-        As in `pdutils.attacks.gradient.igsm`; the network is the one behind the defence.
     defense : object like `pdutils.defenses.pipeline.Defense`, or None
         It has `transform` and `activation_map`; the map is made anew of each iterate. None: no
         defence, which makes this `igsm`.
@@ -57,8 +58,6 @@ def bpda(
         How the gradient goes back through the defence, see `expected_gradient`.
     rng : int, numpy.random.Generator, list of Generator, or None
         Each image's draws come one after the other from a stream of its own.
-    batch_size : int
-        How many images are defended and seen at once, at least 1.
     """
     check_box(eps, step, iterations)
     clean = on_grid(as_batch(images)[0])
@@ -83,12 +82,11 @@ def expected_gradient(
 ) -> Array:
     """Give the gradient that `bpda` follows: of the loss behind a defence, averaged over its draws.
 
+    The loss is the cross-entropy of the labels. What comes back has the shape of `images`, which
+    are not rounded, in units of the loss per grey level. The other arguments are those of `bpda`.
+
     Parameters
     ----------
-    classifier, labels, defense, draws, rng, batch_size
-        As in `bpda`; the loss is the cross-entropy of the labels.
-    images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255]; they are not rounded.
     gradient : {"identity", "wavelet", "exact"}
         How the gradient goes back through the defence.
 
@@ -101,11 +99,6 @@ def expected_gradient(
 
         The last two need a `Defense`, or an object that holds one as its attribute `defense`, with
         Haar wavelets (db1), BayesShrink and YCbCr.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`
-        In units of the loss per grey level.
     """
     batch, single = as_batch(images)
     mean = _mean_gradient(classifier, len(batch), labels, defense, draws, gradient, rng, batch_size)

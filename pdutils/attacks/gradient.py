@@ -38,7 +38,8 @@ def fgsm(
     classifier : Classifier
         The network to fool.
     images : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
-        RGB in [0, 255]; they are rounded to 8 bits first.
+        RGB in [0, 255]; they are rounded to 8 bits first. What comes back has their shape, and
+        whole values.
     labels : int, or N of them
         The true classes; with `targeted`, the classes to reach.
     eps : float
@@ -47,10 +48,6 @@ def fgsm(
         Whether to go towards the labels instead of away from them.
     batch_size : int
         How many images the network sees at once.
-
-    Returns
-    -------
-    ndarray of float32, the shape of `images`, whole values in [0, 255]
     """
     knobs: dict[str, Any] = {"step": eps, "iterations": 1, "targeted": targeted}
     return igsm(classifier, images, labels, eps=eps, batch_size=batch_size, **knobs)
@@ -124,14 +121,12 @@ def pgd(
     rng: Rng = None,
     batch_size: int = 32,
 ) -> Array:
-    """Do as `igsm`, from a random point of the box.
+    """Do as `igsm`, from a random point of the box, with its arguments and two more.
 
     Source: Madry et al. 2018, arXiv 1706.06083.
 
     Parameters
     ----------
-    classifier, images, labels, eps, step, iterations, targeted, stop_at, batch_size
-        As in `igsm`.
     random_start : bool
         Whether to begin at a uniform draw from the box; without it this is `igsm`.
     rng : int, numpy.random.Generator, list of Generator, or None

@@ -68,7 +68,8 @@ def deepfool(
 ) -> Array:
     """Step over the nearest border, again and again, as if the network were linear.
 
-    Source: Moosavi-Dezfooli, Fawzi, Frossard 2016, arXiv 1511.04599.
+    It goes to the nearest other class, never to a target. Source: Moosavi-Dezfooli, Fawzi, Frossard
+    2016, arXiv 1511.04599.
 
     Parameters
     ----------
@@ -78,8 +79,6 @@ def deepfool(
         By what share of itself the perturbation goes beyond the border, at least 0.
     candidates : int
         How many of the most probable classes count, at least 2; the paper takes 10.
-    targeted : bool
-        Must be False: DeepFool goes to the nearest other class.
     """
     if targeted:
         raise ValueError("targeted: expected False, for DeepFool has no targeted form")
@@ -264,14 +263,9 @@ class _Judge:
     """Who decides whether an image is there; `clean` and `goals` are of those that are not yet."""
 
     def __init__(
-        self,
-        classifier: Classifier,
-        images: Array,
-        labels: LabelsLike,
-        targeted: bool,
-        batch_size: int,
+        self, classifier: Classifier, images: Array, labels: LabelsLike, targeted: bool, size: int
     ) -> None:
-        self.classifier, self.targeted, self.batch_size = classifier, targeted, batch_size
+        self.classifier, self.targeted, self.size = classifier, targeted, size
         batch, self.single = as_batch(images)
         self.all, goals = on_grid(batch), classifier.check_labels(labels, len(batch))
         self.todo = np.flatnonzero(~self.fooled(self.all, goals))
@@ -279,11 +273,10 @@ class _Judge:
         self.found = self.clean.copy()
 
     def fooled(self, images: Array, goals: Labels) -> NDArray[np.bool_]:
-        seen = self.classifier.predict(images, batch_size=self.batch_size).argmax(axis=1)
+        seen = self.classifier.predict(images, batch_size=self.size).argmax(axis=1)
         return np.asarray((seen == goals) == self.targeted)
 
     def adversaries(self) -> Array:
-        """Give all images, with what was found for those that were not there."""
         self.all[self.todo] = on_grid(self.found)
         return self.all[0] if self.single else self.all
 
@@ -299,18 +292,17 @@ class _Judge:
                 break
 
     def take_from_art(self, name: str, goals: Labels, knobs: dict[str, Any]) -> None:
-        """Attack by ART's class of that name."""
         from pdutils.attacks import _art
 
-        size = self.batch_size
-        bridge = _art.art_classifier(self.classifier, clip_values=(0, 1), batch_size=size)
-        self.found = _art.by_art(name, bridge, self.clean, goals, batch_size=size, **knobs)
+        knobs["batch_size"] = self.size
+        bridge = _art.art_classifier(self.classifier, clip_values=(0, 1), batch_size=self.size)
+        self.found = _art.by_art(name, bridge, self.clean, goals, **knobs)
 
     def targets(self) -> Labels:
         """Give the classes to reach: the goals, or the most probable class of each but its goal."""
         if self.targeted:
             return self.goals
-        probabilities = self.classifier.predict(self.clean, batch_size=self.batch_size)
+        probabilities = self.classifier.predict(self.clean, batch_size=self.size)
         probabilities[np.arange(len(self.goals)), self.goals] = -1
         return np.asarray(probabilities.argmax(axis=1))
 

@@ -74,14 +74,8 @@ def draw_animal(
 ) -> Drawing:
     """Draw one animal face at a random size, place, tilt and light, partly hidden by plants.
 
-    Parameters
-    ----------
-    label : int
-        Which animal, a place in `CLASS_NAMES`.
-    size : int, default 224
-        Height and width in pixels, at least 16.
-    rng : int, Generator or None
-        The same seed draws the same picture.
+    `label` is a place in `CLASS_NAMES`, `size` the height and width in pixels, at least 16; the
+    same seed draws the same picture.
     """
     if not 0 <= label < len(CLASS_NAMES):
         raise ValueError(f"label must be in 0..{len(CLASS_NAMES) - 1}, got {label}")
@@ -285,7 +279,6 @@ class _Face:
     def spot(
         self, at: tuple[Any, Any], ellipse: Any, colour: Any, soft: float = 1.5, alpha: float = 1.0
     ) -> None:
-        """Paint an ellipse, of middle and half axes, on the picture."""
         self.lay(self.canvas, _ellipse(*at, *ellipse), colour, soft, alpha)
 
     def paint(self) -> Any:
@@ -323,7 +316,6 @@ class _Face:
         return lit * (1.0 + (self.species.strands * self.fur + ticked))
 
     def paint_body(self, head: Array) -> Any:
-        """Paint shoulders and chest below the head, in its shadow."""
         species, fur, width = self.species, self.fur, self.species.head[0]
         body = _ellipse(self.u, self.v, 0.0, 1.75, 0.98 * width + 0.12, 1.35)
         colour = self.tinted(species.body) * np.ones_like(body)
@@ -334,7 +326,6 @@ class _Face:
         return self.lay(self.canvas, body + 1.6 * species.fringe * fur, colour, 3.0)
 
     def paint_ears(self) -> Any:
-        """Paint both ears, and the hollow in each."""
         species, width, length = self.species, self.species.ear_width, self.species.ear_length
         dx, dy = np.abs(self.u) - species.ear_across, self.v - species.ear_down
         across, down = _turned(dx, dy, species.ear_lean)
@@ -355,7 +346,6 @@ class _Face:
         return share
 
     def paint_snout(self) -> None:
-        """Paint the mouth and, over it, the nose."""
         down, width = self.species.nose
         line = _ellipse(self.x, self.y, 0.0, down + 1.3 * width, 0.012, 0.6 * width)
         smile = _stroke(self.a, self.y, (down + 1.85 * width, 0.55, -2.2), 0.012)
@@ -371,10 +361,10 @@ class _Face:
         self.spot((self.x, y), gleam, WHITE, 3.0, 0.6)
 
     def paint_eyes(self) -> None:
-        """Paint rim, iris, pupil and two reflections of the light."""
         across, down, r = self.species.eyes
         y = self.y - down
         at = np.sign(self.x) * (self.a - across), y
+        # Rim, iris, pupil and two reflections of the light.
         self.spot(at, (0.0, 0.0, 1.22 * r, 1.12 * r), (18, 13, 12), 2.5, 0.9)
         glow = np.clip(0.55 + 0.6 * y / r, 0.25, 1.0)
         iris = np.array(self.species.iris, dtype=np.float32)[:, None, None] * glow
@@ -385,7 +375,6 @@ class _Face:
         self.spot(at, (-0.5 * r * lx, 0.45 * r, 0.14 * r, 0.12 * r), WHITE, alpha=0.5)
 
     def paint_whiskers(self) -> None:
-        """Paint four hairs a side that fade to their tips."""
         a, length, (down, width) = self.a, self.species.whiskers, self.species.nose
         start = 1.25 * width
         fading = 0.85 - 0.8 * np.clip((a - start) / length, 0.0, 1.0)

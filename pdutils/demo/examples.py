@@ -45,16 +45,9 @@ _FOLDERS["map"] = "maps"
 class Case:
     """A clean image and an adversary that was made against the classifier at hand.
 
-    Attributes
-    ----------
-    clean, adversary : ndarray of float32, shape (H, W, 3)
-        RGB in [0, 255], on the 8-bit grid.
-    label, attacked_label : int
-        The true class, and the one that the classifier sees in the adversary.
-    origin : str
-        Where the adversary comes from, in words.
-    mask : ndarray of bool, shape (H, W), or None
-        True on the object, where that is known.
+    Both are (H, W, 3), RGB in [0, 255] on the 8-bit grid. `label` is the true class,
+    `attacked_label` what the classifier sees in the adversary; `origin` says in words where the
+    adversary comes from; `mask` (H, W) is True on the object, where that is known.
     """
 
     name: str
@@ -94,9 +87,9 @@ class Collection:
 class DemoImage:
     """One shipped image of the demo, with the paths of what belongs to it.
 
-    `name` is the file's in every folder, such as `badger_000.png`; `label` and `adversarial_label`
-    are the class that is drawn and the one that the adversary reached against the demo's network;
-    `attack` says how it was made, and its strength; `activation_map` is its robust CAM.
+    `name` is the file's in every folder, such as `badger_000.png`; `label` is drawn there, and the
+    demo's network takes the adversary for `adversarial_label`; `attack` says how it was made, and
+    its strength; `activation_map` is its robust CAM.
     """
 
     name: str
@@ -243,10 +236,7 @@ def photos_at_hand() -> list[tuple[Path, str]]:
 
 
 def image_names(classifier: Classifier) -> list[str]:
-    """List the images that go by a name and suit a classifier, its first look first.
-
-    One that knows the classes of the demo is shown the drawings, any other photos.
-    """
+    """List the drawings or photos that go by a name and suit a classifier, its first look first."""
     if classifier.class_names == CLASS_NAMES:
         return [Path(drawing.name).stem for drawing in demo_images()]
     return [*PHOTOS, *([BADGER] if _authors_badger() else [])]
@@ -305,9 +295,8 @@ def demo_weights() -> Path:
 def demo_network(seed: int | None = None) -> Any:
     """Build the network with random weights: images (N, 224, 224, 3) in [-1, 1], 10 probabilities.
 
-    Five convolutions end in a 14 x 14 feature map, fine enough for a class activation map to
-    follow the animal; global average pooling and one dense layer make the map of a class a
-    weighted sum of the feature maps.
+    The last of five convolutions gives 14 x 14, fine enough for a map that follows the animal;
+    average pooling and one dense layer make a class's map a weighted sum of the feature maps.
     """
     load_tensorflow()
     from keras import Input, Model, initializers, layers

@@ -169,15 +169,6 @@ def test_all_steps_are_taken_and_the_last_iterate_is_kept():
     np.testing.assert_array_equal(shown, np.rint(90 + 0.5 * np.arange(7)))
 
 
-def test_an_iterate_does_not_wait_beyond_white_or_black():
-    # 250, 254, cut at 255, 255, and from there back by 4.
-    options = {"defense": ALONE, "eps": 8, "step": 4, "iterations": 4, "rng": 0}
-    white = bpda(Fixed(1, 1, 1, -1), np.full((16, 16, 3), 250, np.float32), 0, **options)
-    np.testing.assert_array_equal(white, np.full((16, 16, 3), 251))
-    black = bpda(Fixed(-1, -1, -1, 1), np.full((16, 16, 3), 5, np.float32), 0, **options)
-    np.testing.assert_array_equal(black, np.full((16, 16, 3), 4))
-
-
 # --- the defence is the one that is met ---
 
 
