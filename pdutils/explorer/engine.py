@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pdutils._utils import Array, check_one_of, check_whole, is_number, streams
 from pdutils.attacks.gradient import fgsm, igsm
-from pdutils.classifiers import Classifier, load_classifier
+from pdutils.classifiers import Classifier, is_at_hand, load_classifier
 from pdutils.defenses.pipeline import DENOISERS, Defense
 from pdutils.demo.examples import (
     ITERATIONS,
@@ -288,6 +288,11 @@ def choices(network: str) -> list[Choice]:
         Choice(*((name, name) if name in PHOTOS else (str(path), f"the authors' {name}")), path)
         for name, path in paths.items()
     ]
+
+
+def at_hand() -> dict[str, bool]:
+    """Tell of each of `CLASSIFIERS` whether its weights lie on this machine."""
+    return {name: is_at_hand(name) for name in CLASSIFIERS}
 
 
 def as_code(settings: Settings) -> str:

@@ -23,9 +23,8 @@ from PIL import Image
 
 from pdutils import plots
 from pdutils._utils import Array, extra, on_grid
-from pdutils.classifiers import Classifier, is_at_hand
 from pdutils.explorer import engine
-from pdutils.explorer.engine import Choice, Explorer, Result, Settings, adversary_key
+from pdutils.explorer.engine import Choice, Classifier, Explorer, Result, Settings, adversary_key
 from pdutils.images import load_image
 
 with extra("notebooks"):
@@ -64,7 +63,7 @@ def explorer(
     start = settings or Settings()
     if network is None and start.classifier == "auto":
         named = ("resnet50", "efficientnet_lite0", "demo")
-        start = replace(start, classifier=next(filter(is_at_hand, named)))
+        start = replace(start, classifier=next(filter(engine.at_hand().get, named)))
     return ExplorerWidget(start, network)
 
 
@@ -354,8 +353,7 @@ def summary(settings: Settings) -> str:
 
 def _offer(begun: str) -> dict[str, Any]:
     """Give what the controls can be set to."""
-    names = dict.fromkeys([begun, *engine.CLASSIFIERS])
-    at_hand = {name: name == begun or is_at_hand(name) for name in names}
+    at_hand = {begun: True} | engine.at_hand() | {begun: True}
     colors = {"true": plots.TRUE_COLOR, "attack": plots.ATTACK_COLOR, "other": plots.OTHER_COLOR}
     return {
         "classifiers": [{"name": name, "at_hand": found} for name, found in at_hand.items()],
