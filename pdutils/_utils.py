@@ -5,10 +5,12 @@ float32 (H, W) or (N, H, W) in [0, 1]. Also here: progress bars, what TensorFlow
 to, and what an extra brings.
 """
 
+import codecs
 import hashlib
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -207,6 +209,30 @@ def generator(rng: int | np.random.Generator | None) -> np.random.Generator:
 
 class DataError(ValueError):
     """A file that is shipped or installed is missing, or is not the expected one."""
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, and no other."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: expected a text file, got a folder")
+    raw, encoding = Path(path).read_bytes(), "utf-8-sig"
+    # The mark of UTF-32 begins as that of UTF-16 does.
+    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encoding = "utf-32"
+    elif raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    try:
+        text = raw.decode(encoding)
+        wrong = "zero bytes without a mark" if "\0" in text else ""
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        wrong = f"{error.reason} in line {line}"
+    if wrong:
+        raise ValueError(
+            f"{path}: expected a text in UTF-8, or in UTF-16 with a byte-order mark, got {wrong}; "
+            "save it as UTF-8"
+        )
+    return re.sub(r"\r\n?", "\n", text)
 
 
 def has_hash(path: Path, known_hash: str) -> bool:

@@ -1,6 +1,5 @@
 """A Keras model with its preprocessing, class names and input size."""
 
-import codecs
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import _efficientnet, downloads
-from pdutils._utils import Array, as_batch, check_fork, check_one_of, load_tensorflow
+from pdutils._utils import Array, as_batch, check_fork, check_one_of, load_tensorflow, read_text
 
 Labels = NDArray[np.int64]
 
@@ -351,30 +350,6 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"{path}: expected the names of classes, found none")
     return tuple(names)
-
-
-def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, and no other."""
-    if Path(path).is_dir():
-        raise ValueError(f"{path}: expected a text file, got a folder")
-    raw, encoding = Path(path).read_bytes(), "utf-8-sig"
-    # The mark of UTF-32 begins as that of UTF-16 does.
-    if raw.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        encoding = "utf-32"
-    elif raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    try:
-        text = raw.decode(encoding)
-        wrong = "zero bytes without a mark" if "\0" in text else ""
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        wrong = f"{error.reason} in line {line}"
-    if wrong:
-        raise ValueError(
-            f"{path}: expected a text in UTF-8, or in UTF-16 with a byte-order mark, got {wrong}; "
-            "save it as UTF-8"
-        )
-    return re.sub(r"\r\n?", "\n", text)
 
 
 def classifier_names() -> list[str]:

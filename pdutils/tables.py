@@ -1,4 +1,4 @@
-"""The tables of the notebooks and of the evaluation; the blog's numbers beside the measured."""
+"""The tables of the notebooks and of the evaluation."""
 
 import json
 from collections.abc import Mapping
@@ -9,40 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils._utils import extra
-from pdutils.published import BLOG
 from pdutils.stats import Mean, PairedDifference, Rate
 
 with extra("evaluation"):
     import pandas as pd
 
 Counted = Rate | Mean | PairedDifference
-
-
-def step_table(
-    steps: Mapping[str, NDArray[Any]], *, label: int, attacked_label: int, names: tuple[str, ...]
-) -> pd.DataFrame:
-    """Set the class probabilities at each step, (K,) or (draws, K), beside the blog's.
-
-    A row has the mean probability of the two classes, the class that is seen most, the range of the
-    true class's probability if there are several draws, and the blog's numbers where it has that
-    step.
-    """
-    several = any(np.ndim(found) == 2 and len(found) > 1 for found in steps.values())
-    rows = []
-    for step, found in steps.items():
-        draws = np.atleast_2d(found)
-        true, blog = draws[:, label], BLOG.get(step, (None, None))
-        row: dict[str, Any] = {"step": step, names[label]: true.mean()}
-        if attacked_label != label:
-            row[names[attacked_label]] = draws[:, attacked_label].mean()
-        row["seen as"] = names[np.bincount(draws.argmax(axis=1)).argmax()]
-        if several:
-            ends = f"{true.min():.2f} to {true.max():.2f}"
-            row |= {"draws": len(draws), "range": ends if len(draws) > 1 else ""}
-        stated = ", ".join(f"{number:.2f}" for number in blog if number is not None)
-        rows.append(row | {"blog: badger, skunk": stated or None})
-    table = pd.DataFrame(rows).set_index("step").dropna(axis="columns", how="all").fillna("")
-    return table.map(lambda cell: f"{cell:.2f}" if isinstance(cell, float) else str(cell))
 
 
 def rate_table(rows: Mapping[str, Mapping[str, Counted | None]]) -> pd.DataFrame:

@@ -7,31 +7,6 @@ import pytest
 from pdutils import tables
 from pdutils.stats import Mean, PairedDifference, Rate
 
-NAMES = ("badger", "skunk", "fox")
-
-
-def steps():
-    return {
-        "adversary": np.array([0.2, 0.7, 0.1]),
-        "PD 600": np.array([[0.6, 0.3, 0.1], [0.4, 0.5, 0.1], [0.8, 0.1, 0.1]]),
-    }
-
-
-def test_step_table_gives_means_extremes_and_the_class_seen_most():
-    table = tables.step_table(steps(), label=0, attacked_label=1, names=NAMES)
-    row = table.loc["PD 600"]
-    assert (row["badger"], row["skunk"]) == ("0.60", "0.30")
-    assert (row["range"], row["draws"]) == ("0.40 to 0.80", "3")
-    assert table.loc["adversary", "range"] == ""
-    assert list(table["seen as"]) == ["skunk", "badger"]
-
-
-def test_step_table_sets_the_blog_beside_its_own_steps_only():
-    others = {"clean, PD 600": np.array([1.0, 0, 0]), "mine": np.array([1.0, 0, 0])}
-    table = tables.step_table(steps() | others, label=0, attacked_label=1, names=NAMES)
-    # Of the clean image after deflection the blog states the true class alone.
-    assert list(table["blog: badger, skunk"]) == ["0.15, 0.59", "0.75, 0.16", "1.00", ""]
-
 
 def test_zone_table_counts_what_lies_inside_beside_an_even_spread():
     zone = np.zeros((4, 5), dtype=bool)
@@ -44,15 +19,6 @@ def test_zone_table_counts_what_lies_inside_beside_an_even_spread():
     assert list(table.loc["PD"]) == ["1", "3", "25%"]
     assert list(table.loc["none"]) == ["0", "0", "-"]
     assert list(table.loc["all pixels"]) == ["4", "16", "20%"]
-
-
-@pytest.mark.parametrize(("attacked", "columns"), [(1, ["badger", "skunk"]), (0, ["badger"])])
-def test_step_table_leaves_out_the_blog_and_the_attack_s_class_where_there_are_none(
-    attacked, columns
-):
-    mine = {"mine": np.array([1.0, 0, 0])}
-    table = tables.step_table(mine, label=0, attacked_label=attacked, names=NAMES)
-    assert list(table.columns) == [*columns, "seen as"]
 
 
 @pytest.mark.parametrize(

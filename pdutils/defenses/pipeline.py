@@ -28,7 +28,15 @@ from pdutils._utils import (
     is_number,
     streams,
 )
-from pdutils.activation import DEFAULT_RANKS, Classifier, Combine, Upscale, cam, robust_cam
+from pdutils.activation import (
+    DEFAULT_RANKS,
+    Classifier,
+    Combine,
+    Upscale,
+    cam,
+    number_of_ranks,
+    robust_cam,
+)
 from pdutils.deflection import Reading, check_knobs, deflect
 from pdutils.denoising import DENOISERS, denoise_batch
 
@@ -139,6 +147,12 @@ class Defense:
             return None
         k = DEFAULT_RANKS if self.k is None else self.k
         return self.activation, k, self.combine, self.upscale, self.bias
+
+    def check_network(self, classifier: Classifier) -> None:
+        """Check that a network has the map which this defence uses."""
+        if self.map_key is not None:
+            number_of_ranks(self.k, len(classifier.class_ids))
+            classifier.network.feature_map()
 
     def activation_map(self, classifier: Classifier, images: Array) -> Maps:
         """Make the map (H, W) or (N, H, W) that this defence uses, with its bias, or None."""

@@ -17,10 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdutils._utils import Array, check_whole, generator
-from pdutils.classifiers import Classifier, read_text
-from pdutils.demo.drawing import CLASS_NAMES, draw_animal
-from pdutils.demo.examples import Collection
+from pdutils._utils import Array, check_whole, generator, read_text
+from pdutils.demo.examples import CLASS_NAMES, Classifier, Collection, draw_animal
 from pdutils.images import IMAGE_SUFFIXES, displayed, find_pictures, load_image, load_map
 from pdutils.stats import Rate
 

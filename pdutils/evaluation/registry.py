@@ -16,12 +16,20 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pdutils import attacks
 from pdutils._notation import Value, check_known, check_name, knobs_of, read, spell, spell_value
 from pdutils._utils import Array, Rng, as_batch, on_grid, streams
-from pdutils.activation import Classifier, Labels, number_of_ranks
-from pdutils.defenses.pipeline import NAMES, Defense, OwnDefense, called, knobs_of_name, required
+from pdutils.defenses.pipeline import (
+    NAMES,
+    Classifier,
+    Defense,
+    OwnDefense,
+    called,
+    knobs_of_name,
+    required,
+)
 from pdutils.defenses.transformations import PEERS
 
 #: But for "none" the functions of `pdutils.attacks`, each loaded when its attack is asked for.
@@ -36,7 +44,7 @@ class Adversaries(NamedTuple):
     """Images of whole values in [0, 255], and the classes that a targeted attack was to reach."""
 
     images: Array
-    targets: Labels | None
+    targets: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ class OwnAttack:
         object.__setattr__(self, "text", OwnDefense(self.name, self.function).text)
 
     def make(
-        self, classifier: Classifier, images: Array, labels: Labels, rng: Rng, **_: Any
+        self, classifier: Classifier, images: Array, labels: NDArray[np.int64], rng: Rng, **_: Any
     ) -> Adversaries:
         """Attack a batch of images."""
         alone, made = len(required(self.function)) <= 2, []
@@ -182,12 +190,9 @@ AnyDefense = NamedDefense | OwnDefense
 
 def check_network(defense: AnyDefense, classifier: Classifier) -> None:
     """Check that a network has the map which a defence uses."""
-    pipeline = getattr(defense, "defense", None)
-    if pipeline is None or pipeline.map_key is None:
-        return
     try:
-        number_of_ranks(pipeline.k, len(classifier.class_ids))
-        classifier.network.feature_map()
+        if pipeline := getattr(defense, "defense", None):
+            pipeline.check_network(classifier)
     except ValueError as error:
         raise ValueError(f"{defense.text} on {classifier.name}: {error}") from None
 
@@ -277,8 +282,8 @@ def _knobs(name: str) -> dict[str, Any]:
 
 
 def _other_classes(
-    labels: Labels, classes: int, generators: Sequence[np.random.Generator]
-) -> Labels:
+    labels: NDArray[np.int64], classes: int, generators: Sequence[np.random.Generator]
+) -> NDArray[np.int64]:
     """Draw a class for each image, any but its own."""
     if classes < 2:
         raise ValueError(f"expected a network of at least 2 classes to target, got {classes}")

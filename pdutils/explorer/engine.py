@@ -25,11 +25,12 @@ from pdutils.demo.examples import (
     ITERATIONS,
     PHOTOS,
     demo_images,
+    linf,
     load_case,
     load_clean,
     photos_at_hand,
+    relative_l2,
 )
-from pdutils.metrics import linf, relative_l2
 
 #: Told what is being done, how much of it is done, and how much there is (0: nobody knows).
 Progress = Callable[[str, int, int], None]

@@ -12,7 +12,7 @@ from nbformat import from_dict
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from pdutils import tables
+from pdutils import published, tables
 from pdutils.stats import PairedDifference
 from tools import pages
 
@@ -116,7 +116,7 @@ def test_the_tables_of_the_notebooks_lie_within_the_page(visit, folder):
     draws = np.full((20, 3), 0.5)
     found = {"adversary": draws[0], "PD 1500": draws, "PD 1500 + R-CAM + WD": draws}
     names = ("Egyptian_cat", "American_egret", "tiger_cat")
-    steps = tables.step_table(found, label=0, attacked_label=1, names=names)
+    steps = published.step_table(found, label=0, attacked_label=1, names=names)
     drop = PairedDifference(20, 5, 60, 15)
     columns = dict.fromkeys(("clean", "stops at success", "goes on"), drop)
     rates = tables.rate_table({"PD 1500 + R-CAM + WD against PD 200 + WD": columns})
