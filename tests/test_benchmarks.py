@@ -3,7 +3,10 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,31 +21,8 @@ from pdutils.images import labelled_files, load_image, save_image
 
 ROOT = Path(__file__).parents[1]
 
-TINY = {
-    "repeats": 1,
-    "seconds": 0.0,
-    "batch": 2,
-    "folder": 4,
-    "steps": 1,
-    "memory": (3, 2),
-    "memory_repeats": 1,
-}
-
-
-class Recorder(random.Random):
-    """Keeps what was drawn from it."""
-
-    def __init__(self, seed):
-        super().__init__(seed)
-        self.drawn = []
-
-    def randint(self, a, b):
-        self.drawn.append(super().randint(a, b))
-        return self.drawn[-1]
-
-    def uniform(self, a, b):
-        self.drawn.append(super().uniform(a, b))
-        return self.drawn[-1]
+TINY = {"repeats": 1, "seconds": 0.0, "batch": 2, "folder": 4, "steps": 1, "memory": (2, 2),
+        "memory_repeats": 1}  # fmt: skip
 
 
 def writes_of(drawn, shape, activation_map=None):
@@ -63,13 +43,19 @@ def writes_of(drawn, shape, activation_map=None):
 
 @pytest.mark.parametrize("with_map", [False, True])
 def test_the_loop_gives_what_the_numpy_path_gives_for_the_same_draws(with_map):
-    image, draw = photo(12, 15), Recorder(3)
+    image, draw, drawn = photo(12, 15), random.Random(3), []
+    for kind in ("randint", "uniform"):
+        kept = partial(lambda f, *a: drawn.append(f(*a)) or drawn[-1], getattr(draw, kind))
+        setattr(draw, kind, kept)
     chances = np.linspace(0, 1, 12 * 15, dtype=np.float32).reshape(12, 15) if with_map else None
     slow = authors.deflect(image, 300, 4, chances, draw=draw)
-    writes, rounds = writes_of(draw.drawn, (12, 15), chances)
+    writes, rounds = writes_of(drawn, (12, 15), chances)
     assert rounds == 300
     assert (len(writes) < 900) == with_map
     np.testing.assert_array_equal(slow, apply_writes(image, writes))
+    # The image stays as it was.
+    np.testing.assert_array_equal(image, photo(12, 15))
+    assert np.any(slow != image)
 
 
 @pytest.mark.parametrize("with_map", [False, True])
@@ -91,13 +77,6 @@ def test_the_loop_changes_as_many_values_as_either_fast_path(with_map):
     np.testing.assert_allclose(means, means[0], rtol=0, atol=4 * np.sqrt(2) * errors.max())
 
 
-def test_the_image_that_is_deflected_stays_as_it_is():
-    image = photo()
-    kept = image.copy()
-    assert np.any(authors.deflect(image, 50) != kept)
-    np.testing.assert_array_equal(image, kept)
-
-
 def test_scikit_image_denoises_as_the_layer_does():
     batch = photos(2, 64, 64)
     slow = np.stack([authors.denoise(image) for image in batch])
@@ -109,76 +88,60 @@ def test_scikit_image_denoises_as_the_layer_does():
 
 def test_a_folder_is_defended_in_its_order(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(9)]
-    for i, path in enumerate(paths):
-        save_image(path, photo(64, 64, seed=i))
+    originals = np.stack([photo(64, 64, seed=i) for i in range(9)])
+    for path, image in zip(paths, originals, strict=True):
+        save_image(path, image)
     with ThreadPoolExecutor(2) as pool:
         defended = authors.defend_files(paths, pool)
-    originals = np.stack([load_image(path) for path in paths])
     distances = np.abs(defended[:, None] - originals[None]).mean(axis=(2, 3, 4))
     assert (distances > 0).all()
     np.testing.assert_array_equal(distances.argmin(axis=1), np.arange(9))
 
 
-def test_the_plain_model_takes_raw_images_as_the_defended_one(toy):
-    batch = photos(3)
+def test_the_other_sides_do_the_plain_model_s_and_the_bare_gradient_s_work(toy):
+    batch, labels = photos(3), np.array([0, 4, 2])
     plain = measures.plain_model(toy).predict_on_batch(batch)
     without = defended_model(toy, Defense(deflections=0, denoiser=None))
     np.testing.assert_allclose(plain, toy.predict(batch), rtol=1e-5)
     np.testing.assert_allclose(plain, without.predict_on_batch(batch), rtol=1e-5)
-
-
-def test_the_bare_pass_gives_the_gradient_that_the_attack_takes(toy):
-    batch, labels = photos(3), np.array([0, 4, 2])
     bare = measures.bare_gradient(toy, labels)(batch)
     np.testing.assert_allclose(bare, toy.loss_gradient(batch, labels)[0], rtol=1e-4, atol=1e-9)
 
 
-def test_the_timed_folder_holds_labelled_drawings(toy):
+def test_the_timed_folder_holds_fifty_pictures_again_and_again_with_their_labels(toy, monkeypatch):
+    monkeypatch.setattr(measures, "_drawings", lambda n: photos(n, 16, 16))
     with measures.labelled_folder(56, toy) as files:
-        assert len(files) == 56
         assert sorted(files) == sorted(labelled_files(files[0][0].parent))
         images = [load_image(path) for path, _ in files]
-    assert {image.shape for image in images} == {(224, 224, 3)}
-    np.testing.assert_array_equal(images[50], images[0])
-    assert np.any(images[1] != images[0])
-
-
-class Clock:
-    """Stands for `timeit`: what each run costs, on a machine that grows slower all the time."""
-
-    def __init__(self, costs):
-        self.costs, self.slower, self.runs = costs, 1.0, []
-
-    def timeit(self, run, number):
-        name = run()
-        self.runs.append((name, number))
-        self.slower *= 1.5
-        return self.costs[name] * number * self.slower
+    np.testing.assert_array_equal(images, [*photos(50, 16, 16), *photos(6, 16, 16)])
 
 
 def test_a_ratio_is_of_times_taken_in_turn_after_warm_up(monkeypatch):
-    clock = Clock({"slow": 6.0, "fast": 1.0})
-    monkeypatch.setattr(timing, "timeit", clock)
-    calls = []
+    # What each run costs, on a machine that grows slower all the time.
+    costs, calls, runs = {"slow": 6.0, "fast": 1.0}, [], []
 
-    def side(name, units):
-        return timing.Side(name, lambda: calls.append(name) or name, units)
+    def timed(run, number):
+        name = run()
+        runs.append((name, number))
+        return costs[name] * number * 1.5 ** len(runs)
 
-    sides = side("slow", 1), side("fast", 2)
-    found = timing.ratio(*sides, repeats=3, seconds=9.0)
+    monkeypatch.setattr(timing, "timeit", SimpleNamespace(timeit=timed))
+    slow, fast = (
+        timing.Side(name, lambda name=name: calls.append(name) or name, units)
+        for name, units in (("slow", 1), ("fast", 2))
+    )
+    found = timing.ratio(slow, fast, repeats=3, seconds=9.0)
     # The first two tell how often a side runs for one time: 9 / (6 * 1.5) and 9 / 1.5 ** 2.
     assert calls[:4] == ["slow", "slow", "fast", "fast"]
-    assert clock.runs == [("slow", 1), ("fast", 1), *[("slow", 1), ("fast", 4)] * 3]
+    assert runs == [("slow", 1), ("fast", 1), *[("slow", 1), ("fast", 4)] * 3]
     # A unit of the fast side takes half of its run, and each pair drifts alike.
     np.testing.assert_allclose(found.values, [6 / 0.5 / 1.5] * 3)
-    assert found.settings["repeats"] == 3
-    assert (found.settings["above"], found.settings["below"]) == ("slow", "fast")
-    assert found.settings["above_seconds"] == pytest.approx(6 * 1.5**5)
-
-
-def test_a_summary_is_the_median_with_its_spread():
-    found = timing.Measurement([3.0, 1.0, 8.0], {}).summary()
-    assert found == {"value": 3.0, "min": 1.0, "max": 8.0}
+    assert found.settings == {
+        "above": "slow", "below": "fast", "repeats": 3,
+        "above_seconds": pytest.approx(6 * 1.5**5), "below_seconds": pytest.approx(0.5 * 1.5**6),
+    }  # fmt: skip
+    summary = timing.Measurement([3.0, 1.0, 8.0], {}).summary()
+    assert summary == {"value": 3.0, "min": 1.0, "max": 8.0}
 
 
 @pytest.mark.parametrize(
@@ -194,58 +157,48 @@ def test_a_missed_target_is_told(value, target, reached):
     assert line.endswith("missed") == (not reached)
 
 
-@pytest.fixture
-def fake(monkeypatch):
-    """Measures that cost nothing; `pd_1500` is interrupted."""
-
-    def interrupted(sizes):
-        raise KeyboardInterrupt
-
-    known = {
-        key: lambda sizes: timing.Measurement([7.0, 9.0, 8.0], {"repeats": 3})
-        for key in bench.TARGETS
-    }
-    monkeypatch.setattr(measures, "MEASURES", known | {"pd_1500": interrupted})
-
-
 HEAD = {"versions": {"python": "3"}, "processor": "p", "cores": 2, "device": "CPU"}
 
 
-@pytest.mark.usefixtures("fake")
-def test_what_is_finished_is_kept(tmp_path):
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A function that runs the benchmark for a key or for all, and reads what it has written.
+
+    The measures cost nothing; `pd_1500` is interrupted.
+    """
+
+    def measure(sizes, key):
+        if key == "pd_1500":
+            raise KeyboardInterrupt
+        return timing.Measurement([7.0, 9.0, 8.0], {"repeats": 3})
+
+    known = {key: partial(measure, key=key) for key in bench.TARGETS}
+    monkeypatch.setattr(measures, "MEASURES", known)
     output = tmp_path / "new" / "bench.json"
-    with pytest.raises(KeyboardInterrupt):
-        bench.measured(["wd_batch", "pd_200", "pd_1500"], None, dict(HEAD), output)
-    report = json.loads(output.read_text())
-    assert list(report) == [*HEAD, "pd_200", "wd_batch"]
-    assert report["pd_200"]["value"] == 8.0
-    assert report["pd_200"]["target"] == ">= 6"
 
-
-@pytest.mark.usefixtures("fake")
-def test_one_key_alone_keeps_the_others_of_the_same_machine(tmp_path, monkeypatch):
-    output = tmp_path / "bench.json"
-
-    def only(key, head):
+    def run(*keys, head=HEAD):
         monkeypatch.setattr(bench, "header", lambda: head)
-        assert bench.main(["--only", key, "--output", str(output)]) == 0
+        words = [word for key in keys for word in ("--only", key)]
+        with nullcontext() if keys else pytest.raises(KeyboardInterrupt):
+            assert bench.main([*words, "--output", str(output)]) == 0
         return json.loads(output.read_text())
 
-    only("pd_200", HEAD)
-    assert list(only("defended_resnet50", HEAD)) == [*HEAD, "pd_200", "defended_resnet50"]
-    report = only("defended_resnet50", HEAD | {"device": "a GPU"})
+    return run
+
+
+def test_one_key_alone_keeps_the_others_of_the_same_machine(measured):
+    report = measured("wd_batch", "pd_200")
+    assert list(report) == [*HEAD, "pd_200", "wd_batch"]
+    assert (report["pd_200"]["value"], report["pd_200"]["target"]) == (8.0, ">= 6")
+    assert list(measured("import_pdutils")) == [*report, "import_pdutils"]
+    report = measured("defended_resnet50", head=HEAD | {"device": "a GPU"})
     assert list(report) == [*HEAD, "defended_resnet50"]
     assert report["defended_resnet50"]["target"] == "<= 1.25"
 
 
-@pytest.mark.usefixtures("fake")
-def test_a_whole_run_keeps_nothing_of_an_earlier_one(tmp_path, monkeypatch):
-    output = tmp_path / "bench.json"
-    monkeypatch.setattr(bench, "header", lambda: HEAD)
-    bench.main(["--only", "wd_batch", "--output", str(output)])
-    with pytest.raises(KeyboardInterrupt):
-        bench.main(["--output", str(output)])
-    assert list(json.loads(output.read_text())) == [*HEAD, "pd_200"]
+def test_a_whole_run_keeps_what_is_finished_and_nothing_of_an_earlier_one(measured):
+    measured("wd_batch")
+    assert list(measured()) == [*HEAD, "pd_200"]
 
 
 def test_peak_memory_is_the_commands_own():
@@ -264,11 +217,10 @@ def test_peak_memory_is_the_commands_own():
 @pytest.mark.slow
 def test_a_quick_run_writes_every_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "QUICK", TINY)
-    # Building and compiling a larger network takes half a minute.
-    small, built = measures._classifier, []
-    monkeypatch.setattr(
-        measures, "_classifier", lambda name: built.append(name) or small("mobilenet_v2")
-    )
+    # Building and compiling a larger network takes half a minute, as a second defended folder does.
+    small, built = measures._classifier("demo"), []
+    monkeypatch.setattr(measures, "_classifier", lambda name: built.append(name) or small)
+    monkeypatch.setattr(measures, "_defend_peak", cache(measures._defend_peak))
     output = tmp_path / "bench.json"
     assert bench.main(["--quick", "--output", str(output)]) == 0
     report = json.loads(output.read_text())

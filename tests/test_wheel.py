@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import time
 import urllib.request
-from collections.abc import Iterator
+import venv
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -23,17 +23,16 @@ pytestmark = pytest.mark.slow
 #: Seconds; a machine that is busy is slow, not broken.
 PATIENCE = 400
 
+# Nothing is cached, and no server answers there.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
+    "PDUTILS_CACHE": "cache", "https_proxy": "http://127.0.0.1:9"}  # fmt: skip
 
-def call(command: list[object], folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        [str(word) for word in command],
-        cwd=folder,
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+
+def call(folder, *command) -> subprocess.CompletedProcess:
+    options = {"capture_output": True, "text": True, "timeout": PATIENCE}
+    done = subprocess.run([*map(str, command)], cwd=folder, env=ENVIRONMENT, **options)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -51,183 +50,143 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def wheel(source, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    done = call([*command, "--no-index", "--wheel-dir", folder, source], folder)
-    assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("*.whl")
+def build(source: Path, target: Path, kind: str) -> Path:
+    program = f"from setuptools import build_meta; build_meta.build_{kind}({str(target)!r})"
+    call(source, sys.executable, "-c", program)
+    (built,) = target.glob("*.whl" if kind == "wheel" else "*.tar.gz")
     return built
 
 
-class Installed:
-    """An environment with the wheel, which borrows what the package needs from that of the test."""
-
-    def __init__(self, home: Path, wheel: Path) -> None:
-        self.home = home
-        venv = home / "venv"
-        made = call([sys.executable, "-m", "venv", "--without-pip", venv], home)
-        assert made.returncode == 0, made.stderr
-        self.python = venv / "bin" / "python"
-        pip = [sys.executable, "-m", "pip", "--python", self.python, "install"]
-        done = call([*pip, "--no-index", "--no-deps", wheel], home)
-        assert done.returncode == 0, done.stderr
-        (self.packages,) = venv.glob("lib/python*/site-packages")
-        # Of a folder that is named in such a file, the files of this kind are not read: the
-        # checkout, which the test's environment knows by one, stays out of sight.
-        (self.packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
-        (venv / "share").mkdir(exist_ok=True)
-        (venv / "share" / "jupyter").symlink_to(Path(sys.prefix) / "share" / "jupyter")
-
-    def run(self, folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-        # Nothing is cached, and no server answers there.
-        offline = {"PDUTILS_CACHE": str(folder / "cache"), "https_proxy": "http://127.0.0.1:9"}
-        return call([self.python, *arguments], folder, **offline)
-
-    def files(self) -> dict[str, str]:
-        """Give what is installed, each file with its hash."""
-        return {
-            str(path.relative_to(self.packages)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted((self.packages / "pdutils").rglob("*"))
-            if path.is_file()
-        }
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> Path:
+    return build(source, tmp_path_factory.mktemp("wheel"), "wheel")
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory) -> Iterator[Installed]:
-    """The installation; after all that was done with it, not a byte of it may be another."""
-    made = Installed(tmp_path_factory.mktemp("installed"), wheel)
-    before = made.files()
+def installed(wheel, tmp_path_factory):
+    """The folder of an environment with the wheel; what it lacks is borrowed from the tests'."""
+    home = tmp_path_factory.mktemp("installed")
+    venv.create(home, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", home / "bin" / "python", "install"]
+    call(home, *pip, "--no-index", "--no-deps", wheel)
+    (packages,) = home.glob("lib/python*/site-packages")
+    # Of a folder that is named in such a file, the files of this kind are not read: the
+    # checkout, which the test's environment knows by one, stays out of sight.
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    (home / "share").mkdir(exist_ok=True)
+    (home / "share" / "jupyter").symlink_to(Path(sys.prefix) / "share" / "jupyter")
+
+    def files() -> dict[Path, str]:
+        paths = (path for path in (packages / "pdutils").rglob("*") if path.is_file())
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+    before = files()
     assert len(before) > 150
-    yield made
-    assert made.files() == before
+    yield home
+    # After all that was done with it, not a byte of it is another.
+    assert files() == before
 
 
 def test_the_wheel_holds_the_package_what_the_demo_and_the_page_need_and_nothing_stale(
-    wheel, source
+    wheel, source, tmp_path
 ):
-    with ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    brought = {
-        f"pdutils/_shipped/{path.relative_to(source)}"
-        for folder in ("data", "maps", "app")
-        for path in (source / folder).rglob("*")
-        if path.is_file()
-    }
+    shipped = (path for name in ("data", "maps", "app") for path in (source / name).rglob("*"))
+    brought = {f"pdutils/_shipped/{p.relative_to(source)}" for p in shipped if p.is_file()}
     package = {str(path.relative_to(source)) for path in source.glob("pdutils/**/*.*")}
-    assert names == brought | package
+    names = ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == brought | package
+    # So does a wheel of the source distribution.
+    shutil.unpack_archive(build(source, tmp_path, "sdist"), tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("pdutils-*/")
+    assert sorted(ZipFile(build(unpacked, tmp_path, "wheel")).namelist()) == sorted(names)
 
 
-def test_a_wheel_of_a_source_distribution_holds_the_same(wheel, source, tmp_path):
-    build = "from setuptools import build_meta; print(build_meta.build_sdist({!r}))"
-    done = call([sys.executable, "-c", build.format(str(tmp_path))], source)
-    assert done.returncode == 0, done.stderr
-    (packed,) = tmp_path.glob("*.tar.gz")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    done = call([*command, "--no-index", "--wheel-dir", tmp_path, packed], tmp_path)
-    assert done.returncode == 0, done.stderr
-    (again,) = tmp_path.glob("*.whl")
-    with ZipFile(wheel) as one, ZipFile(again) as other:
-        assert sorted(one.namelist()) == sorted(other.namelist())
+EVALUATION = """
+from pathlib import Path
+import pdutils
+from pdutils.cli.main import main
+from pdutils.classifiers import load_classifier
+from pdutils.demo.examples import checkout, demo_images
+from pdutils.images import load_image
+assert main(["evaluate", "drawings:2", "--attacks", "fgsm", "--defenses", "pd+wd"]) == 0
+(kept,) = Path("results").glob("evaluation-*.sqlite")
+assert main(["table", str(kept)]) == 0
+shown = demo_images()[0]
+words = ["defend", str(shown.adversary), "--classifier", "demo", "--save", "defended.png"]
+assert main(words) == 0
+print("---")
+print(pdutils.__file__, checkout(), len(demo_images()))
+for name in ("demo", "auto"):
+    print(load_classifier(name).name)
+network = load_classifier("demo")
+print(network.top(network.predict(load_image(shown.image)))[0].class_name, shown.label)
+"""
 
 
 def test_it_evaluates_defends_and_finds_its_demo_in_any_folder(installed, tmp_path):
-    picture = demo_root() / "data" / "adversaries" / "badger_000.png"
-    program = (
-        "import pdutils\n"
-        "from pdutils.cli.main import main\n"
-        "from pdutils.classifiers import load_classifier\n"
-        "from pdutils.demo.examples import checkout, demo_images\n"
-        "from pdutils.images import load_image\n"
-        "words = ['evaluate', 'drawings:2', '--attacks', 'fgsm', '--defenses', 'pd+wd']\n"
-        "assert main(words) == 0\n"
-        f"words = ['defend', {str(picture)!r}, '--classifier', 'demo', '--save', 'defended.png']\n"
-        "assert main(words) == 0\n"
-        "print('---')\n"
-        "print(pdutils.__file__, checkout(), len(demo_images()))\n"
-        "shown = demo_images()[0]\n"
-        "for name in ('demo', 'auto'):\n"
-        "    print(load_classifier(name).name)\n"
-        "network = load_classifier('demo')\n"
-        "seen = network.top(network.predict(load_image(shown.image)))[0]\n"
-        "print(seen.class_name, shown.label)\n"
-    )
-    done = installed.run(tmp_path, "-c", program)
-    assert done.returncode == 0, done.stderr
+    done = call(tmp_path, installed / "bin" / "python", "-c", EVALUATION)
     said, _, found = done.stdout.partition("---\n")
-    assert "badger" in said
+    assert "fgsm" in said
     assert (tmp_path / "defended.png").is_file()
+    (package,) = installed.glob("lib/python*/site-packages/pdutils/__init__.py")
     first, *names, answer = found.splitlines()
-    assert first == f"{installed.packages / 'pdutils' / '__init__.py'} None 20"
+    assert first == f"{package} None 20"
     # The weights of EfficientNet-Lite0 are installed here too.
     assert names == ["demo", "efficientnet_lite0"]
     seen, label = answer.split()
     assert seen == label
-    (kept,) = (tmp_path / "results").glob("evaluation-*.sqlite")
-    done = installed.run(tmp_path, "-m", "pdutils", "table", kept)
-    assert done.returncode == 0, done.stderr
+    assert label in said
+
+
+RUNS = """
+from pdutils.cli.main import main
+for words in ([], ["03"], ["--all"]):
+    try:
+        main(["run", *words])
+    except SystemExit as ended:
+        assert ended.code == 2
+assert main(["run", "mine.ipynb"]) == 0
+"""
 
 
 def test_run_says_where_it_finds_notebooks_and_takes_one_by_its_path(installed, tmp_path):
-    program = (
-        "from pdutils.cli.main import main\n"
-        "for words in ([], ['03'], ['--all']):\n"
-        "    try:\n"
-        "        main(['run', *words])\n"
-        "    except SystemExit as ended:\n"
-        "        assert ended.code == 2\n"
+    code = (
+        "import pdutils.demo.examples\n"
+        "print(len(pdutils.demo.examples.demo_images()), pdutils.__file__)"
     )
-    done = installed.run(tmp_path, "-c", program)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert done.stderr == 3 * (
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbformat.write(notebook, tmp_path / "mine.ipynb")
+    done = call(tmp_path, installed / "bin" / "python", "-c", RUNS)
+    assert done.stderr.startswith(3 * (
         "error: the notebooks are not in the installed package but in its repository: run this "
         "in a clone of it, or name a notebook by its path; see python -m pdutils run --help\n"
-    )
-    notebook = nbformat.v4.new_notebook(
-        cells=[
-            nbformat.v4.new_code_cell(
-                "import pdutils.demo.examples\n"
-                "print(len(pdutils.demo.examples.demo_images()), pdutils.__file__)"
-            )
-        ]
-    )
-    nbformat.write(notebook, tmp_path / "mine.ipynb")
-    done = installed.run(tmp_path, "-m", "pdutils", "run", "mine.ipynb")
-    assert done.returncode == 0, done.stderr
+    ))  # fmt: skip
     shown = nbformat.read(tmp_path / "results" / "mine.ipynb", as_version=4).cells[-1].outputs
-    assert shown[0].text == f"20 {installed.packages / 'pdutils' / '__init__.py'}\n"
+    (package,) = installed.glob("lib/python*/site-packages/pdutils/__init__.py")
+    assert shown[0].text == f"20 {package}\n"
 
 
-@pytest.fixture
-def page(installed, tmp_path) -> Iterator[str]:
+def test_the_explorer_is_served(installed, tmp_path):
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [installed.python, "-m", "pdutils", "app", f"--port={port}", "--no-browser"],
-            cwd=tmp_path,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-            stdout=log,
-            stderr=log,
-        )
+    python, log = installed / "bin" / "python", tmp_path / "log"
+    command = [python, "-m", "pdutils", "app", f"--port={port}", "--no-browser"]
+    with log.open("w") as file:
+        out = {"stdout": file, "stderr": file, "env": ENVIRONMENT}
+        process = subprocess.Popen(command, cwd=tmp_path, **out)
     try:
         for _ in range(PATIENCE):
-            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert process.poll() is None, log.read_text()
             with socket.socket() as caller:
                 if caller.connect_ex(("localhost", port)) == 0:
                     break
             time.sleep(1)
-        yield f"http://localhost:{port}/"
+        page = urllib.request.urlopen(f"http://localhost:{port}/", timeout=PATIENCE)
+        shown = page.read().decode()
     finally:
         process.terminate()
         process.wait(30)
-
-
-def test_the_explorer_is_served(page):
-    with urllib.request.urlopen(page, timeout=PATIENCE) as response:
-        shown = response.read().decode()
     assert "application/vnd.jupyter.widget-view+json" in shown
     assert "pdutils.explorer.widget.ExplorerWidget" in shown
     assert "There was an error" not in shown
