@@ -12,81 +12,67 @@ from conftest import photo
 from pdutils.images import save_image
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "notebooks" / "README.md"]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-
-
-def without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```$|`[^`\n]+`", "", text, flags=re.MULTILINE | re.DOTALL)
+README = ROOT / "README.md"
+PATHS = (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "notebooks" / "README.md")
+PAGES = {page: page.read_text("utf-8") for page in PATHS}
 
 
 @cache
+def without_code(page: Path) -> str:
+    code = r"^```.*?^```$|`[^`\n]+`"
+    return re.sub(code, "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+
+
 def anchors(page: Path) -> set[str]:
     """The places of a page's headings, as GitHub names them."""
-    titles = re.findall(r"^#+ (.+)$", without_code(page.read_text("utf-8")), flags=re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", without_code(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.strip().lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_links_lead_somewhere(page):
+def test_links_lead_somewhere_and_every_page_is_reached_from_the_short_readme():
     broken = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text("utf-8"))):
-        path, _, anchor = target.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        found = file.exists() and (not anchor or anchor in anchors(file))
-        if not target.startswith("https://") and not found:
-            broken.append(target)
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page)):
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            found = file.exists() and (not anchor or anchor in anchors(file))
+            if not target.startswith("https://") and not found:
+                broken.append((page.name, target))
     assert broken == []
+    docs = [page for page in PAGES if page.parent.name == "docs"]
+    text = "".join(PAGES[page] for page in (README, *docs))
+    assert [page.name for page in docs if page.name not in text] == []
+    assert README.stat().st_size <= 8 * 1024
 
 
-def test_every_page_is_reached_from_the_readme():
-    text = "".join(
-        page.read_text("utf-8") for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
-    )
-    assert [page.name for page in ROOT.glob("docs/*.md") if page.name not in text] == []
-
-
-def test_the_readme_is_short():
-    assert (ROOT / "README.md").stat().st_size <= 8 * 1024
-
-
-def snippets(page: Path, *, torch: bool = False) -> list[str]:
-    found = re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    return [snippet for snippet in found if ("import torch" in snippet) is torch]
-
-
-def run(page: Path, codes: list[str]) -> None:
+def run_snippets(page: Path, *, torch: bool = False) -> None:
+    found = re.findall(r"^```python\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
+    # ART would close the handlers of these tests if a page were the first to load it.
+    import_module("pdutils.defenses.art")
     names: dict[str, object] = {}
-    for number, code in enumerate(codes):
+    for number, code in enumerate(code for code in found if ("import torch" in code) is torch):
         # Where a function of the snippet asks for its own source, it must be found.
         name = f"<{page.name}, snippet {number}>"
         linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
         exec(compile(code, name, "exec"), names)
 
 
-@pytest.fixture
-def quiet_art() -> None:
-    """ART, which would close the handlers of these tests if a page were the first to load it."""
-    import_module("pdutils.defenses.art")
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("quiet_art")
-@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "```python" in PAGES[p]], ids=lambda p: p.stem
+)
 def test_the_snippets_of_a_page_run_in_their_order(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_image("photo.png", photo(80, 80))
-    run(page, snippets(page))
+    run_snippets(page)
     assert capsys.readouterr().out
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quiet_art")
 @pytest.mark.filterwarnings("ignore")
 def test_the_snippet_for_pytorch_runs_by_itself(capsys):
     pytest.importorskip("torch")
-    page = ROOT / "docs" / "your_own_model.md"
-    run(page, snippets(page, torch=True))
+    run_snippets(ROOT / "docs" / "your_own_model.md", torch=True)
     assert capsys.readouterr().out
 
 
