@@ -29,9 +29,7 @@ def test_the_paper_s_figures_are_shares_and_its_defence_wins_back_what_the_netwo
         assert all(share is None or 0 <= share <= 1 for share in row.values())
     rates = {name: row["IGSM"] for name, row in DESTRUCTION.items() if row["IGSM"] is not None}
     assert max(rates, key=rates.get) == "PD + R-CAM + WD"
-
-
-def test_the_rows_that_a_reader_knows_by_heart():
+    # The rows that a reader knows by heart.
     assert published.ACCURACY["resnet50"]["C&W"] == (0.04, 0.048, 0.927, 0.980)
     assert published.ACCURACY["vgg19"]["IGSM"] == (0.04, 0.0979, 0.792, 0.816)
     assert published.ACCURACY["inception_v3"]["C&W"] == (0.04, 0.071, 0.939, 0.985)
@@ -59,32 +57,29 @@ def test_every_claim_is_borne_out_by_its_own_figures():
         # The map's are the other way round: with it against without.
         rising = after > before if name != "map" else before > after
         assert (rising, CLAIMS[name].direction) == (True, "more")
-    shown = [BLOG["adversary"][0], BLOG["PD 200"][0], BLOG["PD 200 + WD"][0]]
-    shown += [DESTRUCTION["PD + R-CAM"]["IGSM"], DESTRUCTION["PD"]["IGSM"]]
+    shown = [BLOG[step][0] for step in ("adversary", "PD 200", "PD 200 + WD")]
+    shown += [DESTRUCTION[name]["IGSM"] for name in ("PD + R-CAM", "PD")]
     texts = " ".join(claim.text for claim in CLAIMS.values())
     assert all(f"{figure:.2f}" in texts for figure in shown)
+    assert all(published.stance("more", claim.direction) for claim in CLAIMS.values())
 
 
-@pytest.mark.parametrize(
-    ("bounds", "reference", "margin", "expected"),
-    [
-        ((1.2, 1.4), 1, 0, "more"),
-        ((1.2, 1.4), 1, 0.1, "more"),
-        ((1.2, 1.4), 1, 0.3, "not told apart"),
-        ((0.6, 0.8), 1, 0.1, "fewer"),
-        ((0.95, 1.05), 1, 0.1, "as many"),
-        ((1.02, 1.05), 1, 0.1, "as many"),
-        ((0.95, 1.05), 1, 0, "not told apart"),
+def test_the_direction_is_what_the_interval_leaves_open():
+    for low, high, margin, expected in (
+        (1.2, 1.4, 0, "more"),
+        (1.2, 1.4, 0.1, "more"),
+        (1.2, 1.4, 0.3, "not told apart"),
+        (0.6, 0.8, 0.1, "fewer"),
+        (0.95, 1.05, 0.1, "as many"),
+        (1.02, 1.05, 0.1, "as many"),
+        (0.95, 1.05, 0, "not told apart"),
         # Equality is never shown without a margin, not even by an interval without a width.
-        ((1.0, 1.0), 1, 0, "not told apart"),
-        ((1.0 + 1e-15, 1.0 + 1e-15), 1, 0, "not told apart"),
-        ((0.2, 1.4), 1, 0.1, "not told apart"),
-        ((np.nan, np.nan), 1, 0.1, "not told apart"),
-    ],
-)
-def test_the_direction_is_what_the_interval_leaves_open(bounds, reference, margin, expected):
-    mean = Mean(np.mean(bounds), *bounds, 10)
-    assert published.direction(mean, reference, margin=margin) == expected
+        (1.0, 1.0, 0, "not told apart"),
+        (1.0 + 1e-15, 1.0 + 1e-15, 0, "not told apart"),
+        (0.2, 1.4, 0.1, "not told apart"),
+        (np.nan, np.nan, 0.1, "not told apart"),
+    ):
+        assert published.direction(Mean(1, low, high, 10), 1, margin=margin) == expected
 
 
 def test_what_only_the_interval_tells_apart_and_not_the_exact_test_is_not_told_apart():
@@ -105,25 +100,16 @@ def test_what_only_the_interval_tells_apart_and_not_the_exact_test_is_not_told_a
     assert published.direction(Rate(1, 12), 0.0) == "more"
 
 
-@pytest.mark.parametrize(
-    ("claimed", "agreeing", "disagreeing"),
-    [
-        ("more", {"more"}, {"fewer", "as many"}),
-        ("fewer", {"fewer"}, {"more", "as many"}),
-        ("as many", {"as many"}, {"more", "fewer"}),
-        ("no more", {"fewer", "as many"}, {"more"}),
-    ],
-)
-def test_a_run_agrees_disagrees_or_does_not_tell(claimed, agreeing, disagreeing):
-    assert {published.stance(found, claimed) for found in agreeing} == {"agrees"}
-    assert {published.stance(found, claimed) for found in disagreeing} == {"disagrees"}
-    assert published.stance("not told apart", claimed) == "not told apart"
-
-
-def test_a_claim_of_another_word_is_refused():
+def test_a_run_agrees_disagrees_or_does_not_tell():
+    found = ("more", "fewer", "as many", "not told apart")
+    yes, no, open_ = "agrees", "disagrees", "not told apart"
+    for claimed, expected in {
+        "more": (yes, no, no, open_), "fewer": (no, yes, no, open_),
+        "as many": (no, no, yes, open_), "no more": (no, yes, yes, open_),
+    }.items():  # fmt: skip
+        assert tuple(published.stance(word, claimed) for word in found) == expected
     with pytest.raises(ValueError, match=r"claimed: expected one of \('more', .*, got 'better'"):
         published.stance("more", "better")
-    assert all(published.stance("more", claim.direction) for claim in CLAIMS.values())
 
 
 @pytest.mark.parametrize(
@@ -145,7 +131,6 @@ def test_a_comparison_says_what_its_interval_says_and_what_was_claimed(differenc
     assert published.compared("A against B", noted) == f"{plain} They differ in more."
 
 
-HELPED = "The blog says that it helps"
 FOUR = np.array([0.2, 0.3, 0.4, 0.5])
 #: Draws are paired: their spread is that of the differences, 0.0082, and t is 3.182.
 TENTH = np.array([0.11, 0.1, 0.09, 0.1])
@@ -157,17 +142,17 @@ ABOVE = np.array([0.001, 0.002, 0.001])
 @pytest.mark.parametrize(
     ("before", "after", "claim", "expected"),
     [
-        (0.23, 0.24, HELPS, f"rises from 0.23 to 0.24. {HELPED}: agrees in direction."),
-        (0.24, 0.23, HELPS, f"falls from 0.24 to 0.23. {HELPED}: disagrees."),
+        (0.23, 0.24, HELPS, f"rises from 0.23 to 0.24. {HELPS.text}: agrees in direction."),
+        (0.24, 0.23, HELPS, f"falls from 0.24 to 0.23. {HELPS.text}: disagrees."),
         # What two decimals do not show is no rise.
-        (0.231, 0.234, HELPS, f"stays at 0.23. {HELPED}: not told apart."),
+        (0.231, 0.234, HELPS, f"stays at 0.23. {HELPS.text}: not told apart."),
         (0.231, 0.234, STAYS, f"stays at 0.23. {STAYS.text}: agrees."),
         (0.231, 0.24, STAYS, f"rises from 0.23 to 0.24. {STAYS.text}: disagrees."),
         (FOUR, FOUR + TENTH, HELPS, "rises from 0.35 to 0.45 (by +0.10 [+0.09, +0.11], 4 draws). "
-            f"{HELPED}: agrees in direction."),
+            f"{HELPS.text}: agrees in direction."),
         (FOUR + TENTH, FOUR, None, "falls from 0.45 to 0.35 (by -0.10 [-0.11, -0.09], 4 draws)."),
         (FOUR, FOUR - WIDE, HELPS, "not told apart, from 0.35 to 0.40 (by +0.05 "
-            f"[-0.62, +0.72], 4 draws). {HELPED}: not told apart."),
+            f"[-0.62, +0.72], 4 draws). {HELPS.text}: not told apart."),
         (THREE, THREE + ABOVE, STAYS, "stays at 0.95 (to within 0.005, 3 draws). "
             f"{STAYS.text}: agrees."),
         # It stays, whatever the two decimals turn to.
@@ -181,9 +166,7 @@ def test_a_number_moves_by_its_decimals_or_by_what_the_mean_difference_of_draws_
     before, after, claim, expected
 ):
     assert published.moved("badger", before, after, claim) == f"**badger**: {expected}"
-
-
-def test_one_number_stands_beside_every_draw():
+    # One number stands beside every draw.
     assert published.moved("x", 0.2, THREE) == published.moved("x", np.full(3, 0.2), THREE)
     with pytest.raises(ValueError, match="broadcast"):
         published.moved("x", THREE[:2], THREE)
@@ -195,7 +178,7 @@ def test_means_over_the_same_images_are_compared_by_their_paired_difference():
     said = published.compared_means("A against B", first, first - TENTH, HELPS, what="correlation")
     assert said == (
         "**A against B**: more, correlation 0.60 against 0.50 "
-        f"(difference +0.10 [+0.09, +0.11], n = 4). {HELPED}: agrees."
+        f"(difference +0.10 [+0.09, +0.11], n = 4). {HELPS.text}: agrees."
     )
     assert "disagrees" in published.compared_means("x", first - TENTH, first, HELPS)
     wide = published.compared_means("x", first, first + WIDE, HELPS)
@@ -212,23 +195,22 @@ def test_what_is_seen_is_the_most_frequent_top_answer():
 
 
 @pytest.mark.parametrize(
-    ("right", "direction", "judged"),
+    ("right", "more", "fewer"),
     [
-        (20, "more", "agrees"),
-        (20, "fewer", "disagrees"),
-        (0, "more", "disagrees"),
-        (0, "fewer", "agrees"),
-        (10, "more", "not told apart"),
+        (20, "agrees", "disagrees"),
+        (0, "disagrees", "agrees"),
+        (10, "not told apart", "not told apart"),
     ],
 )
-def test_what_is_seen_agrees_where_most_draws_are_right_as_claimed(right, direction, judged):
+def test_what_is_seen_agrees_where_most_draws_are_right_as_claimed(right, more, fewer):
     draws = np.tile([0.4, 0.6], (20, 1))
     draws[:right] = [0.7, 0.3]
-    claim = Claim("The blog sees it", direction)
-    # One answer is right or not.
-    for found in (draws, draws[0]) if right in (0, 20) else (draws,):
-        said = published.seen_as("PD", found, 0, ("badger", "skunk"), claim)
-        assert said.endswith(f". The blog sees it: {judged}.")
+    for direction, judged in (("more", more), ("fewer", fewer)):
+        claim = Claim("The blog sees it", direction)
+        # One answer is right or not.
+        for found in (draws, draws[0]) if right in (0, 20) else (draws,):
+            said = published.seen_as("PD", found, 0, ("badger", "skunk"), claim)
+            assert said.endswith(f". The blog sees it: {judged}.")
 
 
 def test_changes_are_counted_by_pixel_and_channel():
@@ -267,15 +249,12 @@ def test_what_may_set_a_run_apart_from_the_blog_is_said_with_its_numbers():
     assert said.endswith("*Draws*: one there, and at the blog's steps no more than one here.")
 
 
-def test_sizes_are_told_by_their_ratio():
+def test_sizes_are_told_by_their_ratio_and_extremes_name_all_that_tie():
     small, large = Mean(0.04, 0.03, 0.05, 9), Mean(0.07, 0.06, 0.08, 9)
     assert published.sized("sure against doubting", large, small) == (
         "**sure against doubting**: 1.8 times as large, relative L2 0.07 against 0.04."
     )
     assert "times" not in published.sized("x", large, Mean(0.0, 0.0, 0.0, 9))
-
-
-def test_extremes_name_all_that_tie():
     low, high = Rate(1, 10), Rate(9, 10)
     assert published.extremes("right", {"FGSM": low, "IGSM": low, 16: high}) == (
         f"**right**: least for FGSM, IGSM ({low}), most for 16 ({high})."
@@ -297,14 +276,11 @@ def test_published_figures_stand_beside_measured_rates():
     assert table.loc["FGSM"].tolist()[:2] == [f"{Rate(1, 10)}, n = 10", "0.80"]
 
 
-def test_names_are_gathered_by_their_word_and_no_word_goes_missing():
+def test_names_are_gathered_by_their_word_and_sentences_as_a_list():
     words = {"a": "more", "b": "fewer", "c": "more"}
     assert published.listed("added", words, ("fewer", "not told apart")) == (
         "**added**: *fewer*: b; *not told apart*: none; *more*: a, c."
     )
-
-
-def test_sentences_are_shown_as_a_list():
     assert published.bullets("One.", "Two.").data == "- One.\n- Two."
 
 
