@@ -19,6 +19,7 @@ from pdutils.downloads import Download, DownloadError
 
 MAP = f"pixel-deflection/maps/{downloads.AUTHORS_IMAGES[0]}"
 CONTENT = bytes(range(256)) * 1000
+MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 FAR = "https://example.org/a.bin"
 
 
@@ -26,20 +27,13 @@ def sha256(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache."""
+    """An empty cache, and a folder where Keras would keep what it downloads."""
     monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    (tmp_path / "keras" / "models").mkdir(parents=True)
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def keras_models(tmp_path, monkeypatch) -> Path:
-    """The folder where Keras keeps what it downloads."""
-    folder = tmp_path / "keras" / "models"
-    folder.mkdir(parents=True)
-    monkeypatch.setenv("KERAS_HOME", str(folder.parent))
-    return folder
 
 
 @pytest.fixture
@@ -56,27 +50,22 @@ def no_network(monkeypatch) -> None:
 class Handler(BaseHTTPRequestHandler):
     """Serves `server.content`, or fails as the path says."""
 
-    def do_GET(self) -> None:
+    def do_GET(self):
         self.server.asked.append(self.path)
-        if self.path.startswith("/status/"):
-            self.send_error(int(self.path.rpartition("/")[2]))
-        elif self.path == "/silent":
-            self.server.over.wait()
-        else:
-            self._send()
-
-    def _send(self) -> None:
-        content = self.server.content
+        content, fault = self.server.content, self.path.rpartition("/")[2]
+        if fault.isdigit():
+            return self.send_error(int(fault))
+        if fault == "silent":
+            return self.server.over.wait()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        cut = self.path in ("/cut", "/stalled", "/cut.h5")
-        self.wfile.write(content[: len(content) // 2] if cut else content)
-        if self.path == "/stalled":
+        self.wfile.write(content[: len(content) // 2] if fault in ("cut", "stalled") else content)
+        if fault == "stalled":
             self.wfile.flush()
             self.server.over.wait()
 
-    def log_message(self, *args: object) -> None:
+    def log_message(self, *args):
         pass
 
 
@@ -130,18 +119,9 @@ def test_the_cache_is_where_the_variable_says_or_the_platform_s_own(monkeypatch,
     assert downloads.cache_dir() == own
 
 
-@pytest.mark.parametrize("digest", ["sha256", "md5"])
-def test_a_download_is_kept_under_its_name_and_asked_for_once(cache, server, digest):
-    source = Download(f"{server.url}/a.bin", f"{digest}:{hashlib.new(digest, CONTENT).hexdigest()}")
-    for _ in range(2):
-        path = downloads.download("models/a.bin", source)
-        assert path == cache / "models" / "a.bin"
-        assert path.read_bytes() == CONTENT
-    assert server.asked == ["/a.bin"]
-    assert files(cache) == ["models/a.bin"]
-
-
-def test_a_download_has_a_bar_that_reaches_its_end(cache, server, monkeypatch):
+def test_a_download_is_kept_under_its_name_and_asked_for_once_behind_a_bar(
+    cache, server, monkeypatch
+):
     bars = []
 
     class Recorded(tqdm.tqdm):
@@ -150,20 +130,22 @@ def test_a_download_has_a_bar_that_reaches_its_end(cache, server, monkeypatch):
             bars.append(self)
 
     monkeypatch.setattr("pdutils._utils.tqdm", Recorded)
-    downloads.download("models/a.bin", Download(f"{server.url}/a.bin", sha256(CONTENT)))
-    (bar,) = bars
-    assert bar.n == bar.total == len(CONTENT)
-    assert bar.desc.startswith("a.bin")
+    for name, known in (("a.bin", sha256(CONTENT)), ("b.bin", MD5), ("a.bin", MD5)):
+        path = downloads.download(f"models/{name}", Download(f"{server.url}/{name}", known))
+        assert path == cache / "models" / name
+        assert path.read_bytes() == CONTENT
+    assert server.asked == ["/a.bin", "/b.bin"]
+    assert files(cache) == ["models/a.bin", "models/b.bin"]
+    assert [(bar.n, bar.total, bar.desc[:5]) for bar in bars] == [
+        (len(CONTENT), len(CONTENT), name) for name in ("a.bin", "b.bin")
+    ]
 
 
 @pytest.mark.parametrize("where", ["cache/models", "keras/models"])
-def test_what_is_cached_is_found_without_a_network_and_only_whole(
-    cache, keras_models, no_network, where
-):
+def test_what_is_cached_is_found_without_a_network_and_only_whole(cache, no_network, where):
     path = cache.parent / where / "a.bin"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (cache / "models").mkdir(parents=True, exist_ok=True)
-    for known in (sha256(CONTENT), f"md5:{hashlib.md5(CONTENT).hexdigest()}"):
+    (cache / "models").mkdir(parents=True)
+    for known in (sha256(CONTENT), MD5):
         (cache / "models" / "a.bin").write_bytes(b"damaged")
         path.write_bytes(CONTENT[:-1])
         assert downloads.find_cached("models/a.bin", Download(FAR, known)) is None
@@ -173,9 +155,7 @@ def test_what_is_cached_is_found_without_a_network_and_only_whole(
         assert downloads.download("models/a.bin", Download(FAR, known)) == path
 
 
-def test_a_damaged_file_is_replaced_and_without_a_hash_what_is_whole_is_kept(
-    cache, keras_models, server
-):
+def test_a_damaged_file_is_replaced_and_without_a_hash_what_is_whole_is_kept(cache, server):
     cache.mkdir()
     (cache / "a.bin").write_bytes(CONTENT[:-1])
     for known in (sha256(CONTENT), None):
@@ -183,21 +163,20 @@ def test_a_damaged_file_is_replaced_and_without_a_hash_what_is_whole_is_kept(
         assert path.read_bytes() == CONTENT
     assert server.asked == ["/a.bin"]
     # Weights must at least be whole.
-    with h5py.File(keras_models / "b.h5", "w") as file:
+    weights = cache.parent / "keras" / "models" / "b.h5"
+    with h5py.File(weights, "w") as file:
         file["x"] = np.arange(5000)
-    whole = server.content = (keras_models / "b.h5").read_bytes()
+    whole = server.content = weights.read_bytes()
     source = Download(f"{server.url}/b.h5", None)
-    assert downloads.download("models/b.h5", source) == keras_models / "b.h5"
-    (keras_models / "b.h5").write_bytes(whole[:-100])
+    assert downloads.download("models/b.h5", source) == weights
+    weights.write_bytes(whole[:-100])
     assert downloads.download("models/b.h5", source).read_bytes() == whole
     assert server.asked == ["/a.bin", "/b.h5"]
 
 
-def test_a_folder_of_keras_that_cannot_be_read_is_passed_over(
-    cache, keras_models, server, monkeypatch
-):
+def test_a_folder_of_keras_that_cannot_be_read_is_passed_over(cache, server, monkeypatch):
     def closed(path: Path) -> bool:
-        if keras_models in path.parents:
+        if cache.parent / "keras" in path.parents:
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return os.path.isfile(path)
 
@@ -214,8 +193,8 @@ def test_a_folder_of_keras_that_cannot_be_read_is_passed_over(
     [
         ("/cut", CONTENT, sha256(CONTENT), "the download was cut off"),
         ("/cut", CONTENT, None, "the download was cut off"),
-        ("/status/404", CONTENT, sha256(CONTENT), "the server answered 404"),
-        ("/status/503", CONTENT, None, "the server answered 503"),
+        ("/404", CONTENT, sha256(CONTENT), "the server answered 404"),
+        ("/503", CONTENT, None, "the server answered 503"),
         ("/silent", CONTENT, None, "did not answer in time"),
         ("/stalled", CONTENT, None, "did not answer in time"),
         ("/a.h5", CONTENT, sha256(b"another"), "not the expected file"),
@@ -238,18 +217,16 @@ def test_a_failed_download_leaves_what_there_was_and_says_why(
     assert files(cache) == ["models/a.h5"]
 
 
-def test_no_network_is_one_clear_sentence(cache, no_network):
-    assert "no network connection" in refusal("a.bin", FAR)
-    with pytest.raises(DownloadError, match="no network connection"):
-        downloads.fetch(MAP)
-
-
-def test_a_refused_connection_is_one_clear_sentence(cache):
+def test_no_connection_is_one_clear_sentence(cache, request):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/a.bin"
     assert "no network connection" in refusal("a.bin", url)
     assert files(cache) == []
+    request.getfixturevalue("no_network")
+    assert "no network connection" in refusal("a.bin", FAR)
+    with pytest.raises(DownloadError, match="no network connection"):
+        downloads.fetch(MAP)
 
 
 def test_a_cache_that_cannot_be_used_is_one_clear_sentence(cache, monkeypatch, server):
@@ -281,17 +258,14 @@ def test_a_cache_that_cannot_be_used_is_one_clear_sentence(cache, monkeypatch, s
 # The registry
 
 
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(KeyError, match=rf"nothing\.h5.*{MAP}"):
-        downloads.fetch("nothing.h5")
-
-
-def test_every_entry_has_a_safe_address_and_a_hash():
+def test_every_entry_has_a_safe_address_and_a_hash_and_an_unknown_name_lists_them():
     assert len(downloads.REGISTRY) == 9
     for name, source in downloads.REGISTRY.items():
         assert source.url.startswith("https://")
         algorithm, _, digest = source.known_hash.partition(":")
         assert len(digest) == 2 * hashlib.new(algorithm).digest_size, name
+    with pytest.raises(KeyError, match=rf"nothing\.h5.*{MAP}"):
+        downloads.fetch("nothing.h5")
 
 
 def test_the_classes_are_imagenet_s_in_their_order(no_network):
