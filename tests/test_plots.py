@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import matplotlib.colors
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,16 +28,19 @@ def ticks(axis):
     return [tick.get_text() for tick in axis.get_ticklabels()]
 
 
-class Zoo:
-    """All that a figure asks of a classifier."""
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
-    class_names = ("ant", "bee", "cat", "dog", "eel", "fox")
+
+NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
+#: All that a figure asks of a classifier.
+ZOO = SimpleNamespace(class_names=NAMES)
 
 
 def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_of_their_roles():
     probabilities = np.array([0.05, 0.4, 0.02, 0.3, 0.2, 0.03], dtype=np.float32)
     left, right = plots.prediction(
-        Zoo, photo(), probabilities, label=3, attacked_label=1, title="adversary"
+        ZOO, photo(), probabilities, label=3, attacked_label=1, title="adversary"
     ).axes
     assert left.get_title() == "adversary\nbee 0.40, dog 0.30"
     assert ticks(right.yaxis) == ["fox", "ant", "eel", "dog", "bee"]
@@ -48,7 +53,7 @@ def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_
 
 def test_several_draws_are_shown_by_their_means_and_how_far_they_reach():
     draws = np.array([[0.1, 0.5, 0.0, 0.4, 0, 0], [0.1, 0.3, 0.0, 0.6, 0, 0]], dtype=np.float32)
-    left, right = plots.prediction(Zoo, photo(), draws, label=3, title="PD").axes
+    left, right = plots.prediction(ZOO, photo(), draws, label=3, title="PD").axes
     # The true class is not named twice.
     assert left.get_title() == "PD\ndog 0.50"
     assert right.get_title() == "the most probable, mean of 2 draws"
@@ -68,9 +73,8 @@ def test_pictures_are_clipped_and_rounded_for_showing_and_not_held_by_pyplot():
 
 
 def test_outcome_draws_the_true_class_green_and_the_attacked_one_orange():
-    figure = plots.outcome(
-        [photo(), photo()], ["a", "b"], names=["badger", "black_bear"], probabilities=[0.25, 0.5]
-    )
+    options = {"names": ["badger", "black_bear"], "probabilities": [0.25, 0.5]}
+    figure = plots.outcome([photo()] * 2, ["a", "b"], **options)
     right = figure.axes[-1]
     assert titles(figure) == ["a", "b", "probability"]
     assert right.axison
@@ -80,7 +84,7 @@ def test_outcome_draws_the_true_class_green_and_the_attacked_one_orange():
     assert "badger 0.25, black bear 0.50" in figure.get_label()
 
 
-def test_perturbation_is_magnified_around_mid_grey_and_named():
+def test_perturbation_is_magnified_around_mid_grey_where_it_is_one_and_named():
     clean = np.full((32, 32, 3), 40, dtype=np.float32)
     other = clean.copy()
     other[0, 0] += 4
@@ -96,27 +100,24 @@ def test_perturbation_is_magnified_around_mid_grey_and_named():
         "clean, PD 1, off by at most 200 of 255",
         "difference x 0.64, 0.033% of values",
     ]
-
-
-def test_perturbation_by_nothing_or_by_rounding_alone_is_not_magnified():
+    # Nothing, and rounding alone, are not magnified.
     clean = photo()
     assert "at most 0 of 255" in titles(plots.perturbation(clean, clean))[1]
     figure = plots.perturbation(clean, np.nextafter(clean, np.float32(300)))
     assert set(np.unique(shown(figure.axes[2]))) <= {127, 128}
 
 
-@pytest.mark.parametrize("with_map", [False, True])
-def test_changed_pixels_counts_pixels_not_channels_and_dots_them(with_map):
+def test_changed_pixels_counts_pixels_not_channels_and_dots_them():
     before = photo()
     after = before.copy()
     after[2, 5] += 1
     after[7, 1, 2] -= 1
-    chances = np.zeros((32, 32), dtype=np.float32) if with_map else None
-    (ax,) = plots.changed_pixels(before, [after], ["PD 2"], activation_map=chances).axes
-    assert ax.get_title() == "PD 2: 2 pixels changed"
-    (dots,) = ax.get_lines()
-    assert sorted(zip(dots.get_ydata(), dots.get_xdata(), strict=True)) == [(2, 5), (7, 1)]
-    assert shown(ax).shape == ((32, 32) if with_map else (32, 32, 3))
+    for chances, shape in ((None, (32, 32, 3)), (np.zeros((32, 32), np.float32), (32, 32))):
+        (ax,) = plots.changed_pixels(before, [after], ["PD 2"], activation_map=chances).axes
+        assert ax.get_title() == "PD 2: 2 pixels changed"
+        (dots,) = ax.get_lines()
+        assert sorted(zip(dots.get_ydata(), dots.get_xdata(), strict=True)) == [(2, 5), (7, 1)]
+        assert shown(ax).shape == shape
 
 
 def test_probabilities_by_step_draws_each_draw_its_mean_and_the_blog():
@@ -167,8 +168,8 @@ def test_maps_and_triples_show_image_map_and_both_with_the_scale_of_the_map():
 def test_map_histogram_states_mean_and_share_below_one_half():
     values = np.array([[0.1, 0.2], [0.3, 1.0]], dtype=np.float32)
     (ax,) = plots.map_histogram({"paper": values}).axes
-    (label,) = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert label == "paper: mean 0.40, 75% below 0.5"
+    (label,) = ax.get_legend().get_texts()
+    assert label.get_text() == "paper: mean 0.40, 75% below 0.5"
     assert ax.patches[0].get_data().values.sum() == pytest.approx(1)
 
 
@@ -187,19 +188,16 @@ def test_places_are_shown_as_times_an_even_spread_on_one_scale():
     # White is even, and only that.
     assert panels[1].to_rgba(np.array([[1.0]]))[0, 0].tolist() == pytest.approx([1] * 4, abs=0.01)
     assert titles(figure)[1] == "FGSM\nr = 0.00, 1.00"
-
-
-@pytest.mark.parametrize("shape", [(30, 30), (5, 3)])
-def test_the_cells_of_places_need_not_divide_them_and_their_correlation_is_of_pixels(shape):
-    one, two = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
-    figure = plots.places({"object": one, "FGSM": two}, reference="object")
-    found = shown(figure.axes[0])
-    assert found.shape == (min(28, shape[0]), min(28, shape[1]))
-    assert found.mean() == pytest.approx(1)
-    if shape == (5, 3):
-        np.testing.assert_allclose(found, one / one.mean(), rtol=1e-6)
-    expected = stats.pearsonr(one.ravel(), two.ravel()).statistic
-    assert titles(figure)[:2] == ["object", f"FGSM\nr = {expected:.2f}"]
+    # The cells need not divide the places, and the correlation is of pixels.
+    for shape in ((30, 30), (5, 3)):
+        one, two = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
+        figure = plots.places({"object": one, "FGSM": two}, reference="object")
+        found = shown(figure.axes[0])
+        assert found.shape == (min(28, shape[0]), min(28, shape[1]))
+        assert found.mean() == pytest.approx(1)
+        expected = stats.pearsonr(one.ravel(), two.ravel()).statistic
+        assert titles(figure)[:2] == ["object", f"FGSM\nr = {expected:.2f}"]
+    np.testing.assert_allclose(found, one / one.mean(), rtol=1e-6)
 
 
 def test_no_series_has_the_colour_of_the_true_class_or_of_the_attack_s():
@@ -224,12 +222,11 @@ def test_no_series_has_the_colour_of_the_true_class_or_of_the_attack_s():
         assert saturation < 0.1 or 0.5 < hue < 0.95
 
 
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (31, 31), (16, 16)])
-def test_closeup_is_a_square_of_the_image_wherever_it_is_asked_for(row, column):
+def test_closeup_is_a_square_of_the_image_wherever_it_is_asked_for():
     image = photo()
-    (ax,) = plots.closeup([image], ["x"], row=row, column=column, size=10).axes
-    top, left = min(max(row - 5, 0), 22), min(max(column - 5, 0), 22)
-    np.testing.assert_array_equal(shown(ax), image[top : top + 10, left : left + 10])
+    for row, column, top, left in ((0, 0, 0, 0), (31, 31, 22, 22), (16, 16, 11, 11)):
+        (ax,) = plots.closeup([image], ["x"], row=row, column=column, size=10).axes
+        np.testing.assert_array_equal(shown(ax), image[top : top + 10, left : left + 10])
 
 
 def test_subbands_show_means_and_half_differences_where_they_belong():
@@ -252,19 +249,18 @@ def test_subbands_show_means_and_half_differences_where_they_belong():
     ]
 
 
-@pytest.mark.parametrize(
-    ("draw", "found"),
-    [(plots.rates, Rate(8, 10)), (plots.differences, PairedDifference(40, 12, 2, 21))],
-)
-def test_rates_and_differences_stand_with_their_intervals_and_n(draw, found):
-    figure = draw({"PD": {"clean": found}})
-    (ax,) = figure.axes
-    np.testing.assert_allclose(ax.get_lines()[0].get_xdata(), [found.value])
-    (segment,) = ax.collections[0].get_segments()
-    np.testing.assert_allclose(segment[:, 0], found.interval)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"clean (n = {found.n})"]
-    if draw is plots.differences:
-        assert list(ax.get_lines()[-1].get_xdata()) == [0, 0]
+def test_rates_and_differences_stand_with_their_intervals_and_n():
+    for draw, found in (
+        (plots.rates, Rate(8, 10)),
+        (plots.differences, PairedDifference(40, 12, 2, 21)),
+    ):
+        figure = draw({"PD": {"clean": found}})
+        (ax,) = figure.axes
+        np.testing.assert_allclose(ax.get_lines()[0].get_xdata(), [found.value])
+        (segment,) = ax.collections[0].get_segments()
+        np.testing.assert_allclose(segment[:, 0], found.interval)
+        assert legend(figure) == [f"clean (n = {found.n})"]
+    assert list(ax.get_lines()[-1].get_xdata()) == [0, 0]
 
 
 def test_rate_curves_pass_through_the_rates_with_their_intervals():
@@ -281,7 +277,7 @@ def test_rate_curves_pass_through_the_rates_with_their_intervals():
     for segment, rate in zip(ax.collections[0].get_segments(), line.values(), strict=True):
         np.testing.assert_allclose(segment[:, 1], rate.interval)
     assert ticks(ax.xaxis) == ["2", "8"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["PD", "WD"]
+    assert legend(figure) == ["PD", "WD"]
 
 
 def test_the_tradeoff_has_a_panel_for_each_knob_all_on_one_scale_and_names_its_points():
@@ -307,41 +303,25 @@ def test_a_figure_says_in_words_what_it_shows():
     rates = {"none": {"clean": Rate(6, 10)}, "clean, PD": {"clean": Rate(6, 10)}}
     bars = plots.bars(groups, ylabel="share")
     assert [bar.get_height() for bar in bars.axes[0].patches] == [0.1, 0.3, 0.2, 0.4]
+    pictures = plots.pictures([photo()] * 2, ["clean:\nbadger 0.90", "adversary"])
+    lines = plots.trajectory(series, true="badger", attacked="skunk", xlabel="step")
     for figure, words in (
-        (
-            plots.pictures([photo()] * 2, ["clean:\nbadger 0.90", "adversary"]),
-            "Pictures: clean: badger 0.90; adversary.",
-        ),
-        (
-            plots.trajectory(series, true="badger", attacked="skunk", xlabel="step"),
-            "Lines: probability against step: badger 0.50, skunk 0.40.",
-        ),
-        (
-            bars,
-            "Bars: share: clean soft 0.10, clean hard 0.30, adversary soft 0.20, adversary hard "
-            "0.40.",
-        ),
-        (
-            plots.rates(rates),
-            "Points with intervals: share classified right, 95% interval: clean (n = 10) for none "
-            "/ clean, PD.",
-        ),
-        (
-            plots.closeup([photo()], ["x"], row=3, column=3),
-            "Close-ups of the same square: x.",
-        ),
-    ):
+        (pictures, "Pictures: clean: badger 0.90; adversary."),
+        (lines, "Lines: probability against step: badger 0.50, skunk 0.40."),
+        (bars, "Bars: share: clean soft 0.10, clean hard 0.30, adversary soft 0.20, adversary hard "
+         "0.40."),
+        (plots.rates(rates), "Points with intervals: share classified right, 95% interval: clean "
+         "(n = 10) for none / clean, PD."),
+        (plots.closeup([photo()], ["x"], row=3, column=3), "Close-ups of the same square: x."),
+    ):  # fmt: skip
         assert figure.get_label() == words
-
-
-def test_the_words_of_a_figure_travel_with_its_picture_into_a_notebook():
-    figure = plots.pictures([photo()], ["clean"])
+    # The words travel with the picture into a notebook.
     formatter = DisplayFormatter()
     png = formatter.formatters["image/png"]
-    png.for_type(type(figure), lambda figure: b"a picture")
-    data, metadata = formatter.format(figure)
+    png.for_type(type(pictures), lambda figure: b"a picture")
+    data, metadata = formatter.format(pictures)
     assert data["image/png"] == b"a picture"
-    assert metadata == {"image/png": {"alt": "Pictures: clean."}}
+    assert metadata == {"image/png": {"alt": "Pictures: clean: badger 0.90; adversary."}}
 
 
 def test_no_picture_at_all_is_refused_in_a_sentence():
