@@ -38,25 +38,28 @@ def folder(tmp_path):
 @pytest.fixture
 def flat(tmp_path):
     """Four pictures of ImageNet's names without a label in them."""
+    (tmp_path / "val").mkdir()
     for i, name in enumerate(NAMES):
         save_image(tmp_path / "x.png", photo(seed=i))
-        (tmp_path / "val").mkdir(exist_ok=True)
         (tmp_path / "x.png").rename(tmp_path / "val" / f"{name}.JPEG")
     return tmp_path / "val"
 
 
 @pytest.fixture
-def wordnet(toy):
-    """The toy with WordNet ids, in their order."""
+def listed(tmp_path):
+    """A function that labels a folder by a list of a text."""
+
+    def source(folder, text, classifier):
+        (tmp_path / "list.txt").write_text(text)
+        return listed_source(folder, tmp_path / "list.txt", classifier)
+
+    return source
+
+
+def wordnet(toy, turn=1):
+    """The toy with WordNet ids, in their order or another."""
     ids = ["n01440764", "n01443537", "n02443114", "n02447366", "n03000000", "n03995372"]
-    names = toy.class_names
-    return Classifier(toy.model, preprocess=toy.preprocess, class_names=names, class_ids=ids)
-
-
-def listed(tmp_path, text: str):
-    path = tmp_path / "list.txt"
-    path.write_text(text)
-    return path
+    return Classifier(toy.model, preprocess=toy.preprocess, class_ids=ids[::turn])
 
 
 def arrays(images=None, labels=(4, 0, 1)) -> CollectionSource:
@@ -66,9 +69,6 @@ def arrays(images=None, labels=(4, 0, 1)) -> CollectionSource:
 
 def told(source) -> tuple[list, list]:
     return list(source.names), list(source.labels)
-
-
-# Folders
 
 
 def test_a_folder_gives_relative_names_numbers_and_scaled_pictures(toy, folder):
@@ -123,9 +123,6 @@ def test_a_worker_elsewhere_finds_the_files_or_says_what_it_cannot_read(toy, fol
         source.load(1)
 
 
-# Lists
-
-
 @pytest.mark.parametrize("suffix", ["", ".JPEG"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_a_list_of_numbers_labels_a_flat_folder_in_its_order(toy, flat, suffix, encoding):
@@ -137,27 +134,24 @@ def test_a_list_of_numbers_labels_a_flat_folder_in_its_order(toy, flat, suffix, 
 
 
 def test_kaggles_list_takes_the_first_id_and_another_names_files_in_folders(
-    toy, wordnet, flat, folder, tmp_path
+    toy, flat, folder, listed
 ):
     text = (
         "ImageId,PredictionString\n"
         f"{NAMES[1]},n03995372 85 1 499 272 n01440764 131 0 499 254 \n"
         f"{NAMES[0]},n02443114 131 0 499 254\n"
     )
-    source = listed_source(flat, listed(tmp_path, text), wordnet)
+    source = listed(flat, text, wordnet(toy))
     assert told(source) == ([f"{NAMES[1]}.JPEG", f"{NAMES[0]}.JPEG"], [5, 2])
-    source = listed_source(folder, listed(tmp_path, "cat/b.png ant\ncat/a.png dog\n"), toy)
+    source = listed(folder, "cat/b.png ant\ncat/a.png dog\n", toy)
     assert told(source) == (["cat/b.png", "cat/a.png"], [0, 3])
 
 
-def test_numbers_do_not_fit_wordnet_ids_in_another_order(wordnet, flat, tmp_path):
-    ids = wordnet.class_ids[::-1]
-    turned = Classifier(wordnet.model, preprocess=wordnet.preprocess, class_ids=ids)
-    path = listed(tmp_path, f"{NAMES[0]} 0\n")
-    assert listed_source(flat, path, wordnet).labels == [0]
+def test_numbers_do_not_fit_wordnet_ids_in_another_order(toy, flat, listed):
+    assert listed(flat, f"{NAMES[0]} 0\n", wordnet(toy)).labels == [0]
     with pytest.raises(ValueError, match="has its classes in another"):
-        listed_source(flat, path, turned)
-    assert listed_source(flat, listed(tmp_path, f"{NAMES[0]} {ids[1]}\n"), turned).labels == [1]
+        listed(flat, f"{NAMES[0]} 0\n", wordnet(toy, -1))
+    assert listed(flat, f"{NAMES[0]} n03000000\n", wordnet(toy, -1)).labels == [1]
 
 
 @pytest.mark.parametrize(
@@ -175,9 +169,9 @@ def test_numbers_do_not_fit_wordnet_ids_in_another_order(wordnet, flat, tmp_path
         (f"{NAMES[0]} 1\ngone_b.JPEG 2\nsub/gone 3\n", r"2 of the 3 pic.* first is gone_b\.JPEG"),
     ],
 )
-def test_a_list_of_another_form_is_refused(toy, flat, tmp_path, text, message):
+def test_a_list_of_another_form_is_refused(toy, flat, listed, text, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        listed_source(flat, listed(tmp_path, text), toy)
+        listed(flat, text, toy)
 
 
 def test_a_list_must_be_there_and_a_text(toy, flat, tmp_path):
@@ -192,21 +186,14 @@ def test_a_list_must_be_there_and_a_text(toy, flat, tmp_path):
             listed_source(folder, labels, toy)
 
 
-# Drawings, arrays, a choice
-
-
 def test_drawings_are_those_of_the_package_whatever_their_number():
-    wanted, source = draw_animals(13, rng=5), DrawingSource(13, seed=5)
+    wanted, source, few = draw_animals(13, rng=5), DrawingSource(13, 5), DrawingSource(8, 5)
     np.testing.assert_array_equal(source.load(12), wanted[12].image)
+    np.testing.assert_array_equal(few.load(7), wanted[7].image)
     assert source.labels == [drawing.label for drawing in wanted]
     assert source.names[12] == f"{CLASS_NAMES[2]}_00012"
-    few = DrawingSource(8, seed=5)
-    np.testing.assert_array_equal(few.load(7), wanted[7].image)
     assert few.names == source.names[:8]
-    assert not np.array_equal(DrawingSource(8, seed=6).load(7), few.load(7))
-
-
-def test_drawings_need_a_number_and_a_seed():
+    assert not np.array_equal(DrawingSource(8, 6).load(7), few.load(7))
     for n, seed in ((0, 0), (2.0, 0), (2, -1)):
         with pytest.raises(ValueError, match="expected a whole number of at least"):
             DrawingSource(n, seed)
@@ -257,9 +244,6 @@ def test_other_sources_have_other_digests_and_all_travel(toy, folder):
     assert len(set(digests)) == len(sources) + 2
 
 
-# A folder, classified in batches
-
-
 @pytest.fixture
 def dozen(tmp_path, toy) -> FolderSource:
     """Twelve pictures, of other sizes too; each label is the toy's first, fifth or sixth choice."""
@@ -295,24 +279,20 @@ def test_top1_and_top5_are_counted_of_what_can_be_read(toy, dozen):
 def test_the_result_does_not_depend_on_the_batch_size(toy, dozen):
     for i in (2, 3, 7):
         dozen._paths[i].write_bytes(b"no picture")
-
-    def result(size: int):
+    results, draws = [], []
+    for size in (32, 1, 5):
         rng, seen = np.random.default_rng(5), []
 
-        def defended(images):
+        def defended(images, rng=rng, seen=seen):
             seen.append(pixel_deflection(images, 40, 5, rng=rng))
             return toy.predict(seen[-1])
 
-        found = classify(toy, dozen, defended, batch_size=size)
+        results.append(classify(toy, dozen, defended, batch_size=size))
         assert max(map(len, seen)) <= size
-        return found, np.concatenate(seen)
-
-    expected, all_at_once = result(32)
-    assert len(expected.skipped) == 3
-    for size in (1, 5):
-        found, seen = result(size)
-        assert found == expected
-        np.testing.assert_array_equal(seen, all_at_once)
+        draws.append(np.concatenate(seen))
+        assert results[0] == results[-1]
+        np.testing.assert_array_equal(draws[0], draws[-1])
+    assert len(results[0].skipped) == 3
 
 
 @pytest.mark.real
