@@ -296,14 +296,14 @@ def test_the_result_does_not_depend_on_the_batch_size(toy, dozen):
 
 
 @pytest.mark.real
-def test_mobilenet_v2_is_right_about_188_of_the_200_photos(real, monkeypatch):
+def test_mobilenet_v2_is_right_about_45_of_50_photos(real, monkeypatch):
     monkeypatch.setenv("PDUTILS_CACHE", str(real / "cache"))
-    weights = real / "weights" / "mobilenet_v2.weights.h5"
-    classifier = load_classifier("mobilenet_v2", weights)
-    result = classify(classifier, folder_source(real / "imagenet", classifier), classifier.predict)
-    assert (result.skipped, result.top1.n) == ((), 200)
-    assert abs(result.top1.successes - 188) <= 1
-    assert abs(result.top5.successes - 197) <= 1
+    classifier = load_classifier("mobilenet_v2", real / "weights" / "mobilenet_v2.weights.h5")
+    source = chosen(folder_source(real / "imagenet", classifier), 50)
+    result = classify(classifier, source, classifier.predict)
+    assert (result.skipped, result.top1.n) == ((), 50)
+    assert abs(result.top1.successes - 45) <= 1
+    assert abs(result.top5.successes - 49) <= 1
 
 
 def test_each_picture_is_seen_with_the_map_of_its_name(toy, dozen):

@@ -22,7 +22,7 @@ from pdutils.evaluation.registry import (
     parse_attack,
     parse_defense,
     unlike_settings,
-)  # fmt: skip
+)
 
 MINIMAL = (
     "fgsm_smallest:max_eps=2", "deepfool:iterations=2", "jsma:max_share=0.002",
@@ -32,9 +32,6 @@ MINIMAL = (
 
 def spelled(name, knobs):
     return f"{name}:" + ",".join(f"{knob}={value}" for knob, value in knobs.items())
-
-
-# Texts
 
 
 @pytest.mark.parametrize(
@@ -100,7 +97,7 @@ def test_what_is_no_attack_or_no_defence_is_refused_at_once(parse, text, message
         parse(text)
 
 
-def test_what_is_named_by_hand_is_checked_as_a_text_is(toy):
+def test_what_is_named_by_hand_is_checked_too(toy):
     with pytest.raises(ValueError, match="pd: no knob size"):
         NamedDefense("pd", {"size": 3})
     with pytest.raises(ValueError, match="eps: expected 1 to 255"):
@@ -118,51 +115,43 @@ def test_settings_that_differ_besides_are_told():
     assert unlike_settings({"A": "pd+wd", "B": "wd", "C": "jpeg"}) == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "parse", "names", "said"),
-    [
-        ("attacks", parse_attack, ATTACKS,
-         {"none": "The clean image itself.", "fgsm": "eps=8, targeted=false",
-          "bpda": "gradient=identity"}),
-        ("defenses", parse_defense, DEFENSES,
-         {"none": "Nothing: the image itself.", "pd": "deflections=200, window=10",
-          "pd+rcam+dct": "Pixel deflection, spared by robust CAM, then cosine denoising."}),
-    ],
-)  # fmt: skip
-def test_the_help_names_each_with_its_knobs(kind, parse, names, said):
-    described = getattr(registry, f"{kind}_help")()
-    assert max(map(len, described.splitlines())) <= 110
-    assert "`" not in described
-    paragraphs = [" ".join(lines.split()) for lines in re.split(r"\n(?! )", described)]
-    assert tuple(text.partition(" ")[0] for text in paragraphs) == names
-    for name, text in zip(names, paragraphs, strict=True):
-        assert said.get(name, "") in text
-        knobs = text.partition(". ")[2]
-        # What the help prints can be typed.
-        assert parse(f"{name}:{knobs}" if knobs else name).name == name
+def test_the_help_names_each_with_its_knobs():
+    said = {
+        "none": ("The clean image itself.", "Nothing: the image itself."),
+        "fgsm": ("eps=8, targeted=false",), "bpda": ("gradient=identity",),
+        "pd": ("deflections=200, window=10",),
+        "pd+rcam+dct": ("Pixel deflection, spared by robust CAM, then cosine denoising.",),
+    }  # fmt: skip
+    for which, described, parse, names in (
+        (0, registry.attacks_help(), parse_attack, ATTACKS),
+        (-1, registry.defenses_help(), parse_defense, DEFENSES),
+    ):
+        assert max(map(len, described.splitlines())) <= 110
+        assert "`" not in described
+        paragraphs = [" ".join(lines.split()) for lines in re.split(r"\n(?! )", described)]
+        assert tuple(text.partition(" ")[0] for text in paragraphs) == names
+        for name, text in zip(names, paragraphs, strict=True):
+            assert said.get(name, [""])[which] in text
+            knobs = text.partition(". ")[2]
+            # What the help prints can be typed.
+            assert parse(f"{name}:{knobs}" if knobs else name).name == name
 
 
-# Attacks are their functions
-
-
-@pytest.mark.parametrize(
-    ("name", "knobs"),
-    [
+def test_make_is_the_function_of_that_name(toy):
+    for name, knobs in (
         ("fgsm", {"eps": 5}),
         ("igsm", {"eps": 6, "step": 2.5, "iterations": 3, "stop_at": 0.9}),
         ("pgd", {"eps": 4, "iterations": 2}),
-    ],
-)
-def test_make_is_the_function_of_that_name(toy, name, knobs):
-    for images, labels, n in ((photo(), 2, 1), (photos(3), [2, 0, 5], 3)):
-        made = parse_attack(spelled(name, knobs)).make(toy, images, labels, 7)
-        drawn = {"rng": streams(7, n)} if name == "pgd" else {}
-        expected = getattr(attacks, name)(toy, images, labels, **knobs, **drawn)
-        np.testing.assert_array_equal(made.images, expected)
-        assert (made.images.shape, made.targets) == (images.shape, None)
-        assert not np.array_equal(made.images, images)
-        rounded = parse_attack("none").make(toy, images + np.float32(0.3), labels, 0)
-        np.testing.assert_array_equal(rounded.images, images)
+    ):
+        for images, labels, n in ((photo(), 2, 1), (photos(3), [2, 0, 5], 3)):
+            made = parse_attack(spelled(name, knobs)).make(toy, images, labels, 7)
+            drawn = {"rng": streams(7, n)} if name == "pgd" else {}
+            expected = getattr(attacks, name)(toy, images, labels, **knobs, **drawn)
+            np.testing.assert_array_equal(made.images, expected)
+            assert (made.images.shape, made.targets) == (images.shape, None)
+            assert not np.array_equal(made.images, images)
+    rounded = parse_attack("none").make(toy, photo() + np.float32(0.3), 2, 0)
+    np.testing.assert_array_equal(rounded.images, photo())
 
 
 def test_a_targeted_attack_reaches_for_the_class_that_it_drew_from_its_images_stream(toy):
@@ -218,75 +207,67 @@ def test_an_attack_gets_what_it_takes(toy, monkeypatch):
     nothing = (None, "identity", draws, 4)
     known = (defense, "wavelet", draws, 4)
     assert calls == [(toy, (1, 32, 32, 3), [4], 0.5, 5), known, nothing, nothing]
-
-
-def test_the_adaptive_attack_takes_a_named_defense_as_its_pipeline(toy):
+    # A named defence is its pipeline.
+    monkeypatch.undo()
     attack, named = parse_attack("bpda:iterations=2"), parse_defense("pd+rcam+wd:deflections=50")
-    given_ = (named, named.defense)
-    by_name, by_object = (attack.make(toy, photos(2), 0, 4, defense=d).images for d in given_)
+    by_name, by_object = (
+        attack.make(toy, photos(2), 0, 4, defense=given_).images
+        for given_ in (named, named.defense)
+    )
     np.testing.assert_array_equal(by_name, by_object)
     assert np.abs(by_name - photos(2)).max() == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", MINIMAL)
-def test_the_minimal_attacks_are_made_by_name(toy, text):
+def test_the_minimal_attacks_are_made_by_name(toy):
     batch = photos(2)
     labels = toy.predict(batch).argmax(axis=1)
-    made = parse_attack(text).make(toy, batch, labels, 0)
-    assert (made.images.shape, made.images.dtype) == (batch.shape, np.float32)
-    np.testing.assert_array_equal(made.images, np.rint(np.clip(made.images, 0, 255)))
-    assert (made.targets is not None) == ("targeted" in text)
+    for text in MINIMAL:
+        made = parse_attack(text).make(toy, batch, labels, 0)
+        assert (made.images.shape, made.images.dtype) == (batch.shape, np.float32)
+        np.testing.assert_array_equal(made.images, np.rint(np.clip(made.images, 0, 255)))
+        assert (made.targets is not None) == ("targeted" in text)
     with pytest.raises(ValueError, match="targeted"):
         parse_attack("deepfool:targeted=true").make(toy, batch, labels, 0)
 
 
-# Defences are their functions
+def test_the_pd_family_is_the_pipeline(toy):
+    for text in ("none", "wd:sigma=0.1", "pd", "pd+wd:window=3", "pd+cam+dct:bias=0.2",
+                 "pd+rcam:k=3"):  # fmt: skip
+        pipeline, named = Defense.parse(text), parse_defense(text)
+        assert named.defense == pipeline
+        assert (named.random, named.map_key) == (pipeline.random, pipeline.map_key)
+        made, result = named.activation_map(toy, photos(2)), named.transform(toy, photos(2), rng=5)
+        np.testing.assert_array_equal(made, pipeline.activation_map(toy, photos(2)))
+        np.testing.assert_array_equal(result, pipeline.transform(toy, photos(2), rng=5))
+        if made is not None:
+            again = named.transform(None, photos(2), rng=5, activation_map=made)
+            np.testing.assert_array_equal(again, result)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["none", "wd:sigma=0.1", "pd", "pd+wd:window=3", "pd+cam+dct:bias=0.2", "pd+rcam:k=3"],
-)
-def test_the_pd_family_is_the_pipeline(toy, text):
-    pipeline, named = Defense.parse(text), parse_defense(text)
-    assert named.defense == pipeline
-    assert (named.random, named.map_key) == (pipeline.random, pipeline.map_key)
-    made, result = named.activation_map(toy, photos(2)), named.transform(toy, photos(2), rng=5)
-    np.testing.assert_array_equal(made, pipeline.activation_map(toy, photos(2)))
-    np.testing.assert_array_equal(result, pipeline.transform(toy, photos(2), rng=5))
-    if made is not None:
-        again = named.transform(None, photos(2), rng=5, activation_map=made)
-        np.testing.assert_array_equal(again, result)
-
-
-@pytest.mark.parametrize(
-    ("name", "knobs"),
-    [
+def test_a_peer_is_the_function_of_that_name(toy):
+    for name, knobs in (
         ("bit_depth", {"bits": 3}),
         ("nl_means", {"search": 5, "strength": 9}),
         ("random_resize_pad", {"smallest": 0.5, "fill": 0}),
         ("dct", {"sigma": 0.02}),
-    ],
-)
-def test_a_peer_is_the_function_of_that_name(toy, name, knobs):
-    defense = parse_defense(spelled(name, knobs))
-    drawn = {"rng": 3} if defense.random else {}
-    result = defense.transform(toy, photos(2), rng=3)
-    np.testing.assert_array_equal(result, PEERS[name](photos(2), **knobs, **drawn))
-    assert not np.array_equal(result, PEERS[name](photos(2), **drawn))
-    assert defense.activation_map(toy, photos(2)) is defense.map_key is defense.defense is None
+    ):
+        defense = parse_defense(spelled(name, knobs))
+        drawn = {"rng": 3} if defense.random else {}
+        result = defense.transform(toy, photos(2), rng=3)
+        np.testing.assert_array_equal(result, PEERS[name](photos(2), **knobs, **drawn))
+        assert not np.array_equal(result, PEERS[name](photos(2), **drawn))
+        assert defense.activation_map(toy, photos(2)) is defense.map_key is defense.defense is None
 
 
-@pytest.mark.parametrize("name", DEFENSES)
-def test_what_is_called_random_is_random(toy, name):
-    defense, batch = parse_defense(name), photos(3)
-    again = pickle.loads(pickle.dumps(defense))
-    first, second, other = (
-        d.transform(toy, batch, rng=seed) for d, seed in ((defense, 1), (again, 1), (defense, 2))
-    )
-    np.testing.assert_array_equal(first, second)
-    assert defense.random == (not np.array_equal(first, other))
+def test_what_is_called_random_is_random(toy):
+    batch = photos(3)
+    for defense in map(parse_defense, DEFENSES):
+        again = pickle.loads(pickle.dumps(defense))
+        first, second = (one.transform(toy, batch, rng=1) for one in (defense, again))
+        np.testing.assert_array_equal(first, second)
+        other = defense.transform(toy, batch, rng=2)
+        assert defense.random == (not np.array_equal(first, other)), defense.text
 
 
 def test_equal_keys_are_equal_maps_and_other_keys_are_others(toy):
