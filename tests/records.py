@@ -24,7 +24,6 @@ def cell(image, attack, defense, predicted, mean=None, *, label=0, target=-1, ri
 
 
 def records_of(*cells) -> pd.DataFrame:
-    """Records of some cells."""
     return pd.DataFrame([row for rows in cells for row in rows])[list(COLUMNS)].astype(COLUMNS)
 
 
@@ -71,12 +70,9 @@ def random_records(seed: int) -> pd.DataFrame:
 
 
 def cells_of(records: pd.DataFrame, aggregate: str = "one") -> Cells:
-    return Cells.of([records], aggregate, *names_of(records))
-
-
-def names_of(records: pd.DataFrame) -> list[dict]:
-    """The texts of attacks and of defences as their own names."""
-    return [{text: text for text in records[name].unique()} for name in ("attack", "defense")]
+    """Cells with the texts of attacks and of defences as their own names."""
+    names = ({text: text for text in records[kind].unique()} for kind in ("attack", "defense"))
+    return Cells.of([records], aggregate, *names)
 
 
 def by_cell(records: pd.DataFrame) -> dict:

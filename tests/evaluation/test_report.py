@@ -13,12 +13,12 @@ PD, FGSM = "pd:deflections=200", "fgsm:eps=2"
 MEASURES = ("accuracy", "destruction", "targeted")
 
 
-# Outcomes, rates and differences
+def report_of(records, protocol="paper", aggregate="one", baseline=None, **options) -> Report:
+    return Report.of(cells_of(records, aggregate), protocol, aggregate, baseline, **options)
 
 
-@pytest.mark.parametrize(
-    ("predicted", "mean", "expected"),
-    [
+def test_each_aggregate_gives_the_class_worked_by_hand():
+    for predicted, mean, expected in (
         ([0], [0], (0, 0, 0, 0)),
         ([2, 0, 0], [2, 2, 0], (2, 0, 0, 2)),
         ([0, 3, 3, 2], [0, 0, 0, 2], (0, 3, 2, 3)),
@@ -27,13 +27,11 @@ MEASURES = ("accuracy", "destruction", "targeted")
         # Two tie, and the mean probability is for neither: the one seen first.
         ([1, 3, 0, 3, 0], [1, 1, 1, 1, 1], (1, 3, 1, 1)),
         ([0, 0, 0], [0, 0, 4], (0, 0, 4, 0)),
-    ],
-)
-def test_each_aggregate_gives_the_class_worked_by_hand(predicted, mean, expected):
-    records = records_of(cell("a", "none", "pd", predicted, mean))
-    for aggregate, seen in zip(AGGREGATES, expected, strict=True):
-        (row,) = cells_of(records, aggregate).cells["none", "pd"].itertuples()
-        assert (row.predicted, row.right, row.runs) == (seen, seen == 0, len(predicted)), aggregate
+    ):
+        records = records_of(cell("a", "none", "pd", predicted, mean))
+        found = [cells_of(records, one).cells["none", "pd"].iloc[0] for one in AGGREGATES]
+        assert tuple(row.predicted for row in found) == expected
+        assert all((row.right, row.runs) == (row.predicted == 0, len(mean)) for row in found)
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
@@ -70,13 +68,13 @@ def test_strength_is_measured_over_all_images_that_count_and_over_the_successes(
     def mean(*sizes):
         return Mean.of(np.array(sizes))
 
-    paper, plain = (cells_of(small()).strengths(protocol) for protocol in ("paper", "plain"))
-    assert list(paper) == list(plain) == [(FGSM, None)]
     won = mean(0.01, 0.01), mean(2.0, 2.0)
-    expected = Strength(3, Rate(2, 3), mean(0.01, 0.01, 0.03), mean(2.0, 2.0, 2.0), *won)
-    assert paper[FGSM, None] == expected
-    expected = Strength(4, Rate(2, 3), mean(0.01, 0.01, 0.03, 0.05), mean(*[2.0] * 4), *won)
-    assert plain[FGSM, None] == expected
+    for protocol, *expected in (
+        ("paper", 3, Rate(2, 3), mean(0.01, 0.01, 0.03), mean(2.0, 2.0, 2.0)),
+        ("plain", 4, Rate(2, 3), mean(0.01, 0.01, 0.03, 0.05), mean(*[2.0] * 4)),
+    ):
+        found = cells_of(small()).strengths(protocol)
+        assert found == {(FGSM, None): Strength(*expected, *won)}
 
 
 def test_without_an_image_right_when_clean_nothing_counts():
@@ -130,13 +128,6 @@ def test_unknown_words_are_refused():
             call(*given)
     with pytest.raises(ValueError, match=r"baseline: expected one of \('none', 'pd.*got 'wd'"):
         report_of(small(), baseline="wd")
-
-
-# Tables
-
-
-def report_of(records, protocol="paper", aggregate="one", baseline=None, **options) -> Report:
-    return Report.of(cells_of(records, aggregate), protocol, aggregate, baseline, **options)
 
 
 def test_tables_of_small_records_read_as_worked_by_hand():
@@ -207,9 +198,6 @@ def test_short_names_keep_what_tells_them_apart():
     assert module._shown({"F": "fgsm:eps=2", 4: "none"}) == {"F": "F", 4: "4"}
 
 
-# Sentences
-
-
 def evaluated(*defenses, runs=2) -> pd.DataFrame:
     """One clean image, right with every defence."""
     return records_of(*(cell("a", "none", d, [0] * runs) for d in ("none", *defenses)))
@@ -266,7 +254,7 @@ def test_nothing_is_said_without_a_cause(records, absent):
     assert not re.search(absent, "\n".join(report_of(records).sentences))
 
 
-def test_the_protocol_and_the_aggregate_are_always_said():
+def test_the_protocol_the_aggregate_and_skipped_images_are_always_said():
     assert report_of(small(), "paper", "worst").sentences[:2] == [
         "Protocol paper: only images that the undefended network gets right when clean. The "
         "undefended network gets 3 of 4 images right when clean.",
@@ -275,27 +263,20 @@ def test_the_protocol_and_the_aggregate_are_always_said():
     assert len(report_of(evaluated("pd"), "plain", "majority").sentences) == 2
     names = report_of(evaluated("pd+wd", "pd+rcam+wd")).tables["names"]
     assert list(names["settings that differ"]) == ["", "", "deflections=200", "deflections=1500"]
-
-
-def test_skipped_images_are_named_with_the_reason():
     few, many = ([(f"{i}.png", "gone") for i in range(n)] for n in (1, 7))
     assert "1 image skipped: 0.png (gone)." in report_of(small(), skipped=few).sentences
     text = "\n".join(report_of(small(), skipped=many).sentences)
     assert re.search(r"7 images skipped: 0\.png \(gone\), .*, 4\.png \(gone\) and 2 more\.", text)
 
 
-# Files
-
-
 def test_written_tables_read_back_equal(tmp_path):
     report, folder = report_of(random_records(0), "plain", "majority"), tmp_path / "new" / "folder"
-    files = report.write(folder, "run")
-    assert sorted(path.name for path in folder.iterdir()) == sorted(p.name for p in files)
+    assert {*report.write(folder, "run")} == {*folder.iterdir()}
     for name, table in report.tables.items():
-        read = pd.read_csv(folder / f"run_{name}.csv", dtype=str, index_col=0,
-                           keep_default_na=False)  # fmt: skip
-        pd.testing.assert_frame_equal(read, table, check_dtype=False, check_index_type=False,
-                                      check_column_type=False)  # fmt: skip
+        path = folder / f"run_{name}.csv"
+        read = pd.read_csv(path, dtype=str, index_col=0, keep_default_na=False)
+        alike = dict.fromkeys(("check_dtype", "check_index_type", "check_column_type"), False)
+        pd.testing.assert_frame_equal(read, table, **alike)
     read = pd.read_csv(folder / "run_numbers.csv")
     pd.testing.assert_frame_equal(read, report.numbers, check_dtype=False, rtol=1e-14)
 
@@ -312,17 +293,14 @@ def test_the_page_holds_the_sentences_and_every_table_and_a_failure_leaves_it_wh
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
     def fail(path, text, **options):
-        with path.open("w") as file:
-            file.write(text[:10])
+        path.write_bytes(text[:10].encode())
         raise OSError("disk full")
 
     monkeypatch.setattr("pathlib.Path.write_text", fail)
     with pytest.raises(OSError, match="disk full"):
         report_of(small(), "plain").write(tmp_path, "run")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-
-
-def test_markdown_is_aligned_and_keeps_its_cells_apart():
+    # The tables are aligned and keep their cells apart.
     table = pd.DataFrame({"a|b": ["x", "long cell"]}, index=pd.Index(["one", "two"], name="row"))
     assert module._markdown(table) == (
         "| row | a\\|b      |\n| --- | --------- |\n| one | x         |\n| two | long cell |"

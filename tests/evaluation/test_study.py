@@ -111,9 +111,6 @@ def test_an_attack_that_never_succeeded_is_refused_where_a_rate_is_wanted(study)
         weak.check_successes()
 
 
-# What runs
-
-
 def own_defense(images, rng):
     return np.clip(images + rng.normal(0, 3, images.shape), 0, 255)
 
@@ -194,9 +191,6 @@ def test_a_function_that_workers_cannot_find_is_refused(toy_file):
     for kind in ("attacks", "defenses"):
         with pytest.raises(ValueError, match="mine: expected a function that workers can import"):
             run(network, 1, **{kind: {"mine": local}}, scheduler="local:2")
-
-
-# A file of an earlier day
 
 
 @pytest.fixture
