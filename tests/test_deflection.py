@@ -86,16 +86,15 @@ def test_counts_without_a_map(n):
 
 
 def test_counts_with_a_map():
-    chances = uneven_map(12, 9)
-    counts = {
-        reading: [len(drawn((12, 9), 50, 4, chances, reading, seed)) for seed in range(100)]
+    chances, seeds = uneven_map(12, 9), range(100)
+    blog, repo, paper = (
+        [len(drawn((12, 9), 50, 4, chances, reading, seed)) for seed in seeds]
         for reading in READINGS
-    }
-    assert set(counts["repo"]) == {50, 51, 52}
-    assert set(counts["paper"]) == {50}
+    )
+    assert (set(repo), set(paper)) == ({50, 51, 52}, {50})
     # 150 draws, of which the map keeps 1 - mean: a binomial.
     kept = 1 - float(chances.mean())
-    assert abs(np.mean(counts["blog"]) - 150 * kept) < 4 * np.sqrt(150 * kept * (1 - kept) / 100)
+    assert abs(np.mean(blog) - 150 * kept) < 4 * np.sqrt(150 * kept * (1 - kept) / 100)
 
 
 def naive(reading, size, n, window, chances, rng):
@@ -129,32 +128,29 @@ def likeness(ours, theirs):
     return chi2_contingency(np.column_stack([table, rest]) if rest.any() else table).pvalue
 
 
-def both(reading, n, chances, repeats):
-    # Taller than wide, so that a map or a window laid the wrong way round shows.
-    rng, plain = np.random.default_rng(2018), random.Random(2018)
-    ours = [as_tuples(draw_writes((6, 3), n, 2, chances, reading, rng)) for _ in range(repeats)]
-    return ours, [naive(reading, (6, 3), n, 2, chances, plain) for _ in range(repeats)]
-
-
 @with_and_without_map
 @each_reading
-def test_places_neighbours_and_channels_are_drawn_as_by_rejection(reading, with_map):
+def test_draws_are_those_of_rejection(reading, with_map):
     chances = uneven_map(6, 3) if with_map else None
-    (ours,), (theirs,) = both(reading, 8000, chances, repeats=1)
-    assert likeness([w[:2] for w in ours], [w[:2] for w in theirs]) > 1e-3
-    offsets = [[(w[2] - w[0], w[3] - w[1]) for w in sample] for sample in (ours, theirs)]
-    assert likeness(*offsets) > 1e-3
-    assert likeness([w[4] for w in ours], [w[4] for w in theirs]) > 1e-3
-    assert likeness(ours, theirs) > 1e-3
 
+    # Taller than wide, so that a map or a window laid the wrong way round shows.
+    def both(n, repeats):
+        rng, plain = np.random.default_rng(2018), random.Random(2018)
+        ours = (draw_writes((6, 3), n, 2, chances, reading, rng) for _ in range(repeats))
+        theirs = [naive(reading, (6, 3), n, 2, chances, plain) for _ in range(repeats)]
+        return [as_tuples(writes) for writes in ours], theirs
 
-@with_and_without_map
-@each_reading
-def test_numbers_of_writes_and_channels_are_drawn_as_by_rejection(reading, with_map):
-    samples = both(reading, 2, uneven_map(6, 3) if with_map else None, repeats=2000)
-    sequences = [[tuple(w[4] for w in writes) for writes in sample] for sample in samples]
-    assert likeness(*(map(len, sample) for sample in sequences)) > 1e-3
-    assert likeness(*sequences) > 1e-3
+    samples = [writes for (writes,) in both(8000, 1)]
+    sequences = [[tuple(w[4] for w in writes) for writes in sample] for sample in both(2, 2000)]
+    for pair in (
+        samples,
+        [[w[:2] for w in sample] for sample in samples],
+        [[(w[2] - w[0], w[3] - w[1]) for w in sample] for sample in samples],
+        [[w[4] for w in sample] for sample in samples],
+        [[*map(len, sample)] for sample in sequences],
+        sequences,
+    ):
+        assert likeness(*pair) > 1e-3
 
 
 @each_reading
@@ -166,17 +162,12 @@ def test_a_place_is_hit_in_proportion_to_one_minus_its_map(reading):
     assert chisquare(hits[:3], len(writes) * np.array([1, 0.75, 0.25]) / 2).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("reading", ["blog", "repo"])
-def test_row_and_column_0_are_written_but_never_read_in_the_authors_codes(reading):
-    image = np.full((6, 4, 3), 7, np.float32)
-    image[0], image[:, 0] = 200, 200
-    assert (pixel_deflection(image, 3000, 10, reading=reading, rng=0) == 7).all()
-
-
-def test_row_and_column_0_are_read_in_the_paper():
-    writes = drawn((6, 4), 3000, 10, None, "paper")
-    assert set(writes.from_row) == set(range(6))
-    assert set(writes.from_column) == set(range(4))
+@each_reading
+def test_row_and_column_0_are_written_but_read_in_the_paper_alone(reading):
+    writes, least = drawn((6, 4), 3000, 10, None, reading), int(reading != "paper")
+    assert (set(writes.to_row), set(writes.to_column)) == (set(range(6)), set(range(4)))
+    assert set(writes.from_row) == set(range(least, 6))
+    assert set(writes.from_column) == set(range(least, 4))
 
 
 @each_reading
@@ -196,21 +187,15 @@ def test_a_window_beyond_the_image_is_the_whole_image(reading):
 
 
 @each_reading
-def test_no_deflections_give_the_image(reading):
-    for chances in (None, uneven_map(32, 32)):
-        result = pixel_deflection(photo(), 0, activation_map=chances, reading=reading, rng=0)
-        np.testing.assert_array_equal(result, photo())
-
-
-@each_reading
-def test_a_map_of_ones_spares_every_place_or_is_an_error_where_writes_are_counted(reading):
-    options = {"activation_map": np.ones((32, 32), np.float32), "reading": reading, "rng": 0}
-    if reading != "paper":
-        n = 300 if reading == "blog" else 0
-        np.testing.assert_array_equal(pixel_deflection(photo(), n, **options), photo())
+def test_no_deflections_or_a_map_of_ones_spare_all_or_are_an_error_where_writes_count(reading):
+    image, ones = photo(), np.ones((32, 32), np.float32)
+    free = [(0, None), (0, uneven_map(32, 32)), (0, ones), (300, ones)]
+    for n, chances in {"blog": free, "repo": free[:3], "paper": free[:2]}[reading]:
+        result = pixel_deflection(image, n, activation_map=chances, reading=reading, rng=0)
+        np.testing.assert_array_equal(result, image)
     if reading != "blog":
         with pytest.raises(ValueError, match=r"activation_map is 1 everywhere.*below 1.*repo"):
-            pixel_deflection(photo(), 200, **options)
+            pixel_deflection(image, 200, activation_map=ones, reading=reading)
 
 
 def one_open_place(height, width, row, column):
@@ -246,30 +231,28 @@ def test_each_image_of_a_batch_is_deflected_as_alone(reading, with_map):
     batch = photos(5, 12, 9)
     maps = np.stack([uneven_map(12, 9, i) for i in range(5)]) if with_map else None
     options = {"deflections": 60, "window": 3, "reading": reading}
-    together = pixel_deflection(batch, activation_map=maps, rng=4, **options)
-    for i, stream in enumerate(streams(4, 5)):
+
+    def part(i, rng):
         own = None if maps is None else maps[i]
-        alone = pixel_deflection(batch[i], activation_map=own, rng=[stream], **options)
-        np.testing.assert_array_equal(together[i], alone)
-    first_two = None if maps is None else maps[:2]
-    fewer = pixel_deflection(batch[:2], activation_map=first_two, rng=4, **options)
-    np.testing.assert_array_equal(together[:2], fewer)
+        return pixel_deflection(batch[i], activation_map=own, rng=rng, **options)
+
+    together = part(slice(None), 4)
+    np.testing.assert_array_equal(together[:2], part(slice(2), 4))
+    alone = [part(i, [stream]) for i, stream in enumerate(streams(4, 5))]
+    np.testing.assert_array_equal(together, alone)
     inner = deflect(batch, maps=maps, generators=streams(4, 5), **options)
     np.testing.assert_array_equal(together, inner)
 
 
-def test_images_and_seeds_draw_different_places_and_the_same_seed_the_same():
+def test_seeds_and_generators():
     first, second = pixel_deflection(np.stack([places_picture()] * 2), 20, 2, rng=0)
     assert not np.array_equal(first, second)
     first, again, other, *free = (pixel_deflection(photo(), rng=s) for s in (5, 5, 6, None, None))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(*free)
-
-
-def test_a_generator_goes_on_from_batch_to_batch():
-    batch = photos(4, 12, 9)
-    rng = np.random.default_rng(3)
+    # A generator goes on from batch to batch.
+    batch, rng = photos(4, 12, 9), np.random.default_rng(3)
     halves = [pixel_deflection(batch[i : i + 2], 50, rng=rng) for i in (0, 2)]
     whole = pixel_deflection(batch, 50, rng=np.random.default_rng(3))
     np.testing.assert_array_equal(np.concatenate(halves), whole)
@@ -286,24 +269,24 @@ def test_nothing_is_changed_in_place_and_the_rank_is_kept(reading):
         assert not np.shares_memory(result, images)
 
 
-@pytest.mark.parametrize("value", [-1, 2.0, 2.5, "10", None, np.nan])
-def test_wrong_counts_and_windows(value):
-    for number in (value, 2**63, 10**30):
-        with pytest.raises(ValueError, match=r"deflections: expected a whole number .* got"):
-            pixel_deflection(photo(), number)
-    for number in (value, 0, 10**30):
-        with pytest.raises(ValueError, match=r"window: expected a whole number of at least 1, got"):
-            pixel_deflection(photo(), 10, number)
-
-
 def test_numpy_integers_are_whole_numbers():
     result = pixel_deflection(photo(), np.int32(20), np.uint8(3), rng=np.int64(1))
     np.testing.assert_array_equal(result, pixel_deflection(photo(), 20, 3, rng=1))
 
 
-def test_an_unknown_reading_lists_the_known():
-    with pytest.raises(ValueError, match=r"reading: .*'blog', 'repo', 'paper'.*got 'book'"):
-        pixel_deflection(photo(), reading="book")
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("deflections", [-1, 2.0, 2.5, "10", None, np.nan, 2**63, 10**30], "a whole number .* got"),
+        ("window", [0, -1, 2.5, "10", None, np.nan, 10**30], "a whole number of at least 1, got"),
+        ("reading", ["book"], r".*'blog', 'repo', 'paper'.*got 'book'"),
+        ("images", [photo() / 255, photo().astype(np.float64), photo()[..., :2], photo()[0]], ""),
+    ],
+)
+def test_what_is_wrong_is_told(name, values, message):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name}: expected {message}"):
+            pixel_deflection(**{"images": photo(), name: value})
 
 
 @pytest.mark.parametrize(
@@ -318,11 +301,3 @@ def test_an_unknown_reading_lists_the_known():
 def test_wrong_maps(n, chances, message):
     with pytest.raises(ValueError, match=r"activation_map: expected .*" + message):
         pixel_deflection(photos(n), activation_map=chances)
-
-
-@pytest.mark.parametrize(
-    "images", [photo() / 255, photo().astype(np.float64), photo()[..., :2], photo()[0]]
-)
-def test_wrong_images(images):
-    with pytest.raises(ValueError, match=r"images: expected"):
-        pixel_deflection(images)
