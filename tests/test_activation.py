@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from conftest import assert_maps_alike, photo, photos
@@ -77,42 +79,39 @@ KERNEL = [[1.0, -1.0], [0.5, 1.0], [-0.25, 0.0]]
 
 
 @pytest.fixture(scope="module")
-def wide() -> Classifier:
-    """Wider than high, so that a map that lies the wrong way round has another shape."""
-    return corners_classifier(KERNEL, 8, 12)
-
-
-@pytest.fixture(scope="module")
 def small() -> Classifier:
     return corners_classifier(KERNEL)
 
 
-def test_cam_of_a_hand_worked_feature_map(small):
+def test_maps_of_a_hand_worked_feature_map(small):
     image = image_of_features(FEATURES)
     # Class 0: 1 - 2/4, 1/2 - 1/4, 2 + 1, -1/4. Class 1: -1, 1, -2 + 2, 0.
     for label, cells in ((0, [[0.5, 0.25], [3, -0.25]]), (1, [[-1, 1], [0, 0]])):
-        large = TWO_TO_FOUR @ np.array(cells) @ TWO_TO_FOUR.T
-        result = cam(small, image, label)
-        assert result.dtype == np.float32
-        np.testing.assert_allclose(result, stretched(large), atol=1e-5)
-
-
-def test_cam_takes_no_heed_of_the_bias(small):
-    image = image_of_features(FEATURES)
+        # Grad-CAM clears what speaks against the class.
+        for function, kept in ((cam, np.array(cells)), (grad_cam, np.maximum(cells, 0))):
+            result = function(small, image, label)
+            assert result.dtype == np.float32
+            large = TWO_TO_FOUR @ kept @ TWO_TO_FOUR.T
+            np.testing.assert_allclose(result, stretched(large), atol=1e-5)
+    nothing_for_it = image_of_features([[[1, 0, 0], [0, 0, 0]], [[2, 0, 0], [0, 0, 0]]])
+    np.testing.assert_array_equal(grad_cam(small, nothing_for_it, 1), np.zeros((4, 4)))
+    # A bias is none of their business.
     biased = corners_classifier(KERNEL, bias=np.array([3.0, -2.0]))
     np.testing.assert_allclose(cam(biased, image, 0), cam(small, image, 0))
 
 
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, -1), (-1, 0), (-1, -1)])
 @pytest.mark.parametrize("function", [cam, grad_cam])
-def test_a_bright_corner_is_hot(wide, function, row, column):
-    image = np.full((8, 12, 3), 10, np.float32)
-    image[row * 2 : row * 2 + 2 or None, column * 2 : column * 2 + 2 or None, 0] = 250
-    heat = function(wide, image, 0)
-    assert heat.shape == (8, 12)
-    assert heat[row, column] == pytest.approx(1, abs=1e-5)
-    far = np.hypot(*np.meshgrid(np.arange(8) - row % 8, np.arange(12) - column % 12, indexing="ij"))
-    assert heat[far > 4].max() < 1e-5
+def test_a_bright_corner_is_hot(function):
+    # Wider than high, so that a map that lies the wrong way round has another shape.
+    wide = corners_classifier(KERNEL, 8, 12)
+    for row, column in itertools.product((0, -1), repeat=2):
+        image = np.full((8, 12, 3), 10, np.float32)
+        image[row * 2 : row * 2 + 2 or None, column * 2 : column * 2 + 2 or None, 0] = 250
+        heat = function(wide, image, 0)
+        assert heat.shape == (8, 12)
+        assert heat[row, column] == pytest.approx(1, abs=1e-5)
+        far = np.hypot(*(np.indices((8, 12)) - np.reshape([row % 8, column % 12], (2, 1, 1))))
+        assert heat[far > 4].max() < 1e-5
 
 
 def test_maps_of_the_toy_are_the_weighted_sums_of_its_feature_maps(toy):
@@ -130,10 +129,9 @@ def test_maps_of_the_toy_are_the_weighted_sums_of_its_feature_maps(toy):
 @each_kind
 @each_network
 def test_a_constant_feature_map_gives_zeros(request, network, kind):
-    classifier = request.getfixturevalue(network)
-    for value in (0, 255):
-        heat = KINDS[kind](classifier, np.full((32, 32, 3), value, np.float32), 1)
-        np.testing.assert_array_equal(heat, np.zeros((32, 32)))
+    flat = np.stack([np.full((32, 32, 3), value, np.float32) for value in (0, 255)])
+    heat = KINDS[kind](request.getfixturevalue(network), flat, 1)
+    np.testing.assert_array_equal(heat, np.zeros((2, 32, 32)))
 
 
 def test_what_rounding_leaves_of_terms_that_cancel_gives_zeros():
@@ -153,20 +151,17 @@ def test_a_weight_that_is_the_rounding_of_a_mean_of_gradients_gives_zeros():
     # The gradient of class 0 by each feature cancels over the four places, but for rounding.
     kernel = np.zeros((12, 2), np.float32)
     kernel[:, 0] = np.repeat([7.3, -7.3, 7.3, -7.300001], 3)
-    classifier = corners_classifier(kernel, head="flat")
-    heat = grad_cam(classifier, image_of_features(FEATURES), 0)
-    np.testing.assert_array_equal(heat, np.zeros((4, 4)))
-    kernel[0, 0] = 7.4
-    heat = grad_cam(corners_classifier(kernel, head="flat"), image_of_features(FEATURES), 0)
-    assert heat.max() == 1
+    for first, greatest in ((7.3, 0), (7.4, 1)):
+        kernel[0, 0] = first
+        flat = corners_classifier(kernel, head="flat")
+        assert grad_cam(flat, image_of_features(FEATURES), 0).max() == greatest
 
 
 def test_a_small_difference_that_is_no_rounding_is_shown(small):
     features = np.full((2, 2, 3), 1.0)
     features[1, 0, 0] = 1.001
     heat = cam(small, image_of_features(features), 0)
-    assert heat[3, 0] == 1
-    assert heat[0, 3] == 0
+    assert (heat[3, 0], heat[0, 3]) == (1, 0)
 
 
 @pytest.mark.parametrize("size", [(10, 17), (3, 3)], ids=str)
@@ -182,18 +177,8 @@ def test_maps_can_be_scaled_up_as_tensorflow_1_did(size):
 
 def test_cam_without_a_pooling_head_is_grad_cam(toy_flat):
     assert toy_flat.head_weights is None
-    np.testing.assert_array_equal(
-        cam(toy_flat, photos(2), [1, 2]), grad_cam(toy_flat, photos(2), [1, 2])
-    )
-
-
-def test_grad_cam_clears_what_speaks_against_the_class(small):
-    image = image_of_features(FEATURES)
-    # Class 1: -1, 1, 0, 0; without what is below 0: 0, 1, 0, 0.
-    large = TWO_TO_FOUR @ np.array([[0, 1], [0, 0]]) @ TWO_TO_FOUR.T
-    np.testing.assert_allclose(grad_cam(small, image, 1), large, atol=1e-5)
-    nothing_for_it = image_of_features([[[1, 0, 0], [0, 0, 0]], [[2, 0, 0], [0, 0, 0]]])
-    np.testing.assert_array_equal(grad_cam(small, nothing_for_it, 1), np.zeros((4, 4)))
+    found, expected = (function(toy_flat, photos(2), [1, 2]) for function in (cam, grad_cam))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_grad_cam_weighs_by_the_mean_of_finite_differences():
@@ -254,12 +239,13 @@ def test_five_maps_combined_by_hand(combine, middles, expected):
     np.testing.assert_allclose(combined, [[0, expected, 1]], atol=1e-6)
 
 
-def test_the_weights_written_out():
-    half = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
-    np.testing.assert_allclose(combine_weights(5, "paper"), [*half, 1 / 32])
-    np.testing.assert_allclose(combine_weights(5, "repo"), [*half, 1.2 / 16])
-    np.testing.assert_allclose(combine_weights(1, "paper"), [1 / 2])
-    np.testing.assert_allclose(combine_weights(1, "repo"), [1.2])
+@pytest.mark.parametrize(
+    ("n", "kind", "last"), [(5, "paper", 1 / 32), (5, "repo", 1.2 / 16), (1, "paper", 1 / 2),
+                            (1, "repo", 1.2)]
+)  # fmt: skip
+def test_the_weights_written_out(n, kind, last):
+    halves = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
+    np.testing.assert_allclose(combine_weights(n, kind), [*halves[: n - 1], last])
 
 
 @each_combine
@@ -276,20 +262,17 @@ def test_rounding_makes_no_geometric_mean_of_maps_that_do_not_overlap():
         np.testing.assert_array_equal(combine_maps(maps, combine="geometric"), [[0, 0, 0]])
 
 
-@pytest.mark.parametrize("upscale", UPSCALES)
 @each_combine
-@pytest.mark.parametrize("k", [1, 6])
 @each_network
-def test_robust_cam_combines_the_cams_of_the_most_probable_classes(
-    request, network, k, combine, upscale
-):
+def test_robust_cam_combines_the_cams_of_the_most_probable_classes(request, network, combine):
     classifier, image = request.getfixturevalue(network), photo()
-    result = robust_cam(classifier, image, k=k, combine=combine, upscale=upscale)
-    assert (result.dtype, result.min(), result.max()) == (np.float32, 0, 1)
-    best = np.argsort(classifier.predict(image))[::-1][:k]
-    cams = [cam(classifier, image, int(label), upscale=upscale) for label in best]
-    expected = combine_maps(np.stack(cams), combine=combine)
-    assert_maps_alike(result, expected, combine, atol=1e-4)
+    ranking = np.argsort(classifier.predict(image))[::-1]
+    for k, upscale in itertools.product((1, 6), UPSCALES):
+        result = robust_cam(classifier, image, k=k, combine=combine, upscale=upscale)
+        assert (result.dtype, result.min(), result.max()) == (np.float32, 0, 1)
+        cams = [cam(classifier, image, int(label), upscale=upscale) for label in ranking[:k]]
+        expected = combine_maps(np.stack(cams), combine=combine)
+        assert_maps_alike(result, expected, combine, atol=1e-4)
 
 
 def test_the_defaults_are_five_classes_and_the_papers_combination(toy):
@@ -318,41 +301,33 @@ def test_each_image_of_a_batch_is_mapped_as_alone_and_none_is_changed(request, n
     np.testing.assert_array_equal(batch, before)
 
 
-@pytest.mark.parametrize("k", [0, -1, 7, 2.0, "5"])
-def test_wrong_numbers_of_classes(toy, k):
-    with pytest.raises(ValueError, match=r"k: expected 1 to 6 classes, got"):
-        robust_cam(toy, photo(), k=k)
+WRONG = {
+    "labels": ([6, -1, [0, 1], 1.0, "cat", None], "labels: expected"),
+    "images": ([photo() / 255, photo(32, 31), photo().astype(np.float64)], "images: "),
+    "none": ([photos(1)[:0]], "images: expected at least one image, got none"),
+    "upscale": (["nearest"], r"upscale: expected one of \('half_pixel', 'tf1'\), got 'nearest'"),
+    "k": ([0, -1, 7, 2.0, "5"], "k: expected 1 to 6 classes, got"),
+    "combine": (["blog"], r"combine: expected one of \('paper', 'geometric', 'repo'\), got 'blog'"),
+}
 
 
-@each_kind
-def test_unknown_words_list_the_known(toy, kind):
-    message = r"upscale: expected one of \('half_pixel', 'tf1'\), got 'nearest'"
-    with pytest.raises(ValueError, match=message):
-        KINDS[kind](toy, photo(), 0, upscale="nearest")
-    message = r"combine: expected one of \('paper', 'geometric', 'repo'\), got 'blog'"
-    for combined in (lambda: robust_cam(toy, photo(), combine="blog"),
-                     lambda: combine_maps(five(), combine="blog")):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            combined()
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_told(toy, toy_flat, name):
+    values, message = WRONG[name]
+    key = name.replace("none", "images")
+    makers = {"k": [robust_cam], "combine": [robust_cam], "labels": [cam, grad_cam]}
+    for value in values:
+        given = {"images": photo()} | {key: value}
+        for maker in makers.get(name, [cam, grad_cam, robust_cam]):
+            labels = {} if maker is robust_cam else {"labels": 0}
+            for network in (toy, toy_flat) if name == "labels" else (toy,):
+                with pytest.raises(ValueError, match=message):
+                    maker(network, **labels | given)
 
 
-@pytest.mark.parametrize("maps", [np.zeros((0, 4, 4), np.float32), np.zeros((4, 4), np.float32)])
-def test_wrong_stacks_of_maps(maps):
-    with pytest.raises(ValueError, match=r"maps: expected shape \(k, H, W\) with k >= 1, got"):
-        combine_maps(maps)
-
-
-@pytest.mark.parametrize("labels", [6, -1, [0, 1], 1.0, "cat", None])
-def test_wrong_labels(toy, toy_flat, labels):
-    for function, classifier in ((cam, toy), (cam, toy_flat), (grad_cam, toy)):
-        with pytest.raises(ValueError, match=r"labels: expected"):
-            function(classifier, photo(), labels)
-
-
-@each_kind
-def test_wrong_images(toy, kind):
-    for images in (photo() / 255, photo(32, 31), photo().astype(np.float64)):
-        with pytest.raises(ValueError, match=r"images: "):
-            KINDS[kind](toy, images, 0)
-    with pytest.raises(ValueError, match="images: expected at least one image, got none"):
-        KINDS[kind](toy, photos(1)[:0], 0)
+def test_wrong_stacks_of_maps():
+    for shape in ((0, 4, 4), (4, 4)):
+        with pytest.raises(ValueError, match=r"maps: expected shape \(k, H, W\) with k >= 1, got"):
+            combine_maps(np.zeros(shape, np.float32))
+    with pytest.raises(ValueError, match=WRONG["combine"][1]):
+        combine_maps(five(), combine="blog")
