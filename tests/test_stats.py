@@ -15,31 +15,26 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (5, 10), (94, 100), (0, 1000)])
-def test_the_interval_is_wilson_s_formula(successes, n):
-    np.testing.assert_allclose(Rate(successes, n).interval, wilson(successes, n), atol=1e-9)
-
-
 # Newcombe 1998, DOI 10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E, table I.
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611)],
-)
-def test_the_interval_is_the_published_one(successes, n, low, high):
-    np.testing.assert_allclose(Rate(successes, n).interval, (low, high), atol=5e-5)
+PUBLISHED = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611)}
 
 
-def test_a_rate_is_counted_from_hits():
+@pytest.mark.parametrize("counts", [(0, 1), (1, 1), (5, 10), (94, 100), (0, 1000), *PUBLISHED])
+def test_the_interval_is_wilson_s_formula_and_the_published_one(counts):
+    interval = Rate(*counts).interval
+    np.testing.assert_allclose(interval, wilson(*counts), atol=1e-9)
+    np.testing.assert_allclose(interval, PUBLISHED.get(counts, interval), atol=5e-5)
+
+
+def test_rates_and_differences_are_counted_from_hits():
     rate = Rate.of(np.array([True, False, True, True]))
-    assert rate == Rate(3, 4)
-    assert rate.value == 0.75
-    assert str(Rate(81, 263)) == "0.31 [0.26, 0.37]"
-
-
-@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5), (0, -1)])
-def test_a_rate_that_cannot_be_is_refused_with_what_came(successes, n):
-    with pytest.raises(ValueError, match=rf"n >= 1, got Rate\(successes={successes}, n={n}\)"):
-        Rate(successes, n)
+    assert (rate, rate.value, str(Rate(81, 263))) == (Rate(3, 4), 0.75, "0.31 [0.26, 0.37]")
+    first = np.array([True, True, True, False, False, True])
+    second = np.array([True, False, False, True, False, False])
+    difference = PairedDifference.of(first, second)
+    assert difference == PairedDifference(1, 3, 1, 1)
+    assert (difference.first, difference.second) == (Rate(4, 6), Rate(2, 6))
+    assert (difference.n, difference.value) == (6, 2 / 6)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +90,6 @@ def test_every_table_of_five_images_has_the_formula_s_interval_and_the_binomial_
         np.testing.assert_allclose(PairedDifference(a, c, b, d).interval, (-high, -low), atol=1e-12)
 
 
-def test_a_difference_is_counted_from_hits():
-    first = np.array([True, True, True, False, False, True])
-    second = np.array([True, False, False, True, False, False])
-    difference = PairedDifference.of(first, second)
-    assert difference == PairedDifference(1, 3, 1, 1)
-    assert (difference.first, difference.second) == (Rate(4, 6), Rate(2, 6))
-    assert (difference.n, difference.value) == (6, 2 / 6)
-
-
 @pytest.mark.parametrize(
     ("counts", "verdict", "text"),
     [
@@ -119,16 +105,24 @@ def test_a_difference_reads_as_value_interval_and_p_value_and_has_a_verdict(coun
     assert PairedDifference(*counts).verdict == verdict
 
 
-@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (3, -1, 2, 2)])
-def test_counts_that_cannot_be_are_refused_with_what_came(counts):
-    with pytest.raises(ValueError, match=rf"not all of them 0, got .*first_only={counts[1]}"):
-        PairedDifference(*counts)
-
-
-@pytest.mark.parametrize("second", [np.ones(3, bool), np.ones(4), np.ones((4, 1), bool)])
-def test_hits_that_do_not_pair_are_refused(second):
-    with pytest.raises(ValueError, match="expected two boolean arrays of one shape, got bool"):
-        PairedDifference.of(np.ones(4, bool), second)
+@pytest.mark.parametrize(
+    ("make", "said", "given"),
+    [
+        (Rate, r"got Rate\(successes={}, n={}\)", [(0, 0), (-1, 5), (6, 5), (0, -1)]),
+        (PairedDifference, "not all of them 0, got .*ly={1}, s", [(0, 0, 0, 0), (3, -1, 2, 2)]),
+        (
+            PairedDifference.of,
+            "expected two boolean arrays of one shape, got bool",
+            [(np.ones(4, bool), other)
+             for other in (np.ones(3, bool), np.ones(4), np.ones((4, 1), bool))],
+        ),
+        (Mean.of, "expected a row of values, got", [(np.zeros(n),) for n in (0, (), (2, 2))]),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_what_came(make, said, given):
+    for values in given:
+        with pytest.raises(ValueError, match=said.format(*values)):
+            make(*values)
 
 
 # 2.262 is the 97.5% point of Student's t for 9 degrees of freedom, in any table.
@@ -137,19 +131,18 @@ REACH = 2.262 * math.sqrt(sum((v - 6) ** 2 for v in TEN) / 9) / math.sqrt(10)
 SIDES = np.array([-REACH, REACH])
 
 
-def test_the_interval_of_a_mean_of_differences_is_student_s():
+def test_the_interval_of_a_mean_is_student_s_or_that_of_the_logarithm_for_sizes():
     for shift in (0, 7):
         mean = Mean.of(TEN - shift, least=-np.inf)
         assert (mean.value, mean.n) == (6 - shift, 10)
         np.testing.assert_allclose(mean.interval, mean.value + SIDES, atol=2e-3)
-    assert str(Mean.of(TEN, least=-np.inf)) == "6.00 [4.22, 7.78]"
-
-
-def test_the_interval_of_a_mean_of_sizes_is_student_s_for_its_logarithm():
     mean = Mean.of(TEN)
     assert (mean.value, mean.n) == (6, 10)
     np.testing.assert_allclose(np.log(mean.interval), math.log(6) + SIDES / 6, atol=1e-3)
-    assert str(mean) == "6.00 [4.46, 8.08]"
+    assert [str(Mean.of(TEN, least=-np.inf)), str(mean)] == [
+        "6.00 [4.22, 7.78]",
+        "6.00 [4.46, 8.08]",
+    ]
 
 
 def test_a_mean_of_sizes_has_an_interval_above_0_however_uneven_they_are():
@@ -184,18 +177,12 @@ def test_the_interval_between_two_bounds_is_student_s_for_the_logit(unit, least,
 
 
 def test_equal_values_have_no_spread_and_one_value_no_interval():
-    assert Mean.of(np.full(5, 0.25, np.float32)) == Mean(0.25, 0.25, 0.25, 5)
-    assert Mean.of(np.zeros(5)) == Mean(0.0, 0.0, 0.0, 5)
-    assert all(math.isnan(bound) for bound in Mean.of(np.array([0.5])).interval)
+    for value in (0.25, 0.0):
+        assert Mean.of(np.full(5, value, np.float32)) == Mean(value, value, value, 5)
+    assert np.isnan(Mean.of(np.array([0.5])).interval).all()
 
 
 def test_a_value_below_0_shows_that_the_values_are_signed():
     values = np.array([1.0, 2.0, -0.5])
     assert Mean.of(values) == Mean.of(values, least=-np.inf)
     assert Mean.of(values).low < 0
-
-
-@pytest.mark.parametrize("shape", [(0,), (), (2, 2)])
-def test_what_is_no_row_of_values_is_refused(shape):
-    with pytest.raises(ValueError, match="expected a row of values, got shape"):
-        Mean.of(np.zeros(shape))

@@ -18,11 +18,6 @@ def predicted(classifier, images):
     return classifier.predict(images).argmax(axis=-1)
 
 
-def assert_same_but_for_signs_of_nothing(result, expected):
-    # Where a gradient is all but 0 its sign is chance: another batch size may round it otherwise.
-    assert np.mean(result != expected) < 1e-3
-
-
 @pytest.fixture
 def shown(toy, monkeypatch):
     """The batches that the network is shown by an attack."""
@@ -87,28 +82,23 @@ def test_what_holds_for_each_attack(toy, tmp_path, attack):
 # --- a step is a step ---
 
 
-@pytest.mark.parametrize("eps", [1, 7.9, 255])
 @TARGETED
-def test_fgsm_is_clean_plus_eps_times_the_sign(toy, eps, targeted):
-    batch, labels = photos(3), [0, 3, 5]
+def test_steps_by_hand(toy, targeted):
+    batch, labels, towards = photos(3), [0, 3, 5], -1 if targeted else 1
     gradient, _ = toy.loss_gradient(batch, labels)
-    towards = -1 if targeted else 1
-    expected = np.clip(batch + towards * np.floor(eps) * np.sign(gradient), 0, 255)
-    result = fgsm(toy, batch, labels, eps=eps, targeted=targeted)
-    np.testing.assert_array_equal(result, expected)
-
-
-@pytest.mark.parametrize("step", [0.3, 2.5, 30])
-@TARGETED
-def test_four_steps_by_hand(toy, step, targeted):
+    for eps in (1, 7.9, 255):
+        expected = np.clip(batch + towards * np.floor(eps) * np.sign(gradient), 0, 255)
+        result = fgsm(toy, batch, labels, eps=eps, targeted=targeted)
+        np.testing.assert_array_equal(result, expected)
     image = photo(seed=3)
-    iterate = image.astype(np.float64)
-    for _ in range(4):
-        gradient, _ = toy.loss_gradient(np.rint(iterate).astype(np.float32), 2)
-        iterate = iterate + (-step if targeted else step) * np.sign(gradient)
-        iterate = np.clip(np.clip(iterate, image - 5, image + 5), 0, 255)
-    result = igsm(toy, image, 2, eps=5, step=step, iterations=4, targeted=targeted)
-    np.testing.assert_array_equal(result, np.rint(iterate))
+    for step in (0.3, 2.5, 30):
+        iterate = image.astype(np.float64)
+        for _ in range(4):
+            gradient, _ = toy.loss_gradient(np.rint(iterate).astype(np.float32), 2)
+            iterate = iterate + towards * step * np.sign(gradient)
+            iterate = np.clip(np.clip(iterate, image - 5, image + 5), 0, 255)
+        result = igsm(toy, image, 2, eps=5, step=step, iterations=4, targeted=targeted)
+        np.testing.assert_array_equal(result, np.rint(iterate))
 
 
 class Slopes:
@@ -164,23 +154,19 @@ def test_attacks_move_the_probability_of_the_label(request, kind, attack, target
 # --- the random start ---
 
 
-def test_the_path_is_what_igsm_has_after_each_step(toy):
-    image = photo() + 0.3
-    path = igsm_path(toy, image, 2, eps=2, step=0.7, iterations=5)
+def test_the_path_and_pgd_without_a_random_start_are_igsm(toy):
+    image, options = photo() + 0.3, {"eps": 2, "step": 0.7}
+    path = igsm_path(toy, image, 2, iterations=5, **options)
     np.testing.assert_array_equal(path[0], np.rint(image))
     for steps in range(1, 6):
-        by_itself = igsm(toy, image, 2, eps=2, step=0.7, iterations=steps)
+        by_itself = igsm(toy, image, 2, iterations=steps, **options)
         np.testing.assert_array_equal(path[steps], by_itself)
     with pytest.raises(ValueError, match=r"image: expected one of shape \(H, W, 3\)"):
         igsm_path(toy, photos(2), 2)
-
-
-def test_pgd_without_a_random_start_is_igsm(toy):
-    batch = photos(2)
-    options = {"eps": 5, "step": 2, "iterations": 3, "targeted": True, "stop_at": 0.9}
-    np.testing.assert_array_equal(
-        pgd(toy, batch, [0, 1], random_start=False, **options), igsm(toy, batch, [0, 1], **options)
-    )
+    options |= {"iterations": 3, "targeted": True, "stop_at": 0.9}
+    expected = igsm(toy, photos(2), [0, 1], **options)
+    found = pgd(toy, photos(2), [0, 1], random_start=False, **options)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("eps", [6, 6.9])
@@ -234,40 +220,28 @@ def test_it_stops_at_the_first_success_or_as_soon_as_it_is_sure_enough(toy, show
         assert (fooled and probabilities.max() >= (stop_at if more else 0)) == enough
 
 
-def test_confidence_in_the_true_class_is_no_reason_to_stop(toy):
+def test_what_counts_as_being_there(toy, shown):
     image = photo(seed=5)
     label = int(predicted(toy, image))
     # It is surer than asked for at the start, but of the right class.
-    adversary = igsm(toy, image, label, stop_at=float(toy.predict(image).max()) - 0.02)
-    assert predicted(toy, adversary) != label
-
-
-def test_stopping_at_0_is_stopping_at_success(toy):
-    image = photo(seed=5)
-    label = int(predicted(toy, image))
+    sure = float(toy.predict(image).max()) - 0.02
+    assert predicted(toy, igsm(toy, image, label, stop_at=sure)) != label
     expected = igsm(toy, image, label, stop_at="success")
     for zero in (0, 0.0, np.float32(0)):
         np.testing.assert_array_equal(igsm(toy, image, label, stop_at=zero), expected)
-
-
-def test_an_attack_that_never_gets_there_takes_all_steps_and_gives_the_last(toy, shown):
-    image = photo(seed=5)
-    label = int(predicted(toy, image))
+    shown.clear()
+    # One that never gets there takes all steps and gives the last.
     options = {"eps": 4, "iterations": 7}
     results = [igsm(toy, image, label, stop_at=stop_at, **options) for stop_at in (None, 0.999)]
     assert len(shown) == 14
     np.testing.assert_array_equal(*results)
-
-
-@TARGETED
-def test_an_image_that_is_there_already_is_left_as_it_is(toy, targeted):
-    image = photo()
-    best = int(predicted(toy, image))
-    label = best if targeted else (best + 1) % 6
-    result = igsm(toy, image, label, targeted=targeted, stop_at="success")
-    np.testing.assert_array_equal(result, image)
-    without = igsm(toy, image, label, targeted=targeted)
-    assert not np.array_equal(without, image)
+    # One that is there already is left as it is.
+    for there, targeted in (((label + 1) % 6, False), (label, True)):
+        results = [
+            igsm(toy, image, there, targeted=targeted, stop_at=stop_at)
+            for stop_at in ("success", None)
+        ]
+        assert [np.array_equal(result, image) for result in results] == [True, False]
 
 
 def test_finished_images_leave_the_batch(toy, shown):
@@ -285,18 +259,22 @@ def test_finished_images_leave_the_batch(toy, shown):
 @pytest.mark.parametrize("stop_at", [None, "success", 0.25])
 @pytest.mark.parametrize("attack", [igsm, pgd])
 def test_the_result_does_not_depend_on_the_batch(toy, attack, stop_at):
-    batch = photos(5)
+    batch, options = photos(5), {"step": 0.7, "iterations": 20, "stop_at": stop_at}
     labels = predicted(toy, batch)
-    options = {"step": 0.7, "iterations": 20, "stop_at": stop_at}
 
-    def attacked(chosen, batch_size=32):
+    def attacked(*chosen, batch_size=32):
         seeds = {"rng": [streams(3, 5)[i] for i in chosen]} if attack is pgd else {}
-        return attack(toy, batch[chosen], labels[chosen], batch_size=batch_size, **seeds, **options)
+        rows = list(chosen)
+        return attack(toy, batch[rows], labels[rows], batch_size=batch_size, **seeds, **options)
 
-    together = attacked([0, 1, 2, 3, 4])
-    assert_same_but_for_signs_of_nothing(together[:1], attacked([0]))
-    assert_same_but_for_signs_of_nothing(together, attacked([0, 1, 2, 3, 4], batch_size=2))
-    assert_same_but_for_signs_of_nothing(together[::-1], attacked([4, 3, 2, 1, 0]))
+    together = attacked(*range(5))
+    for part, other in (
+        (together[:1], attacked(0)),
+        (together, attacked(*range(5), batch_size=2)),
+        (together[::-1], attacked(4, 3, 2, 1, 0)),
+    ):
+        # Where a gradient is all but 0 its sign is chance: another batch may round it otherwise.
+        assert np.mean(part != other) < 1e-3
 
 
 # --- wrong input ---
