@@ -15,6 +15,7 @@ import sys
 import tomllib
 from functools import partial
 from importlib import import_module, metadata
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -120,9 +121,11 @@ def report(extra, owners, answer) -> None:
     sys.meta_path[:] = [Only(brought(extra), owners)]
     # A program that takes the place of this one would know nothing of what is hidden.
     del os.execve
-    works = {"defence": defence} | {name: partial(import_module, name) for name in MODULES}
-    for name in {"": list(COMMANDS), "evaluation": ["evaluate"]}.get(extra, []):
+    works = {name: partial(import_module, name) for name in MODULES}
+    for name in {"": COMMANDS, "evaluation": ["evaluate"]}.get(extra, ()):
         works[name] = partial(command, name)
+    if extra in ("", "art"):
+        works["defence"] = defence
     seen = {}
     for name, work in works.items():
         try:
@@ -179,14 +182,8 @@ def seen(tmp_path_factory) -> dict[str, dict[str, str]]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_the_defence_stands_in_front_of_a_keras_model_whatever_was_installed(seen, extra):
-    assert seen[extra]["defence"] == ""
-
-
-@pytest.mark.parametrize("extra", EXTRAS)
-def test_a_module_works_or_says_which_extra_brings_what_it_lacks(seen, extra):
-    for name in MODULES:
+def test_a_module_works_or_says_which_extra_brings_what_it_lacks(seen):
+    for extra, name in product(EXTRAS, MODULES):
         error = seen[extra][name].removeprefix("ModuleNotFoundError: ")
         if error:
             sentence = SENTENCE.fullmatch(error)
@@ -194,26 +191,17 @@ def test_a_module_works_or_says_which_extra_brings_what_it_lacks(seen, extra):
             assert seen[sentence[1]][name] == "", f"{name} asks for {sentence[1]}"
 
 
-@pytest.mark.parametrize("name", FOR)
-def test_each_extra_brings_what_it_is_for(seen, name):
-    assert {extra for extra in EXTRAS if not seen[extra][name]} == FOR[name]
+def test_each_extra_brings_what_it_is_for(seen):
+    for name, extras in FOR.items():
+        assert {extra for extra in EXTRAS if not seen[extra][name]} == extras, name
+    assert brought("all") == set().union(*map(brought, EXTRAS))
 
 
-@pytest.mark.parametrize(
-    ("command", "extra"), [("run", "notebooks"), ("evaluate", "evaluation"), ("app", "app")]
-)
-def test_a_command_that_lacks_an_extra_says_so_in_a_line(seen, command, extra):
-    said = SENTENCE.sub(r"needs \1", seen[""][command])
-    assert said == f"1 error: needs {extra}\n"
-
-
-def test_a_base_install_defends_a_picture_and_the_extra_for_evaluations_evaluates(seen):
+def test_a_base_install_defends_and_a_command_that_lacks_an_extra_says_so_in_a_line(seen):
+    assert seen[""]["defence"] == seen["art"]["defence"] == ""
     assert (seen[""]["defend"], seen["evaluation"]["evaluate"]) == ("0 ", "0 ")
-
-
-def test_all_is_every_extra():
-    every = set().union(*(brought(extra) for extra in EXTRAS))
-    assert brought("all") == every
+    for name, extra in (("run", "notebooks"), ("evaluate", "evaluation"), ("app", "app")):
+        assert SENTENCE.sub(r"needs \1", seen[""][name]) == f"1 error: needs {extra}\n"
 
 
 if __name__ == "__main__":

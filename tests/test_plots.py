@@ -24,6 +24,10 @@ def colors(bars):
     return [matplotlib.colors.to_hex(bar.get_facecolor()).upper() for bar in bars]
 
 
+def widths(ax):
+    return [bar.get_width() for bar in ax.patches]
+
+
 def ticks(axis):
     return [tick.get_text() for tick in axis.get_ticklabels()]
 
@@ -32,32 +36,27 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-NAMES = ("ant", "bee", "cat", "dog", "eel", "fox")
 #: All that a figure asks of a classifier.
-ZOO = SimpleNamespace(class_names=NAMES)
+ZOO = SimpleNamespace(class_names=("ant", "bee", "cat", "dog", "eel", "fox"))
 
 
 def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_of_their_roles():
     probabilities = np.array([0.05, 0.4, 0.02, 0.3, 0.2, 0.03], dtype=np.float32)
-    left, right = plots.prediction(
-        ZOO, photo(), probabilities, label=3, attacked_label=1, title="adversary"
-    ).axes
+    options = {"label": 3, "attacked_label": 1, "title": "adversary"}
+    left, right = plots.prediction(ZOO, photo(), probabilities, **options).axes
     assert left.get_title() == "adversary\nbee 0.40, dog 0.30"
     assert ticks(right.yaxis) == ["fox", "ant", "eel", "dog", "bee"]
-    widths = [bar.get_width() for bar in right.patches]
-    np.testing.assert_allclose(widths, [0.03, 0.05, 0.2, 0.3, 0.4], rtol=1e-6)
-    assert [text.get_text() for text in right.texts] == [f"{width:.2f}" for width in widths]
+    np.testing.assert_allclose(widths(right), [0.03, 0.05, 0.2, 0.3, 0.4], rtol=1e-6)
+    assert [text.get_text() for text in right.texts] == [f"{width:.2f}" for width in widths(right)]
     others = [plots.OTHER_COLOR] * 3
     assert colors(right.patches) == [*others, plots.TRUE_COLOR, plots.ATTACK_COLOR]
-
-
-def test_several_draws_are_shown_by_their_means_and_how_far_they_reach():
+    # Several draws are shown by their means and how far they reach.
     draws = np.array([[0.1, 0.5, 0.0, 0.4, 0, 0], [0.1, 0.3, 0.0, 0.6, 0, 0]], dtype=np.float32)
     left, right = plots.prediction(ZOO, photo(), draws, label=3, title="PD").axes
     # The true class is not named twice.
     assert left.get_title() == "PD\ndog 0.50"
     assert right.get_title() == "the most probable, mean of 2 draws"
-    np.testing.assert_allclose([bar.get_width() for bar in right.patches][-3:], [0.1, 0.4, 0.5])
+    np.testing.assert_allclose(widths(right)[-3:], [0.1, 0.4, 0.5])
     ends = [segment[:, 0] for segment in right.collections[0].get_segments()][-2:]
     np.testing.assert_allclose(ends, [[0.3, 0.5], [0.4, 0.6]], rtol=1e-6)
 
@@ -138,16 +137,7 @@ def test_probabilities_by_step_draws_each_draw_its_mean_and_the_blog():
         assert x[1] != x[2]
 
 
-def test_trajectory_starts_at_step_zero():
-    series = {"badger": [0.9, 0.2], "skunk": [0.1, 0.8]}
-    (ax,) = plots.trajectory(series, true="badger", attacked="skunk", xlabel="steps").axes
-    badger, skunk = ax.get_lines()
-    np.testing.assert_array_equal(badger.get_xydata(), [(0, 0.9), (1, 0.2)])
-    assert (badger.get_color(), skunk.get_color()) == (plots.TRUE_COLOR, plots.ATTACK_COLOR)
-    assert badger.get_marker() != skunk.get_marker()
-
-
-def test_maps_and_triples_show_image_map_and_both_with_the_scale_of_the_map():
+def test_maps_show_image_map_and_both_with_the_scale_of_the_map_and_how_it_is_spread():
     maps = [np.full((48, 64), value, dtype=np.float32) for value in (0.2, 0.9)]
     rows = [("clean", "map", "both"), ("adversary", "its map", "r = 0.10")]
     (panel, _) = plots.maps([photo()], maps[:1], ["R-CAM"]).axes
@@ -163,9 +153,6 @@ def test_maps_and_triples_show_image_map_and_both_with_the_scale_of_the_map():
     # The colours are the map's own, not the paler ones of the map laid over the image.
     assert scale.get_ylabel() == "map value"
     assert scale._colorbar.alpha is None
-
-
-def test_map_histogram_states_mean_and_share_below_one_half():
     values = np.array([[0.1, 0.2], [0.3, 1.0]], dtype=np.float32)
     (ax,) = plots.map_histogram({"paper": values}).axes
     (label,) = ax.get_legend().get_texts()
@@ -274,10 +261,9 @@ def test_rate_curves_pass_through_the_rates_with_their_intervals():
     # Equal curves do not hide each other.
     assert (second.get_xdata() > first.get_xdata()).all()
     assert first.get_marker() != second.get_marker()
-    for segment, rate in zip(ax.collections[0].get_segments(), line.values(), strict=True):
-        np.testing.assert_allclose(segment[:, 1], rate.interval)
-    assert ticks(ax.xaxis) == ["2", "8"]
-    assert legend(figure) == ["PD", "WD"]
+    segments = [segment[:, 1] for segment in ax.collections[0].get_segments()]
+    np.testing.assert_allclose(segments, [rate.interval for rate in line.values()])
+    assert (ticks(ax.xaxis), legend(figure)) == (["2", "8"], ["PD", "WD"])
 
 
 def test_the_tradeoff_has_a_panel_for_each_knob_all_on_one_scale_and_names_its_points():
@@ -305,6 +291,10 @@ def test_a_figure_says_in_words_what_it_shows():
     assert [bar.get_height() for bar in bars.axes[0].patches] == [0.1, 0.3, 0.2, 0.4]
     pictures = plots.pictures([photo()] * 2, ["clean:\nbadger 0.90", "adversary"])
     lines = plots.trajectory(series, true="badger", attacked="skunk", xlabel="step")
+    badger, skunk = lines.axes[0].get_lines()
+    np.testing.assert_array_equal(badger.get_xydata(), [(0, 1), (1, 0.5)])
+    assert (badger.get_color(), skunk.get_color()) == (plots.TRUE_COLOR, plots.ATTACK_COLOR)
+    assert badger.get_marker() != skunk.get_marker()
     for figure, words in (
         (pictures, "Pictures: clean: badger 0.90; adversary."),
         (lines, "Lines: probability against step: badger 0.50, skunk 0.40."),

@@ -112,23 +112,20 @@ def test_a_run_agrees_disagrees_or_does_not_tell():
         published.stance("more", "better")
 
 
-@pytest.mark.parametrize(
-    ("difference", "opening", "judged"),
-    [
+def test_a_comparison_says_what_its_interval_says_and_what_was_claimed():
+    for difference, opening, judged in (
         (MORE, "more are right, 0.60 against 0.42 (difference +0.18 [", "agrees"),
         (FEWER, "fewer are right, 0.42 against 0.60 (difference -0.18 [", "disagrees"),
         (OPEN, "not told apart, 0.45 against 0.44 (difference +0.01 [", "not told apart"),
         (SAME, "the same on each of 10 images, 0.70 right.", "not told apart"),
-    ],
-)
-def test_a_comparison_says_what_its_interval_says_and_what_was_claimed(difference, opening, judged):
-    plain = published.compared("A against B", difference)
-    assert plain.startswith(f"**A against B**: {opening}")
-    claimed = published.compared("A against B", difference, HELPS)
-    assert claimed == f"{plain} The blog says that it helps: {judged}."
-    assert difference is SAME or f"{difference}, n = 100)." in plain
-    noted = replace(difference, note="They differ in more.")
-    assert published.compared("A against B", noted) == f"{plain} They differ in more."
+    ):
+        plain = published.compared("A against B", difference)
+        assert plain.startswith(f"**A against B**: {opening}")
+        claimed = published.compared("A against B", difference, HELPS)
+        assert claimed == f"{plain} The blog says that it helps: {judged}."
+        assert difference is SAME or f"{difference}, n = 100)." in plain
+        noted = replace(difference, note="They differ in more.")
+        assert published.compared("A against B", noted) == f"{plain} They differ in more."
 
 
 FOUR = np.array([0.2, 0.3, 0.4, 0.5])
@@ -185,32 +182,26 @@ def test_means_over_the_same_images_are_compared_by_their_paired_difference():
     assert wide.startswith("**x**: not told apart, on average 0.60 against 0.55")
 
 
-def test_what_is_seen_is_the_most_frequent_top_answer():
+def test_what_is_seen_is_the_most_frequent_top_answer_and_agrees_where_most_draws_are_right():
     names = ("fox", "badger", "skunk")
     draws = np.array([[0.1, 0.5, 0.4], [0.1, 0.3, 0.6], [0.0, 0.4, 0.6]])
     assert published.seen_as("PD", draws, 1, names) == (
         "**PD**: seen as skunk in 2 of 3 draws, 0.53; badger has 0.40."
     )
     assert published.seen_as("clean", draws[0], 1, names) == "**clean**: seen as badger, 0.50."
-
-
-@pytest.mark.parametrize(
-    ("right", "more", "fewer"),
-    [
+    for right, *judged in (
         (20, "agrees", "disagrees"),
         (0, "disagrees", "agrees"),
         (10, "not told apart", "not told apart"),
-    ],
-)
-def test_what_is_seen_agrees_where_most_draws_are_right_as_claimed(right, more, fewer):
-    draws = np.tile([0.4, 0.6], (20, 1))
-    draws[:right] = [0.7, 0.3]
-    for direction, judged in (("more", more), ("fewer", fewer)):
-        claim = Claim("The blog sees it", direction)
-        # One answer is right or not.
-        for found in (draws, draws[0]) if right in (0, 20) else (draws,):
-            said = published.seen_as("PD", found, 0, ("badger", "skunk"), claim)
-            assert said.endswith(f". The blog sees it: {judged}.")
+    ):
+        draws = np.tile([0.4, 0.6], (20, 1))
+        draws[:right] = [0.7, 0.3]
+        for direction, expected in zip(("more", "fewer"), judged, strict=True):
+            claim = Claim("The blog sees it", direction)
+            # One answer is right or not.
+            for found in (draws, draws[0]) if right in (0, 20) else (draws,):
+                said = published.seen_as("PD", found, 0, ("badger", "skunk"), claim)
+                assert said.endswith(f". The blog sees it: {expected}.")
 
 
 def test_changes_are_counted_by_pixel_and_channel():

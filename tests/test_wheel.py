@@ -8,9 +8,11 @@ import subprocess
 import sys
 import sysconfig
 import time
-import urllib.request
 import venv
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 from zipfile import ZipFile
 
 import nbformat
@@ -178,12 +180,12 @@ def test_the_explorer_is_served(installed, tmp_path):
     try:
         for _ in range(PATIENCE):
             assert process.poll() is None, log.read_text()
-            with socket.socket() as caller:
-                if caller.connect_ex(("localhost", port)) == 0:
-                    break
+            with suppress(ConnectionError, URLError):
+                page = urlopen(f"http://localhost:{port}/", timeout=PATIENCE)
+                break
             time.sleep(1)
-        page = urllib.request.urlopen(f"http://localhost:{port}/", timeout=PATIENCE)
-        shown = page.read().decode()
+        with page:
+            shown = page.read().decode()
     finally:
         process.terminate()
         process.wait(30)
