@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 MAPS = ("none", "cam", "rcam")
 
-#: What `evaluate` takes for fresh drawings in place of a folder.
-_DRAWINGS = "drawings:"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line, by default the process's own; give its exit status.
@@ -71,10 +68,9 @@ def _carry_out(arguments: list[str]) -> int:
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
-        if callable(before):
-            before(number, frame)
+        signal.default_int_handler(number, frame)
 
-    if callable(before):
+    if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, note)
     try:
         return int(options.command(options))
@@ -115,11 +111,13 @@ def _sentence(error: Exception) -> str:
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one sentence, as every other error."""
 
-    #: Gives what stands at the end of the help, where that takes a while to find out.
-    details: Callable[[], str] | None = None
-
     def format_help(self) -> str:
-        return super().format_help() + (f"\n{self.details()}\n" if self.details else "")
+        if not self.prog.endswith(" evaluate"):
+            return super().format_help()
+        from pdutils.evaluation.registry import attacks_help, defenses_help
+
+        listed = f"attacks:\n{attacks_help()}\n\ndefenses:\n{defenses_help()}"
+        return f"{super().format_help()}\n{listed}\n"
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
@@ -140,8 +138,6 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(command=run, parser=command)
         add_options(command.add_argument)
-        if run is _evaluate:
-            command.details = _names_with_knobs
     return parser
 
 
@@ -271,19 +267,18 @@ def _inputs(options: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[P
     if is_folder and options.save:
         options.parser.error("--save takes the result of one image, not of a folder")
     if is_folder and maps and not maps.is_dir():
-        options.parser.error(
-            f"--map takes one of {', '.join(MAPS)} with a folder of pictures, or a folder of maps, "
-            f"got {maps}"
-        )
+        known = f"one of {', '.join(MAPS)} with a folder of pictures, or a folder of maps"
+        options.parser.error(f"--map takes {known}, got {maps}")
     if not is_folder:
         load_image(path)
     found = find_pictures(path) if is_folder else Pictures(path.parent, [path])
     own = [maps] if maps else []
     if maps and maps.is_dir():
-        own = maps_by_name(path if is_folder else path.parent, found.files, maps)
+        own = maps_by_name(found.root, found.files, maps)
     if is_folder:
         files = found.labelled()
-        _print_passed_over(path, str(found))
+        if passed_over := str(found):
+            print(f"{path}: {passed_over}", file=sys.stderr)
         return files, own
     for file in own:
         load_map(file)
@@ -292,18 +287,12 @@ def _inputs(options: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[P
     return [], own
 
 
-def _print_passed_over(folder: Path, passed_over: str) -> None:
-    if passed_over:
-        print(f"{folder}: {passed_over}", file=sys.stderr)
-
-
 def _defense(options: argparse.Namespace) -> "Defense":
     """Make the defence of the one text or of the options; what is left out is `Defense`'s own."""
     from pdutils.defenses.pipeline import Defense
 
     names = ("map", "deflections", "window", "reading", "denoiser", "sigma", "sigma_scale")
-    given = {name: getattr(options, name) for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {n: value for n in names if (value := getattr(options, n)) is not None}
     runs = {"runs": options.runs, "aggregate": options.aggregate}
     if options.defense is not None:
         for name in given:
@@ -328,11 +317,9 @@ def _defend_image(
     from pdutils.evaluation.datasets import fitting_map
     from pdutils.images import load_image, save_image
 
-    image = load_image(options.path, classifier.input_size)
-    if maps:
-        chances: Array | None = fitting_map(maps[0], classifier.input_size)
-    else:
-        chances = defense.activation_map(classifier, image)
+    size = classifier.input_size
+    image = load_image(options.path, size)
+    chances = fitting_map(maps[0], size) if maps else defense.activation_map(classifier, image)
     drawn: dict[str, Any] = {"rng": options.seed, "activation_map": chances}
     before = classifier.top(classifier.predict(image))
     after = classifier.top(defense.predict(classifier, image, **drawn))
@@ -442,12 +429,6 @@ def _evaluate_options(add: Any) -> None:
     add("--dry-run", action="store_true", help="tell what it would cost, and stop")
 
 
-def _names_with_knobs() -> str:
-    from pdutils.evaluation.registry import attacks_help, defenses_help
-
-    return f"attacks:\n{attacks_help()}\n\ndefenses:\n{defenses_help()}"
-
-
 def _evaluate(options: argparse.Namespace) -> int:
     r"""Measure how defences hold against attacks, image by image.
 
@@ -476,18 +457,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     # Before the network's first operation: whoever goes on later must get the same numbers.
     classifiers.deterministic()
     source = _images(options, drawings, named.load())
-    asked: dict[str, Any] = {
-        "attacks": {"none": "none"} | {text: text for text in options.attacks},
-        "defenses": {"none": "none"} | {text: text for text in options.defenses},
-        "runs": options.runs,
-        "seed": options.seed,
-    }
+    asked = {name: getattr(options, name) for name in ("attacks", "defenses", "runs", "seed")}
     if options.dry_run:
         print(estimate(named.load(), source, **asked))
         return 0
     output = options.output or _default_output(options)
-    own = {"batch_size": options.batch_size, "scheduler": options.scheduler}
-    run(named, source, **asked, **own, store=output)
+    asked |= {"batch_size": options.batch_size, "scheduler": options.scheduler}
+    run(named, source, **asked, store=output)
     # Whatever the file holds, not only what was asked for now.
     study = Study.open(output)
     report = study.report("majority")
@@ -509,13 +485,13 @@ def _checked_drawings(options: argparse.Namespace) -> int | None:
         parse_attack(text)
     for text in options.defenses:
         parse_defense(text)
-    if not options.images.startswith(_DRAWINGS):
+    if not options.images.startswith("drawings:"):
         if not Path(options.images).is_dir():
             raise FileNotFoundError(f"{options.images}: no such folder; drawings:N makes drawings")
         return None
     if options.images_list:
         options.parser.error("--images-list goes with a folder, not with drawings")
-    number = options.images.removeprefix(_DRAWINGS)
+    number = options.images.removeprefix("drawings:")
     if not number.isdecimal() or int(number) < 1:
         raise ValueError(f"expected drawings:N with N at least 1, got {options.images}")
     return int(number)
@@ -529,9 +505,7 @@ def _default_output(options: argparse.Namespace) -> Path:
 
     own = ("images", "images_list", "limit", "classifier", "weights", "runs", "seed", "batch_size")
     settings = repr([str(getattr(options, name)) for name in own]).encode()
-    folder = results_folder()
-    folder.mkdir(exist_ok=True)
-    return folder / f"evaluation-{hashlib.sha256(settings).hexdigest()[:8]}.sqlite"
+    return results_folder() / f"evaluation-{hashlib.sha256(settings).hexdigest()[:8]}.sqlite"
 
 
 def _named_classifier(options: argparse.Namespace, default: str) -> "ClassifierSource":
@@ -563,12 +537,12 @@ def _images(
         source = datasets.listed_source(options.images, options.images_list, classifier)
     else:
         source = datasets.folder_source(options.images, classifier)
-        _print_passed_over(Path(options.images), source.passed_over)
+        if source.passed_over:
+            print(f"{options.images}: {source.passed_over}", file=sys.stderr)
         for label in source.empty_classes:
             print(f"{Path(options.images) / label}: no picture in this folder", file=sys.stderr)
-    if options.limit is None:
-        return source
-    return datasets.chosen(source, options.limit, options.seed)
+    some = options.limit is not None
+    return datasets.chosen(source, options.limit, options.seed) if some else source
 
 
 def _table_options(add: Any) -> None:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,7 @@ with extra("notebooks"):
     import nbformat
     import zmq
     from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from jupyter_core.utils import ensure_event_loop
     from papermill import execute_notebook
@@ -56,23 +56,19 @@ def find_notebooks(folder: Path | None = None) -> list[Path]:
 def choose_notebooks(
     names: Sequence[str] = (), *, everything: bool = False, folder: Path | None = None
 ) -> list[Path]:
-    """Find the notebooks that are meant, each once, in the order of their names.
+    """Find notebooks by number (`03`), name or path, in the order of their names, each once.
 
-    A name is a number (`03`), a name with or without suffix (`03_wavelet_denoising`), or a path,
-    which alone finds one outside a checkout. Without names: the blog, 01 to 09, or everything. A
-    UsageError lists those that there are.
+    Outside a checkout only a path finds one. Without names: the blog, 01 to 09, or everything.
     """
     known = find_notebooks(folder)
-    by_path = {
-        name: Path(name) for name in names if name.endswith(".ipynb") and Path(name).is_file()
-    }
-    if len(by_path) < max(len(names), 1) and folder is None and checkout() is None:
+    files = [name for name in names if name.endswith(".ipynb") and Path(name).is_file()]
+    if len(set(files)) < max(len(names), 1) and folder is None and checkout() is None:
         raise UsageError(
             "the notebooks are not in the installed package but in its repository: run this in a "
             "clone of it, or name a notebook by its path"
         )
     by_name = {name: path for path in known for name in (path.stem, path.name, path.name[:2])}
-    by_name |= by_path
+    by_name |= {name: Path(name) for name in files}
     for name in names:
         if name not in by_name:
             listed = ", ".join(path.stem for path in known) or "none"
@@ -90,7 +86,7 @@ def _defaults(notebook: Path) -> dict[str, Any]:
     Papermill's own inspection goes by lines, and drops one whose text holds a second equals sign,
     as that of an attack does.
     """
-    cells = [cell for cell in _read(notebook).cells if _is_tagged(cell, "parameters")]
+    cells = [c for c in _read(notebook).cells if "parameters" in c.metadata.get("tags", [])]
     found: dict[str, Any] = {}
     for node in ast.parse(cells[0].source).body if cells else []:
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -105,10 +101,9 @@ def _defaults(notebook: Path) -> dict[str, Any]:
 def parse_value(text: str, default: Any = None) -> Any:
     """Read a parameter's value as it is typed; it takes the kind of the notebook's own, `default`.
 
-    A text stays as it was typed; for a number comes a number (for a whole one, any: many a knob has
-    a whole default); for true or false one of these; for a list or a dictionary a literal of
-    Python, whose entries take the kind of the default's first. Without a default what reads as a
-    literal of Python, true, false or none is one, and all else is a text.
+    A whole number may become any, since many a knob has a whole default; the entries of a list or
+    a dictionary take the kind of the default's first. Without a default a text stays one unless it
+    reads as a literal of Python, true, false or none.
     """
     if isinstance(default, str):
         return text
@@ -136,9 +131,9 @@ def _of_kind(value: Any, default: Any) -> Any:
     """Bring a value to the kind of another; a TypeError says which kind that is."""
     default = list(default) if isinstance(default, tuple) else default
     kind: Any = next((kind for kind in _KINDS if isinstance(default, kind)), object)
-    expected = _KINDS.get(kind, "").format(default)
+    error = TypeError(_KINDS.get(kind, "").format(default))
     if not isinstance(value, kind) or (kind == (int, float) and isinstance(value, bool)):
-        raise TypeError(expected)
+        raise error
     if kind in (list, dict):
         first = next(iter(default.values() if kind is dict else default), None)
         try:
@@ -146,27 +141,19 @@ def _of_kind(value: Any, default: Any) -> Any:
                 return {key: _of_kind(entry, first) for key, entry in value.items()}
             return [_of_kind(entry, first) for entry in value]
         except TypeError:
-            raise TypeError(expected) from None
+            raise error from None
     if kind != (int, float):
         return value
-    if not -math.inf < value < math.inf:
-        raise TypeError(expected)
-    if isinstance(default, int):
-        return int(value) if value == int(value) else value
-    try:
-        return float(value)
-    except OverflowError:
-        raise TypeError("a number that a float can hold") from None
+    if not abs(value) <= sys.float_info.max:
+        raise TypeError("a number that a float can hold")
+    is_whole = isinstance(default, int) and value == int(value)
+    return int(value) if is_whole else float(value)
 
 
 def assign_parameters(
     notebooks: Sequence[Path], parameters: Mapping[str, Any]
 ) -> dict[Path, dict[str, Any]]:
-    """Give each notebook those parameters that it knows, each in the kind of its own value.
-
-    A text is read by `parse_value`; any other value is passed as it is. A UsageError says if none
-    of the notebooks knows one of the parameters, or a value is of another kind.
-    """
+    """Give each notebook those parameters that it knows; texts take the kind of its own value."""
     known = {path: _defaults(path) for path in notebooks}
     every = sorted({name for names in known.values() for name in names})
     assigned: dict[Path, dict[str, Any]] = {path: {} for path in notebooks}
@@ -198,24 +185,36 @@ def run_notebooks(
 ) -> list[Outcome]:
     """Execute notebooks in this order, `jobs` at once, and leave each in a folder, which is made.
 
-    Each gets those parameters that it knows, and `timeout` seconds from its first cell to its last.
-    One that fails does not stop the others; what it did until then and its error are written too.
-    Each file appears whole or not at all, as soon as its notebook has ended, so that an interrupted
-    run leaves what was finished. Progress goes to stderr: a bar on a terminal, else one line a
-    notebook. Where OPENBLAS_NUM_THREADS is not set, those that run at once share the cores.
+    Each has `timeout` seconds from its first cell on. One that fails does not stop the others; its
+    error is written too. Each file appears whole or not at all, as soon as its notebook has ended.
+    Progress goes to stderr: a bar on a terminal, else one line a notebook.
     """
     if timeout < 1 or jobs < 1:
         raise ValueError(f"expected a timeout and jobs of at least 1, got {timeout} and {jobs}")
     assigned = assign_parameters(notebooks, parameters or {})
     output.mkdir(parents=True, exist_ok=True)
     # What papermill would say stands in the outcomes.
-    logger = logging.getLogger("papermill")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        return _Run(output, timeout, jobs).all(assigned)
-    finally:
-        logger.setLevel(level)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL + 1)
+    # The cells that the bar will see: those with code, and the one with the parameters.
+    cells = [cell for path in assigned for cell in _read(path).cells]
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    total = len(code) + sum(map(bool, assigned.values()))
+    run = _Run(output, timeout, jobs, total)
+    # The main thread only waits, since Ctrl-C reaches no other.
+    with run.bar, ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run.one, *task) for task in assigned.items()]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            # The kernels that live end, and those that a notebook is just about to start.
+            run.stopped = True
+            for future in futures:
+                future.cancel()
+            while wait(futures, timeout=0.1).not_done:
+                for kernel in run.kernel_class.started:
+                    if process := getattr(kernel.provisioner, "process", None):
+                        process.kill()
+            raise
 
 
 def _kernel_class(jobs: int) -> Any:
@@ -225,18 +224,14 @@ def _kernel_class(jobs: int) -> Any:
     # A bar in an executed notebook would be a hundred lines of its stages.
     own = {"TQDM_DISABLE": "1"} | {threads: os.environ.get(threads, share)}
 
-    class ThisInterpreter(KernelSpecManager):
-        # What is installed as `python3` on a machine may be another environment's Python.
-        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-            return KernelSpec(**get_kernel_dict(), env=own)
-
     class Kernel(AsyncKernelManager):
         started: ClassVar[list[Any]] = []
+        # What is installed as `python3` on a machine may be another environment's Python.
+        kernel_spec = KernelSpec(**get_kernel_dict(), env=own)
 
         def __init__(self, **options: Any) -> None:
             encryption = "auto" if zmq.has("curve") else "disabled"
-            specs = ThisInterpreter()
-            super().__init__(kernel_spec_manager=specs, transport_encryption=encryption, **options)
+            super().__init__(transport_encryption=encryption, **options)
             self.started.append(self)
 
     return Kernel
@@ -245,37 +240,13 @@ def _kernel_class(jobs: int) -> Any:
 class _Run:
     """What the notebooks of one run share: their kernels, the bar, the folder of the results."""
 
-    def __init__(self, output: Path, timeout: int, jobs: int) -> None:
-        self.output, self.timeout, self.jobs = output, timeout, jobs
+    def __init__(self, output: Path, timeout: int, jobs: int, cells: int) -> None:
+        self.output, self.timeout = output, timeout
         self.lock = threading.Lock()
         self.stopped = False
         self.kernel_class = _kernel_class(jobs)
+        self.bar = tqdm(total=cells, unit="cell", disable=None, dynamic_ncols=True)
         self.active: list[str] = []
-
-    def all(self, assigned: Mapping[Path, dict[str, Any]]) -> list[Outcome]:
-        # The cells that the bar will see: those with code, and the one with the parameters.
-        cells = [cell for path in assigned for cell in _read(path).cells]
-        code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
-        total = len(code) + sum(map(bool, assigned.values()))
-        self.bar = tqdm(total=total, unit="cell", disable=None, dynamic_ncols=True)
-        # The main thread only waits, since Ctrl-C reaches no other.
-        with self.bar, ThreadPoolExecutor(self.jobs) as pool:
-            futures = [pool.submit(self.one, *task) for task in assigned.items()]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                self.stop(futures)
-                raise
-
-    def stop(self, futures: Sequence[Future[Outcome]]) -> None:
-        """End the kernels that live, and those that a notebook is just about to start."""
-        self.stopped = True
-        for future in futures:
-            future.cancel()
-        while wait(futures, timeout=0.1).not_done:
-            for kernel in self.kernel_class.started:
-                if process := getattr(kernel.provisioner, "process", None):
-                    process.kill()
 
     def one(self, path: Path, parameters: dict[str, Any]) -> Outcome:
         with self.lock:
@@ -306,32 +277,26 @@ class _Run:
             # Counted from the first cell on; no time at all would be no limit to the client.
             return max(1, math.ceil(begun() + self.timeout - time.monotonic()))
 
-        try:
-            execute_notebook(
-                path.resolve(),
-                executed,
-                parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                # Seconds until a kernel must answer; the first on a cold disk takes its time.
-                start_timeout=600,
-                timeout_func=left,
-                kernel_manager_class=self.kernel_class,
-                on_cell_executed=self.step,
-                shutdown_kernel="immediate",
-            )
-        except Exception as error:
-            # Whatever ends a notebook (its own code, a dead kernel, a cell out of time, a full
-            # disk) is that notebook's failure: the others go on.
-            return error
-        finally:
-            # The client leaves its thread's loop open, and in it what waits for a dead kernel.
-            loop = ensure_event_loop()
-            waiting = asyncio.all_tasks(loop)
-            for task in waiting:
-                task.cancel()
-            loop.run_until_complete(asyncio.gather(*waiting, return_exceptions=True))
-            loop.close()
+        # The client leaves its thread's loop open, and in it what waits for a dead kernel.
+        with asyncio.Runner(loop_factory=ensure_event_loop):
+            try:
+                execute_notebook(
+                    path.resolve(),
+                    executed,
+                    parameters,
+                    kernel_name="python3",
+                    progress_bar=False,
+                    # Seconds until a kernel must answer; the first on a cold disk takes its time.
+                    start_timeout=600,
+                    timeout_func=left,
+                    kernel_manager_class=self.kernel_class,
+                    on_cell_executed=self.step,
+                    shutdown_kernel="immediate",
+                )
+            except Exception as error:
+                # Whatever ends a notebook (its own code, a dead kernel, a cell out of time, a full
+                # disk) is that notebook's failure: the others go on.
+                return error
         return None
 
     def step(self, **_: Any) -> None:
@@ -354,7 +319,7 @@ class _Run:
 def _finished(notebook: Any, outcome: Outcome) -> Any:
     """Put into an executed notebook how its run ended, in place of papermill's own marks."""
     marker = "papermill-error-cell-tag"
-    notebook.cells = [cell for cell in notebook.cells if not _is_tagged(cell, marker)]
+    notebook.cells = [c for c in notebook.cells if marker not in c.metadata.get("tags", [])]
     record = notebook.metadata.setdefault("papermill", nbformat.NotebookNode())
     record.update(duration=outcome.seconds, exception=bool(outcome.error))
     for path in ("input_path", "output_path"):
@@ -382,9 +347,4 @@ def _read(path: Path) -> Any:
     try:
         return nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{path}: expected a notebook: {reason}") from error
-
-
-def _is_tagged(cell: Any, tag: str) -> bool:
-    return tag in cell.metadata.get("tags", [])
+        raise UsageError(f"{path}: expected a notebook: {str(error).splitlines()[0]}") from error

@@ -19,18 +19,11 @@ from numpy.typing import NDArray
 
 from pdutils._utils import Array, check_one_of, check_whole, is_number, streams
 from pdutils.attacks.gradient import fgsm, igsm
-from pdutils.classifiers import Classifier, is_at_hand, load_classifier
+from pdutils.classifiers import Classifier, load_classifier
+from pdutils.classifiers import is_at_hand as is_at_hand
 from pdutils.defenses.pipeline import DENOISERS, Defense
-from pdutils.demo.examples import (
-    ITERATIONS,
-    PHOTOS,
-    demo_images,
-    linf,
-    load_case,
-    load_clean,
-    photos_at_hand,
-    relative_l2,
-)
+from pdutils.demo import examples
+from pdutils.demo.examples import ITERATIONS, linf, load_case, load_clean, relative_l2
 
 #: Told what is being done, how much of it is done, and how much there is (0: nobody knows).
 Progress = Callable[[str, int, int], None]
@@ -122,9 +115,8 @@ class Settings:
     def from_dict(cls, settings: Mapping[str, Any]) -> "Settings":
         """Make settings of what `dataclasses.asdict` gave, or of a part of it."""
         known = [field.name for field in fields(cls)]
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise ValueError(f"no setting {unknown[0]!r}; known: {', '.join(known)}")
+        for unknown in sorted(set(settings) - set(known)):
+            raise ValueError(f"no setting {unknown!r}; known: {', '.join(known)}")
         return cls(**settings)
 
     def defense(self) -> Defense:
@@ -149,11 +141,9 @@ class Step(NamedTuple):
 class Result:
     """One image attacked, defended and classified; images are RGB in [0, 255], (H, W, 3).
 
-    Without an attack the adversary is the clean image; `origin` says where it comes from. The map
-    (H, W) spares pixels. `deflected` and `defended` are the first run's, `runs` what the network
-    sees in each run, (runs, K). The steps are clean, adversary, deflected, and, with a denoiser,
-    denoised; the last two are means over the runs. `seconds` are those of the defence and its last
-    predictions when they were computed, `computed` the stages that this result needed anew.
+    `deflected` and `defended` are the first run's, `runs` is what the network sees in each, (runs,
+    K); the last steps are means over them. `seconds` are those of the defence and its predictions
+    when they were computed, `computed` the stages that this result needed anew.
     """
 
     settings: Settings
@@ -174,8 +164,7 @@ class Result:
     @property
     def probabilities(self) -> Array:
         """What the network sees in the end: the mean over the runs, shape (K,)."""
-        mean: Array = self.runs.mean(axis=0)
-        return mean
+        return self.steps[-1].probabilities
 
     @property
     def attacked_label(self) -> int | None:
@@ -277,23 +266,13 @@ def adversary_key(settings: Settings) -> tuple[Any, ...]:
 
 
 def choices(network: str) -> list[Choice]:
-    """List the pictures that a network can be shown and that are at hand.
-
-    The demo has its drawings; every other network is taken to know ImageNet's classes, and gets
-    scikit-image's photos, and the authors' images if they are cached.
-    """
+    """List the pictures at hand: the demo's drawings, or photos of ImageNet's classes."""
     if network == "demo":
-        return [Choice(Path(d.name).stem, d.label, d.image) for d in demo_images()]
-    paths = {path.stem: path for path, _ in photos_at_hand()}
-    return [
-        Choice(*((name, name) if name in PHOTOS else (str(path), f"the authors' {name}")), path)
-        for name, path in paths.items()
-    ]
-
-
-def at_hand() -> dict[str, bool]:
-    """Tell of each of `CLASSIFIERS` whether its weights lie on this machine."""
-    return {name: is_at_hand(name) for name in CLASSIFIERS}
+        return [Choice(Path(d.name).stem, d.label, d.image) for d in examples.demo_images()]
+    paths = {path.stem: path for path, _ in examples.photos_at_hand()}
+    own = {name: Choice(name, name, paths[name]) for name in examples.PHOTOS}
+    named = {name: Choice(str(path), f"the authors' {name}", path) for name, path in paths.items()}
+    return list((named | own).values())
 
 
 def as_code(settings: Settings) -> str:

@@ -1,9 +1,7 @@
-"""Controls for the notebooks: a knob is moved, and the figure below it follows.
+"""Controls for the notebooks: a knob is let go, and the figure below it follows.
 
-A function of the settings gives the figure and its numbers, by the very calls that the notebook
-makes by hand; `Sliders` puts controls before such a function. A control acts when it is let go, and
-of what is moved while something is computed only the last is asked for: ipywidgets keeps one
-message of a control on its way.
+A function of the settings gives the figure and its numbers, by the calls that the notebook makes by
+hand. Of what is moved meanwhile only the last is computed: ipywidgets keeps one message on its way.
 """
 
 import base64
@@ -40,15 +38,9 @@ View = tuple[Figure, str]
 class Sliders:
     """Controls over a figure that follows them. Show it by naming it in the last line of a cell.
 
-    Parameters
-    ----------
-    view : callable
-        From the values of the controls, by their names, to a figure and what was measured in words.
-    **controls : ipywidgets selection widget
-        One a setting, at its first value.
-
-    `controls` are those widgets by name, and to set a ``value`` is to move one; `text` is the
-    settings and the numbers that are shown, after an error its sentence; `box` is the whole.
+    `view` makes of their values, by name, a figure and what was measured in words. `controls` are
+    ipywidgets' selection widgets: to set a ``value`` is to move one. `text` is the settings and the
+    numbers that are shown, after an error its sentence; `box` is the whole.
     """
 
     def __init__(self, view: Callable[..., View], **controls: Any) -> None:
@@ -58,8 +50,7 @@ class Sliders:
         self._picture = b""
         self._shown = ipywidgets.HTML()
         moved = ipywidgets.HBox(list(controls.values())).add_class("pdutils-controls")
-        parts = [moved, self._shown, _Gone()]
-        self.box = ipywidgets.VBox(parts).add_class("pdutils-sliders")
+        self.box = ipywidgets.VBox([moved, self._shown, _Gone()]).add_class("pdutils-sliders")
         for control in controls.values():
             control.observe(self._follow, "value")
         self._follow()
@@ -81,8 +72,7 @@ class Sliders:
         said = ", ".join(f"{c.description} {c.options[c.index][0]}" for c in self.controls.values())
         self.text = f"{said}: {numbers}"
         self._picture = buffer.getvalue()
-        # The picture and the words arrive as one; its size is known before it is decoded, so that
-        # nothing below it moves.
+        # Picture and words arrive as one; its size is known before, so that nothing below it moves.
         address = f"data:image/png;base64,{base64.b64encode(self._picture).decode()}"
         self._shown.value = (
             f'<figure><img src="{address}" alt="{escape(str(figure.get_label()))}" '
@@ -116,10 +106,9 @@ def attack(
     factor = 127 / max(float(np.abs(path[-1] - case.clean).max()), 1.0)
 
     def view(steps: int) -> View:
-        adversary = path[steps]
+        adversary, change = path[steps], 127.5 + factor * (path[steps] - case.clean)
         norm, greatest = relative_l2(case.clean, adversary), linf(case.clean, adversary)
-        pictures = {f"after {steps} steps": adversary}
-        pictures[f"change x {factor:.0f}"] = 127.5 + factor * (adversary - case.clean)
+        pictures = {f"after {steps} steps": adversary, f"change x {factor:.0f}": change}
         strength = f"L2 {norm:.4f}, L-infinity {greatest:.0f} of 255"
         return _outcome(network, case, adversary, pictures, strength)
 
@@ -215,11 +204,9 @@ def placement(
         changed = (deflected != image).any(axis=-1)
         titles = [f"PD {deflections}{' + R-CAM' * with_map}"]
         figure = plots.changed_pixels(image, [deflected], titles, activation_map=activation_map)
-        within = (
-            f"{changed.sum()} pixels changed, {(changed & hot).sum()} of them in the hot zone "
-            f"(map at least {HOT:g}, {hot.mean():.0%} of the image)"
-        )
-        return figure, f"{within}; {_said(network, case, network.predict(deflected))}"
+        within = f"{changed.sum()} pixels changed, {(changed & hot).sum()} of them in the hot zone"
+        zone = f"(map at least {HOT:g}, {hot.mean():.0%} of the image)"
+        return figure, f"{within} {zone}; {_said(network, case, network.predict(deflected))}"
 
     return Sliders(
         view,
@@ -261,7 +248,5 @@ def _slider(description: str, offered: Sequence[float], value: float) -> Any:
 
 
 def _switch(description: str, options: dict[str, Any], value: Any) -> Any:
-    offered = list(options.items())
-    buttons = ipywidgets.ToggleButtons(options=offered, value=value, description=description)
-    buttons.style.button_width = "auto"
-    return buttons
+    own = {"value": value, "description": description, "style": {"button_width": "auto"}}
+    return ipywidgets.ToggleButtons(options=list(options.items()), **own)

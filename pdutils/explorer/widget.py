@@ -1,8 +1,6 @@
-"""The explorer as a widget, for JupyterLab and for a page of Voila.
+"""The explorer as a widget, for JupyterLab and for a page of Voila; `explorer.engine` computes.
 
-It wraps `explorer.engine`: what is shown is a `explorer.engine.Result`, and nothing else is
-computed here. What is asked for while something is being computed waits in a place for one, so
-that only the newest wish is served.
+What is asked for meanwhile waits in a place for one, so that only the newest wish is served.
 """
 
 import io
@@ -63,7 +61,7 @@ def explorer(
     start = settings or Settings()
     if network is None and start.classifier == "auto":
         named = ("resnet50", "efficientnet_lite0", "demo")
-        start = replace(start, classifier=next(filter(engine.at_hand().get, named)))
+        start = replace(start, classifier=next(filter(engine.is_at_hand, named)))
     return ExplorerWidget(start, network)
 
 
@@ -279,7 +277,13 @@ class ExplorerWidget(anywidget.AnyWidget):
         return tell
 
     def _show(self, result: Result, wish: _Wish) -> None:
-        pictures, settings = self._pictures(result), result.settings
+        settings, pictures = result.settings, {}
+        for name, (draw, *parts) in PICTURES.items():
+            # What a stage gave is kept, so that what did not change is the very same array.
+            if any(
+                getattr(self._result, part, None) is not getattr(result, part) for part in parts
+            ):
+                pictures[f"picture_{name}"] = _packed(draw(result))
         drawn = {entry["name"]: entry for entry in self.images}
         offered = self._choices(settings.classifier)
         images = [drawn.get(choice.name) or _thumbnail(choice) for choice in offered]
@@ -294,26 +298,12 @@ class ExplorerWidget(anywidget.AnyWidget):
             self._start = replace(self._start, image=settings.image)
         with self.hold_sync():
             for name, packed in pictures.items():
-                setattr(self, f"picture_{name}", packed)
+                setattr(self, name, packed)
             self.images, self.history = images, history
             self.settings = asdict(settings)
             told = {"code": code, "id": wish.move, "final": wish.final}
             self.shown = _in_words(result) | told
             self.busy, self.error = {}, {}
-
-    def _pictures(self, result: Result) -> dict[str, bytes]:
-        """Encode the pictures of a result; what is the same as before is not encoded again."""
-
-        def same(part: str) -> bool:
-            # What a stage gave is kept, so that what did not change is the very same array.
-            return getattr(self._result, part) is getattr(result, part)
-
-        return {
-            name: getattr(self, f"picture_{name}")
-            if self._result and all(map(same, parts))
-            else _packed(draw(result))
-            for name, (parts, draw) in PICTURES.items()
-        }
 
     def _history(self, result: Result, wish: _Wish) -> list[dict[str, Any]]:
         """Add a result to the last ones, unless it was only passed on the way."""
@@ -353,7 +343,8 @@ def summary(settings: Settings) -> str:
 
 def _offer(begun: str) -> dict[str, Any]:
     """Give what the controls can be set to."""
-    at_hand = {begun: True} | engine.at_hand() | {begun: True}
+    names = dict.fromkeys((begun, *engine.CLASSIFIERS))
+    at_hand = {name: name == begun or engine.is_at_hand(name) for name in names}
     colors = {"true": plots.TRUE_COLOR, "attack": plots.ATTACK_COLOR, "other": plots.OTHER_COLOR}
     return {
         "classifiers": [{"name": name, "at_hand": found} for name, found in at_hand.items()],
@@ -368,17 +359,14 @@ def _offer(begun: str) -> dict[str, Any]:
 
 def _in_words(result: Result) -> dict[str, Any]:
     """Give all of a result but its pictures, as JSON holds it."""
-    names, true, attacked = result.network.class_names, result.label, result.attacked_label
+    names = [name.replace("_", " ") for name in result.network.class_names]
+    true, attacked = result.label, result.attacked_label
+    roles = {true: "true", attacked: "attack"}
 
-    def top(probabilities: Array, k: int = 5) -> list[dict[str, Any]]:
-        roles = {true: "true", attacked: "attack"}
+    def top(probabilities: Array) -> list[dict[str, Any]]:
         return [
-            {
-                "name": _spaced(p.class_name),
-                "p": p.probability,
-                "role": roles.get(p.number, "other"),
-            }
-            for p in result.network.top(probabilities, k)
+            {"name": names[p.number], "p": p.probability, "role": roles.get(p.number, "other")}
+            for p in result.network.top(probabilities)
         ]
 
     def step(name: str, found: Array) -> dict[str, Any]:
@@ -392,13 +380,13 @@ def _in_words(result: Result) -> dict[str, Any]:
     return {
         "name": result.name,
         "classes": len(names),
-        "true": _spaced(names[true]),
-        "attacked": None if attacked is None else _spaced(names[attacked]),
+        "true": names[true],
+        "attacked": None if attacked is None else names[attacked],
         "before": best["adversary"][0],
         "after": best["defended"][0],
         "milliseconds": 1000 * result.seconds,
         "sentence": result.sentence,
-        "verdict": _spaced(result.verdict),
+        "verdict": result.verdict.replace("_", " "),
         "steps": [step(*each) for each in result.steps],
         "top": best,
         "notes": {
@@ -410,10 +398,6 @@ def _in_words(result: Result) -> dict[str, Any]:
             "left": f"L2 {far['remaining_l2']:.3f}",
         },
     }
-
-
-def _spaced(text: str) -> str:
-    return text.replace("_", " ")
 
 
 def _words(error: Exception) -> str:
@@ -429,10 +413,6 @@ def _shown(image: Array) -> Pixels:
     return on_grid(image).astype(np.uint8)
 
 
-def _magnified(difference: Array) -> Pixels:
-    return _shown(127.5 + MAGNIFIED * difference)
-
-
 def _dots(result: Result) -> Pixels:
     """Draw the changed pixels in black over the pale map, or over the pale picture without one."""
     if result.activation_map is None:
@@ -443,14 +423,14 @@ def _dots(result: Result) -> Pixels:
     return _shown(np.where(result.changed[..., np.newaxis], np.float32(0), pale))
 
 
-#: The pictures of a result in the order in which they stand, what each is made of, and how.
-PICTURES: dict[str, tuple[Sequence[str], Callable[[Result], Pixels]]] = {
-    "clean": (["clean"], lambda result: _shown(result.clean)),
-    "adversary": (["adversary"], lambda result: _shown(result.adversary)),
-    "defended": (["defended"], lambda result: _shown(result.defended)),
-    "deflected": (["adversary", "deflected", "activation_map"], _dots),
-    "attack": (["clean", "adversary"], lambda found: _magnified(found.adversary - found.clean)),
-    "left": (["clean", "defended"], lambda result: _magnified(result.defended - result.clean)),
+#: The pictures of a result in the order in which they stand: how each is made, and of what.
+PICTURES: dict[str, tuple[Callable[[Result], Pixels], *tuple[str, ...]]] = {
+    "clean": (lambda r: _shown(r.clean), "clean"),
+    "adversary": (lambda r: _shown(r.adversary), "adversary"),
+    "defended": (lambda r: _shown(r.defended), "defended"),
+    "deflected": (_dots, "adversary", "deflected", "activation_map"),
+    "attack": (lambda r: _shown(127.5 + MAGNIFIED * (r.adversary - r.clean)), "clean", "adversary"),
+    "left": (lambda r: _shown(127.5 + MAGNIFIED * (r.defended - r.clean)), "clean", "defended"),
 }
 
 
@@ -469,19 +449,17 @@ def _small(pixels: Pixels) -> Pixels:
 
 def _thumbnail(choice: Choice) -> dict[str, Any]:
     picture = _small(_shown(load_image(choice.path, 2 * _THUMBNAIL)))
-    return {"name": choice.name, "title": _spaced(choice.title), "picture": _packed(picture)}
+    title = choice.title.replace("_", " ")
+    return {"name": choice.name, "title": title, "picture": _packed(picture)}
 
 
 def _still(result: Result) -> bytes:
     """Draw the six pictures of a result as one."""
     names = result.network.class_names
-    best = {
-        step.name: f"{names[step.probabilities.argmax()]} {step.probabilities.max():.2f}"
-        for step in (*result.steps[:2], result.steps[-1]._replace(name="defended"))
-    }
-    titles = [f"{name}: {seen}" for name, seen in best.items()]
+    seen = (*result.steps[:2], ("defended", result.probabilities))
+    titles = [f"{name}: {names[row.argmax()]} {row.max():.2f}" for name, row in seen]
     titles += ["deflected pixels", f"attack x {MAGNIFIED}", f"left x {MAGNIFIED}"]
-    drawn = [draw(result).astype(np.float32) for _, draw in PICTURES.values()]
+    drawn = [draw(result).astype(np.float32) for draw, *_ in PICTURES.values()]
     figure = plots.pictures(drawn, titles, columns=3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=80)

@@ -702,8 +702,7 @@ def test_evaluate_asks_for_repeatable_operations_and_sends_workers_what_they_fin
     assert before[:2] == ["deterministic", "load"]
     assert call["network"].name == str(model)
     assert (call["scheduler"], call["batch_size"], call["runs"]) == ("tcp://there:8786", 5, 3)
-    assert call["attacks"] == {"none": "none", "fgsm:eps=4": "fgsm:eps=4"}
-    assert list(call["defenses"]) == ["none", "pd:deflections=60", "wd"]
+    assert (call["attacks"], call["defenses"]) == TEXTS
 
 
 def test_evaluate_keeps_records_where_the_same_command_finds_them_again(

@@ -129,8 +129,7 @@ def test_each_notebook_gets_the_parameters_that_it_knows_in_a_fresh_kernel(run, 
 def test_notebooks_that_run_at_once_share_the_cores(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
-    specs = runner._kernel_class(jobs=2)().kernel_spec_manager
-    assert specs.get_kernel_spec("python3").env["OPENBLAS_NUM_THREADS"] == "2"
+    assert runner._kernel_class(jobs=2).kernel_spec.env["OPENBLAS_NUM_THREADS"] == "2"
 
 
 def test_a_terminal_gets_a_bar_over_the_cells(tmp_path, monkeypatch):
@@ -243,7 +242,7 @@ def test_values_are_read_as_literals_in_the_kind_of_the_notebook_s_own(text, def
         ("none", 0, "a number"),
         ("True", 0, "a number"),
         ("nan", 0.04, "a number"),
-        ("1e999", 0.04, "a number"),
+        ("1e999", 0.04, "a number that a float can hold"),
         ("9" * 400, 0.04, "a number that a float can hold"),
         ("[1]", 1, "a number"),
         ("1", True, "true or false"),
