@@ -1,5 +1,6 @@
 import hashlib
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,13 +20,12 @@ OPTIONS = {"sigma": 0.1, "wavelet": "db2", "sigma_scale": "rgb"}
 UNUSUAL = {"deflections": 90, "window": 3, "k": 3, "combine": "geometric"}
 
 
-def map_by_hand(classifier, images, activation):
+def map_by_hand(classifier, images, activation, k=None, combine="paper", upscale="half_pixel"):
     if activation == "none":
         return None
     if activation == "rcam":
-        return robust_cam(classifier, images, k=3, combine="geometric")
-    labels = [int(classifier.predict(image).argmax()) for image in images]
-    return cam(classifier, images, labels)
+        return robust_cam(classifier, images, k=k, combine=combine, upscale=upscale)
+    return cam(classifier, images, classifier.predict(images).argmax(axis=1), upscale=upscale)
 
 
 # --- the pipeline is its parts, one after the other ---
@@ -37,7 +37,7 @@ def map_by_hand(classifier, images, activation):
 def test_transform_is_map_then_deflection_then_denoising(request, kind, reading, activation):
     classifier, batch = request.getfixturevalue(kind), photos(3)
     defense = Defense(**UNUSUAL, denoiser_options=OPTIONS, reading=reading, activation=activation)
-    chances = map_by_hand(classifier, batch, activation)
+    chances = map_by_hand(classifier, batch, activation, k=3, combine="geometric")
     deflected = pixel_deflection(
         batch, 90, 3, activation_map=chances, reading=reading, rng=np.random.default_rng(5)
     )
@@ -46,21 +46,14 @@ def test_transform_is_map_then_deflection_then_denoising(request, kind, reading,
     assert not np.array_equal(expected, denoise(batch, "wavelet", **OPTIONS))
 
 
-def test_the_map_is_made_of_the_image_and_its_most_probable_class_and_scaled_as_asked(toy):
-    batch = photos(3)
-    by_cam = Defense(activation="cam").activation_map(toy, batch)
-    np.testing.assert_array_equal(by_cam, map_by_hand(toy, batch, "cam"))
-    by_rcam = Defense(activation="rcam").activation_map(toy, batch)
-    np.testing.assert_array_equal(by_rcam, robust_cam(toy, batch, k=5, combine="paper"))
-    assert Defense(activation="none").activation_map(toy, batch) is None
-    single = Defense(activation="cam").activation_map(toy, batch[1])
-    np.testing.assert_allclose(single, by_cam[1], atol=1e-4)
-    # As they are scaled up, too.
-    by_rcam = Defense(activation="rcam", upscale="tf1").activation_map(toy, batch)
-    np.testing.assert_array_equal(by_rcam, robust_cam(toy, batch, upscale="tf1"))
-    by_cam = Defense(activation="cam", upscale="tf1").activation_map(toy, batch)
-    best = toy.predict(batch).argmax(axis=1)
-    np.testing.assert_array_equal(by_cam, cam(toy, batch, best, upscale="tf1"))
+@pytest.mark.parametrize("upscale", ["half_pixel", "tf1"])
+@pytest.mark.parametrize("activation", ["none", "cam", "rcam"])
+def test_the_map_is_made_of_the_image_and_its_best_classes(toy, activation, upscale):
+    batch, defense = photos(3), Defense(activation=activation, upscale=upscale)
+    maps = defense.activation_map(toy, batch)
+    np.testing.assert_array_equal(maps, map_by_hand(toy, batch, activation, upscale=upscale))
+    if activation == "cam":
+        np.testing.assert_allclose(defense.activation_map(toy, batch[1]), maps[1], atol=1e-4)
 
 
 def test_no_map_is_made_that_nothing_would_use(toy, monkeypatch):
@@ -81,71 +74,52 @@ def test_the_defaults_are_the_blogs():
     assert Defense() == Defense(**knobs, denoiser_options={}, runs=1, aggregate="mean")
 
 
-def test_parts_that_are_left_out(toy):
-    batch = photos(2)
-    np.testing.assert_array_equal(NOTHING.transform(toy, batch), batch)
-    np.testing.assert_array_equal(NOTHING.predict(toy, batch), toy.predict(batch))
-    only_deflected = Defense(denoiser=None).transform(toy, batch, rng=1)
-    np.testing.assert_array_equal(only_deflected, pixel_deflection(batch, rng=1))
-
-
 @pytest.mark.parametrize(
-    ("method", "options"), [("median", {"size": 5}), ("jpeg", {"quality": 30})]
+    ("method", "options"), [("median", {"size": 5}), ("jpeg", {"quality": 30}), (None, {})]
 )
-def test_any_denoiser_takes_its_place(toy, method, options):
-    defense = Defense(denoiser=method, denoiser_options=options)
-    expected = denoise(pixel_deflection(photo(), rng=2), method, **options)
-    np.testing.assert_array_equal(defense.transform(toy, photo(), rng=2), expected)
-
-
-def test_a_given_map_takes_the_place_of_the_made_one(toy):
-    batch = photos(3)
-    given = np.random.default_rng(0).uniform(0, 1, (3, 32, 32)).astype(np.float32)
-    for activation in ("none", "cam"):
-        defense = Defense(activation=activation, denoiser=None)
-        result = defense.transform(toy, batch, rng=3, activation_map=given)
-        expected = pixel_deflection(batch, activation_map=given, rng=3)
+def test_any_denoiser_or_none_takes_its_place(toy, method, options):
+    batch, defense = photos(2), Defense(denoiser=method, denoiser_options=options)
+    for deflections, deflected in ((200, pixel_deflection(batch, rng=2)), (0, batch)):
+        result = replace(defense, deflections=deflections).transform(toy, batch, rng=2)
+        expected = denoise(deflected, method, **options) if method else deflected
         np.testing.assert_array_equal(result, expected)
-        assert not np.array_equal(result, defense.transform(toy, batch, rng=3))
 
 
-def test_a_given_map_of_ones_spares_everything_in_every_run(toy):
-    batch, ones = photos(2), np.ones((2, 32, 32), np.float32)
-    runs = Defense(denoiser=None, runs=3).predict_runs(toy, batch, activation_map=ones)
-    np.testing.assert_array_equal(runs, np.stack([toy.predict(batch)] * 3))
-    single = Defense(denoiser=None).predict(toy, batch[0], activation_map=ones[0])
-    np.testing.assert_allclose(single, toy.predict(batch[0]), atol=1e-5)
+@pytest.mark.parametrize("activation", ["none", "cam"])
+def test_a_given_map_takes_the_place_of_the_made_one_in_every_run(toy, activation):
+    batch, defense = photos(3), Defense(activation=activation, denoiser=None, runs=3)
+    given = np.random.default_rng(0).uniform(0, 1, (3, 32, 32)).astype(np.float32)
+    result = defense.transform(toy, batch, rng=3, activation_map=given)
+    np.testing.assert_array_equal(result, pixel_deflection(batch, activation_map=given, rng=3))
+    assert not np.array_equal(result, defense.transform(toy, batch, rng=3))
+    # A map of ones spares everything.
+    ones, plain = np.ones((3, 32, 32), np.float32), toy.predict(batch)
+    runs = defense.predict_runs(toy, batch, activation_map=ones)
+    np.testing.assert_array_equal(runs, np.stack([plain] * 3))
+    single = defense.predict(toy, batch[0], activation_map=ones[0])
+    np.testing.assert_allclose(single, plain[0], atol=1e-5)
 
 
 # --- runs ---
 
 
 @pytest.mark.parametrize("activation", ["none", "rcam"])
-def test_each_run_is_a_transform_the_first_with_the_same_seed(toy, activation):
-    batch = photos(3)
+def test_each_run_is_a_transform_the_first_with_the_same_seed_and_all_share_a_map(
+    toy, monkeypatch, activation
+):
+    batch, calls, features = photos(3), [], toy.features
+    monkeypatch.setattr(toy, "features", lambda *a, **o: calls.append(1) or features(*a, **o))
     defense = Defense(runs=4, activation=activation)
     runs = defense.predict_runs(toy, batch, rng=9)
+    assert len(calls) == (activation == "rcam")
     assert runs.shape == (4, 3, 6)
-    defended = defense.transform(toy, batch, rng=9)
-    np.testing.assert_allclose(runs[0], toy.predict(defended), atol=1e-5)
+    assert len({run.tobytes() for run in runs}) == 4
+    fewer = replace(defense, runs=2).predict_runs(toy, batch, rng=9)
+    np.testing.assert_array_equal(fewer, runs[:2])
     parts = [stream.spawn(3) for stream in streams(9, 3)]
-    for run in range(3):
-        defended = defense.transform(toy, batch, rng=[part[run] for part in parts])
-        np.testing.assert_allclose(runs[1 + run], toy.predict(defended), atol=1e-5)
-
-
-def test_each_run_draws_anew_and_the_first_do_not_depend_on_their_number(toy):
-    few, many = (Defense(runs=n).predict_runs(toy, photos(2), rng=4) for n in (2, 5))
-    np.testing.assert_array_equal(few, many[:2])
-    assert len({run.tobytes() for run in many}) == 5
-
-
-def test_the_map_is_made_once_for_all_runs(toy, monkeypatch):
-    calls = []
-    features = toy.features
-    monkeypatch.setattr(toy, "features", lambda *a, **o: calls.append(1) or features(*a, **o))
-    Defense(runs=4, activation="rcam").predict(toy, photos(2))
-    assert len(calls) == 1
+    for run, rng in zip(runs, (9, *map(list, zip(*parts, strict=True))), strict=True):
+        defended = defense.transform(toy, batch, rng=rng)
+        np.testing.assert_allclose(run, toy.predict(defended), atol=1e-5)
 
 
 class Oracle:
@@ -196,18 +170,13 @@ def test_each_image_of_a_batch_is_defended_as_alone(toy, activation):
     np.testing.assert_allclose(defense.predict(toy, batch[:2], rng=6), predictions[:2], atol=1e-4)
 
 
-def test_a_generator_goes_on_from_batch_to_batch(toy):
-    batch = photos(4)
+def test_a_seed_gives_the_same_defence_and_a_generator_goes_on_from_batch_to_batch(toy):
+    batch, whole = photos(4), Defense().predict(toy, photos(4), rng=np.random.default_rng(3))
     rng = np.random.default_rng(3)
     halves = [Defense().predict(toy, batch[i : i + 2], rng=rng) for i in (0, 2)]
-    whole = Defense().predict(toy, batch, rng=np.random.default_rng(3))
     np.testing.assert_allclose(np.concatenate(halves), whole, atol=1e-5)
-
-
-def test_the_same_seed_gives_the_same_defence_and_another_another(toy):
-    image = photo()
     for function in (Defense().transform, Defense(runs=2).predict, Defense(runs=2).predict_runs):
-        first, again, other = (function(toy, image, rng=seed) for seed in (1, 1, 2))
+        first, again, other = (function(toy, batch[0], rng=seed) for seed in (1, 1, 2))
         np.testing.assert_array_equal(first, again)
         assert not np.array_equal(first, other)
 
@@ -239,10 +208,11 @@ def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy):
         ({"reading": "book"}, r"reading: expected"),
         ({"combine": "sum"}, r"combine: expected"),
         ({"upscale": "nearest"}, r"upscale: expected one of .* got 'nearest'"),
-        *[
-            ({"bias": bias}, rf"bias: expected a number from -1 to 1, got {bias!r}")
-            for bias in (2, -1.1, True, "much", float("nan"))
-        ],
+        ({"bias": 2}, r"bias: expected a number from -1 to 1, got 2"),
+        ({"bias": -1.1}, r"bias: expected a number from -1 to 1, got -1.1"),
+        ({"bias": True}, r"bias: expected a number from -1 to 1, got True"),
+        ({"bias": "much"}, r"bias: expected a number from -1 to 1, got 'much'"),
+        ({"bias": float("nan")}, r"bias: expected a number from -1 to 1, got nan"),
     ],
 )
 def test_wrong_knobs_are_told_at_once(knobs, message):
@@ -272,21 +242,19 @@ def test_knobs_are_named_and_do_not_change():
         Defense().window = 3
 
 
-@pytest.mark.parametrize(
-    "chances",
-    [np.zeros((32, 31), np.float32), np.zeros((32, 32)), np.full((32, 32), 2, np.float32), [[0.5]]],
-)
-def test_wrong_maps(toy, chances):
-    for function in (Defense().transform, Defense().predict, Defense().predict_runs):
-        with pytest.raises(ValueError, match=r"activation_map: expected"):
-            function(toy, photo(), activation_map=chances)
+IMAGES = [photo() / 255, photo(32, 31), photo().astype(np.float64)]
+MAPS = [np.zeros((32, 31), np.float32), np.zeros((32, 32)), np.full((32, 32), 2, np.float32), [[1]]]
 
 
-@pytest.mark.parametrize("images", [photo() / 255, photo(32, 31), photo().astype(np.float64)])
-def test_wrong_images(toy, images):
+def test_wrong_images_and_maps(toy):
+    for use in (Defense().transform, Defense().predict, Defense().predict_runs):
+        for wrong in MAPS:
+            with pytest.raises(ValueError, match=r"activation_map: expected"):
+                use(toy, photo(), activation_map=wrong)
     for defense in (Defense(), Defense(activation="cam"), NOTHING):
-        with pytest.raises(ValueError, match=r"images: "):
-            defense.predict(toy, images)
+        for wrong in IMAGES:
+            with pytest.raises(ValueError, match=r"images: "):
+                defense.predict(toy, wrong)
 
 
 # --- its text ---
@@ -298,6 +266,10 @@ def named(map_, denoiser, **knobs):
 
 def options(**given):
     return Defense(denoiser_options=given)
+
+
+RCAM = named("rcam", "wavelet", deflections=600, k=5, bias=-0.25, combine="repo")
+BIOR = options(wavelet="bior2.2", mode="hard", sigma=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -313,16 +285,9 @@ def options(**given):
         (named("rcam", None, deflections=1500), "pd+rcam", "pd+rcam: k= none ,bias = -.0"),
         (named("cam", "dct", deflections=1500), "pd+cam+dct", "pd+cam+dct:upscale=half_pixel"),
         (named("rcam", "wavelet"), "pd+rcam+wd:deflections=200", None),
-        (
-            named("rcam", "wavelet", deflections=600, k=5, bias=-0.25, combine="repo"),
-            "pd+rcam+wd:bias=-0.25,combine=repo,deflections=600,k=5",
-            "pd+rcam+wd:k=5,deflections=6e2,combine=repo,bias=-.25",
-        ),
-        (
-            options(wavelet="bior2.2", mode="hard", sigma=1e-5),
-            "pd+wd:mode=hard,sigma=1e-05,wavelet=bior2.2",
-            None,
-        ),
+        (RCAM, "pd+rcam+wd:bias=-0.25,combine=repo,deflections=600,k=5", None),
+        (RCAM, RCAM.text, "pd+rcam+wd:k=5,deflections=6e2,combine=repo,bias=-.25"),
+        (BIOR, "pd+wd:mode=hard,sigma=1e-05,wavelet=bior2.2", None),
         (options(sigma=np.float64(4)), "pd+wd:sigma=4", "pd+wd:sigma=4.0"),
         # The default of an option says nothing.
         (options(sigma=0.04, mode="soft"), "pd+wd", None),
@@ -353,12 +318,7 @@ def test_every_name_is_a_text_with_each_of_its_knobs(name):
 
 
 @pytest.mark.parametrize(
-    "defense",
-    [
-        Defense(denoiser="median"),
-        options(sigma=float("inf")),
-        options(sigmas=3),
-    ],
+    "defense", [Defense(denoiser="median"), options(sigma=float("inf")), options(sigmas=3)]
 )
 def test_what_no_name_describes_has_no_text(defense):
     with pytest.raises(ValueError, match=r"like one of none, wd, .* got Defense"):
@@ -393,26 +353,23 @@ def darker(images):
     return images
 
 
-def test_an_own_defence_gives_each_image_a_stream_of_its_own(toy):
-    own, batch = OwnDefense("noise", noisy), photos(3).clip(3, 252)
-    result = own.transform(toy, batch, rng=7)
-    assert result.dtype == np.float32
-    expected = [noisy(image, rng) for image, rng in zip(batch, streams(7, 3), strict=True)]
-    np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(own.transform(toy, batch[0], rng=7), result[0])
-
-
-def test_an_own_defence_without_draws_changes_nothing_in_place_and_makes_no_map(toy):
-    own, batch = OwnDefense("dark", darker), photos(2)
+def test_an_own_defence_draws_by_image_changes_nothing_in_place_and_makes_no_map(toy):
+    batch = photos(3).clip(3, 252)
     before = batch.copy()
-    np.testing.assert_array_equal(own.transform(toy, batch), before / 2)
-    np.testing.assert_array_equal(batch, before)
-    assert own.activation_map(toy, batch) is own.map_key is None
+    for own, expected in (
+        (OwnDefense("noise", noisy), list(map(noisy, batch, streams(7, 3)))),
+        (OwnDefense("dark", darker), before / 2),
+    ):
+        result = own.transform(toy, batch, rng=7)
+        assert result.dtype == np.float32
+        np.testing.assert_array_equal(result, expected)
+        np.testing.assert_array_equal(own.transform(toy, batch[0], rng=7), result[0])
+        np.testing.assert_array_equal(batch, before)
+        assert own.activation_map(toy, batch) is own.map_key is None
 
 
 def test_an_own_defences_text_is_its_name_and_a_digest_of_its_source():
-    source = inspect.getsource(noisy).encode()
-    digest = hashlib.sha256(source).hexdigest()[:8]
+    digest = hashlib.sha256(inspect.getsource(noisy).encode()).hexdigest()[:8]
     assert OwnDefense("my noise", noisy).text == f"own:my noise@{digest}"
     assert OwnDefense("my noise", darker).text != OwnDefense("my noise", noisy).text
 
@@ -426,10 +383,7 @@ def test_a_function_without_source_is_refused(function):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (
-            lambda images: images[0],
-            r"mine: expected numbers of shape \(1, 32, 32, 3\) back .* \(32,",
-        ),
+        (lambda images: images[0], r"mine: expected numbers of shape \(1, 32, 32, 3\) .* \(32,"),
         (lambda images: None, r"mine: expected numbers .* got object of \(\)"),
         (lambda images: images * np.nan, r"what mine gave: .*NaN"),
         (lambda images: images / 255, r"what mine gave: .*looks scaled"),
