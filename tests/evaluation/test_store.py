@@ -2,6 +2,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 
@@ -26,36 +27,29 @@ def unit(chunk: int, attack: str, defense: str, images: int = 4, runs: int = 3) 
     kinds = {"float64": lambda: rng.random(n), "int64": lambda: rng.integers(0, 1000, n)}
     drawn = {name: kinds[kind]() for name, kind in COLUMNS.items() if kind in kinds}
     told = drawn | {
-        "image": [f"image_{i:02d}.png" for i in places],
-        "label": places % 3,
-        "attack": attack,
-        "defense": defense,
-        "run": np.tile(np.arange(runs), images),
-        "attack_class": places % 7,
-        "target": places % 5 - 1,
-        "right_clean": places % 2 == 0,
-        "success": places % 3 == 0,
-        "l2": places / 8,
-        "linf": places % 9.0,
+        "image": [f"image_{i:02d}.png" for i in places], "label": places % 3, "attack": attack,
+        "defense": defense, "run": np.tile(np.arange(runs), images), "attack_class": places % 7,
+        "target": places % 5 - 1, "right_clean": places % 2 == 0, "success": places % 3 == 0,
+        "l2": places / 8, "linf": places % 9.0, "seed": rng.integers(0, 2**63, n),
         "psnr": np.where(rng.random(n) < 0.2, np.inf, 40 * rng.random(n)),
-        "seed": rng.integers(0, 2**63, n),
-    }
+    }  # fmt: skip
     return pd.DataFrame(told)[list(COLUMNS)].astype(COLUMNS)
 
 
 def opened(path, **changes) -> Store:
-    return Store(path, **{"names": NAMES, "labels": LABELS, "settings": SETTINGS, **changes})
-
-
-def filled(path, *units: tuple[int, str, str]) -> None:
-    with opened(path) as store:
-        store.ask(["none", "igsm"], ["none", "pd"])
-        add(store, *units)
+    store = Store(path, **{"names": NAMES, "labels": LABELS, "settings": SETTINGS, **changes})
+    store.ask(["none", "igsm"], ["none", "pd"])
+    return store
 
 
 def add(store: Store, *units: tuple[int, str, str]) -> None:
     for given in units:
         store.add(*given, unit(*given))
+
+
+def filled(path, *units: tuple[int, str, str]) -> None:
+    with opened(path) as store:
+        add(store, *units)
 
 
 def read(path) -> pd.DataFrame:
@@ -108,12 +102,10 @@ def test_some_attacks_and_defenses_come_in_the_order_that_is_asked_for(path):
 
 def test_settings_versions_and_skipped_images_can_be_read(path):
     with opened(path) as store:
-        store.ask(["none"], ["none", "pd"])
         some = unit(0, "none", "none")
-        kept = some[some["image"] != NAMES[2]]
         reasons = [(NAMES[3], "cut off"), (NAMES[2], "no picture")]
         for defense in ("none", "pd"):
-            store.add(0, "none", defense, kept, reasons)
+            store.add(0, "none", defense, some[some["image"] != NAMES[2]], reasons)
     with StoredRecords(path) as stored:
         assert stored.settings() == {"runs": "3", "seed": "0", "source": "ab" * 32}
         assert stored.versions()["numpy"] == np.__version__
@@ -125,7 +117,6 @@ def test_settings_versions_and_skipped_images_can_be_read(path):
 def test_without_a_path_the_records_are_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with opened(None) as store:
-        store.ask(["none"], ["none"])
         add(store, ALL[0])
         assert len(store.records()) == 12
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +126,6 @@ def test_without_a_path_the_records_are_kept_in_memory(tmp_path, monkeypatch):
 def test_a_record_takes_about_the_bytes_that_are_told(path, runs, figure):
     names = [f"image_{i:02d}.png" for i in range(960)]
     with opened(path, names=names, labels=[0] * 960) as store:
-        store.ask(["igsm"], ["none", "pd"])
         for chunk in range(30):
             for defense in ("none", "pd"):
                 store.add(chunk, "igsm", defense, unit(chunk, "igsm", defense, 32, runs))
@@ -169,7 +159,6 @@ def test_a_unit_that_fails_half_way_or_comes_twice_or_is_interrupted_leaves_noth
 
 def test_on_a_full_disk_what_was_finished_is_kept(path):
     with opened(path) as store:
-        store.ask(["none", "igsm"], ["none", "pd"])
         add(store, ALL[0])
         pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
         store._connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -186,29 +175,19 @@ def test_on_a_full_disk_what_was_finished_is_kept(path):
 # Whose file it is
 
 
-def test_other_settings_are_refused_and_all_differences_named(path):
+def test_other_settings_and_versions_are_refused_and_all_differences_named(path, monkeypatch):
     filled(path, *ALL)
+    real = metadata.version
     with pytest.raises(StoreError) as caught:
         opened(path, settings={**SETTINGS, "runs": 4, "source": "cd" * 32})
     assert str(caught.value) == (
         f"{path} was begun with other settings (runs: 3 there, 4 here; source: abababababab... "
         "there, cdcdcdcdcdcd... here); take another file, or run with those"
     )
-    assert len(read(path)) == 96
-
-
-def test_other_versions_are_refused_and_named(path, monkeypatch):
-    filled(path)
-    real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "9.9" if name == "keras" else real(name))
     with pytest.raises(StoreError, match=rf"other versions \(keras: {real('keras')} there, 9.9 he"):
         opened(path)
-
-
-def _database(path):
-    connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE diary (day TEXT)")
-    connection.close()
+    assert len(read(path)) == 96
 
 
 def _damaged(path):
@@ -217,56 +196,61 @@ def _damaged(path):
     path.write_bytes(content[:4096].ljust(len(content), b"\xff"))
 
 
-def _of_the_future(path):
-    filled(path)
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE meta SET value = 2 WHERE kind = 'format'")
-    connection.close()
+def _told(statement, *, begun=False):
+    """A maker of a database to which a statement was told."""
+
+    def make(path):
+        if begun:
+            filled(path)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute(statement)
+
+    return make
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda path: path.write_text("a diary\n" * 30), "expected .*, got a file of another kind"),
-        (_database, "expected a file of records, got another program's database"),
+        (_told("CREATE TABLE diary (day)"), "expected .*, got another program's database"),
         (Path.mkdir, "expected a file of records, got a folder"),
         (_damaged, "the file of records cannot be read"),
-        (_of_the_future, "expected a file of format 1, got 2"),
+        (_told("UPDATE meta SET value = 2 WHERE kind = 'format'", begun=True),
+         "expected a file of format 1, got 2"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("open_it", [opened, StoredRecords])
 def test_what_is_no_file_of_records_is_refused_untouched(path, make, said, open_it):
+    def state():
+        return set(path.parent.iterdir()), path.is_file() and path.read_bytes()
+
     make(path)
-    before = set(path.parent.iterdir()), path.is_file() and path.read_bytes()
+    before = state()
     with pytest.raises(StoreError, match=f"{path}: {said}"):
         open_it(path)
-    after = set(path.parent.iterdir()), path.is_file() and path.read_bytes()
-    assert after == before
+    assert state() == before
 
 
-def test_no_file_and_an_empty_one_are_no_records_and_can_be_begun(path):
-    with pytest.raises(FileNotFoundError, match=f"{path}: no such file of records"):
+def test_no_file_and_an_empty_one_are_no_records_and_can_be_begun_in_a_new_folder(tmp_path):
+    path = tmp_path / "a" / "b #1?.sqlite"
+    with pytest.raises(FileNotFoundError, match="sqlite: no such file of records"):
         StoredRecords(path)
-    assert not path.exists()
-    path.touch()
-    with pytest.raises(StoreError, match="expected a file of records, got an empty file"):
-        StoredRecords(path)
+    assert not path.parent.exists()
     filled(path, *ALL)
     assert len(read(path)) == 96
+    path.write_bytes(b"")
+    with pytest.raises(StoreError, match="expected a file of records, got an empty file"):
+        StoredRecords(path)
+    filled(path, ALL[0])
+    assert len(read(path)) == 12
 
 
-def test_the_folder_of_a_new_file_is_made_or_an_os_error_names_what_is_in_its_place(tmp_path):
-    filled(tmp_path / "a" / "b #1?.sqlite", *ALL)
-    assert len(read(tmp_path / "a" / "b #1?.sqlite")) == 96
+def test_a_folder_or_a_lock_that_cannot_be_made_is_an_os_error_that_names_it(path, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        opened(tmp_path / "file" / "records.sqlite")
-
-
-def test_a_lock_that_cannot_be_taken_is_an_os_error_that_names_it(path):
     path.with_name(f"{path.name}.lock").mkdir()
-    with pytest.raises(OSError, match=f"{path}.lock"):
-        opened(path)
+    for asked, named in ((tmp_path / "file" / "records.sqlite", "file"), (path, f"{path}.lock")):
+        with pytest.raises(OSError, match=named):
+            opened(asked)
 
 
 # Several at once
@@ -274,7 +258,6 @@ def test_a_lock_that_cannot_be_taken_is_an_os_error_that_names_it(path):
 
 def test_a_second_writer_is_refused_at_once_and_a_refused_file_is_not_kept_locked(path):
     with opened(path) as store:
-        store.ask(["none"], ["none"])
         with pytest.raises(StoreError, match=f"{path}: another run writes to it at this moment"):
             opened(path)
         add(store, ALL[0])
@@ -286,7 +269,6 @@ def test_a_second_writer_is_refused_at_once_and_a_refused_file_is_not_kept_locke
 
 def test_others_read_what_is_finished_while_one_writes(path):
     with opened(path) as store:
-        store.ask(["none"], ["none"])
         add(store, (0, "none", "none"))
         with StoredRecords(path) as stored:
             # Within a transaction, as in the middle of a long reading.
@@ -298,32 +280,14 @@ def test_others_read_what_is_finished_while_one_writes(path):
             assert len(stored.records()) == 24
 
 
-_SCRIPT = """
-import sys, time
-
-sys.path[:0] = sys.argv[1:3]
-from test_store import ALL, add, opened
-
-store = opened(sys.argv[3])
-store.ask(["none", "igsm"], ["none", "pd"])
-add(store, ALL[0])
-print("added", flush=True)
-time.sleep(3600)
-"""
-
-
-def test_a_killed_run_s_file_is_gone_on_with_and_refused_without_its_companion(path, tmp_path):
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", _SCRIPT, here, here.parent, path]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout.readline() == b"added\n"
-            with pytest.raises(StoreError, match="another run writes to it"):
-                opened(path)
-        finally:
-            process.kill()
+def test_a_killed_run_s_file_is_gone_on_with_and_refused_without_its_companion(tmp_path):
+    # A kill leaves what is there while a run writes.
+    begun, left = tmp_path / "begun" / "a.sqlite", tmp_path / "left" / "a.sqlite"
+    with opened(begun) as store:
+        add(store, ALL[0])
+        shutil.copytree(begun.parent, left.parent)
     alone = tmp_path / "alone.sqlite"
-    shutil.copy(path, alone)
+    shutil.copy(left, alone)
     before = alone.read_bytes()
     for open_it in (StoredRecords, opened):
         # The second time too: SQLite itself makes an empty companion.
@@ -331,10 +295,25 @@ def test_a_killed_run_s_file_is_gone_on_with_and_refused_without_its_companion(p
             with pytest.raises(StoreError, match=rf"{alone}: its companion .*-wal is missing"):
                 open_it(alone)
     assert alone.read_bytes() == before
-    assert len(read(path)) == 12
-    with opened(path) as store:
+    assert len(read(left)) == 12
+    with opened(left) as store:
         add(store, *ALL[1:])
-    assert len(read(path)) == 96
+    assert len(read(left)) == 96
+
+
+_HOLD = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); input()"
+
+
+def test_the_lock_of_another_process_ends_with_it(path):
+    filled(path)
+    command = [sys.executable, "-uc", _HOLD, path.with_name(f"{path.name}.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"\n"
+        with pytest.raises(StoreError, match="another run writes to it"):
+            opened(path)
+        process.kill()
+        process.wait()
+        opened(path).close()
 
 
 def test_a_finished_file_is_plain_beside_its_empty_lock_and_a_reader_cannot_write(path):
