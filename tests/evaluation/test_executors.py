@@ -2,10 +2,9 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import warnings
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from operator import length_hint
 from pathlib import Path
@@ -20,22 +19,23 @@ from pdutils.evaluation.executors import ClusterError, finished
 PATIENCE = 300
 
 
+@contextmanager
 def _cluster(n: int, **options):
     # Not above: processes of this machine load this file, and would wait for it.
     from distributed import LocalCluster
 
+    own = {"threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1", **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with LocalCluster(
-            n_workers=n, threads_per_worker=1, dashboard_address=None, host="127.0.0.1", **options
-        ) as started:
+        with LocalCluster(n_workers=n, **own) as started:
             yield started
 
 
 @pytest.fixture(scope="module")
 def running():
     """A cluster of two processes that others have started."""
-    yield from _cluster(2)
+    with _cluster(2) as started:
+        yield started
 
 
 @pytest.fixture(params=["processes", "cluster"])
@@ -98,20 +98,21 @@ def test_every_task_is_done_once_quietly_and_by_several_to_whom_the_work_travels
     assert not workers()
 
 
-def test_tasks_are_drawn_when_there_is_room(running):
-    tasks = iter(range(30))
-    results = finished(abs, tasks, scheduler=running.scheduler_address)
+def test_a_cluster_of_others_draws_tasks_when_there_is_room_and_is_left_as_it_was(running):
+    address, tasks, offset = running.scheduler_address, iter(range(30)), 7
+    results = finished(abs, tasks, scheduler=address)
     assert length_hint(tasks) == 30
     for done, _ in enumerate(results, 1):
         # Those under way when this one was finished, and those that were finished with it.
         assert 30 - length_hint(tasks) - (done - 1) <= 2 * 2 * 2
     assert done == 30
-
-
-def test_a_closure_is_work_of_a_cluster_too_and_no_task_is_no_result(running):
-    offset, address = 7, running.scheduler_address
-    assert list(finished(lambda x: x + offset, [1], scheduler=address)) == [8]
-    assert list(finished(abs, [], scheduler=address)) == []
+    with closing(finished(time.sleep, [0.2] * 50, scheduler=address)) as results:
+        next(results)
+    while running.scheduler.tasks:
+        time.sleep(0.05)
+    # A closure is work too, and no task is no result.
+    for given, expected in ([1], [8]), ([], []), (range(3), [7, 8, 9]):
+        assert sorted(finished(lambda x: x + offset, given, scheduler=address)) == expected
 
 
 def test_what_the_work_raises_is_raised_here_and_all_is_ended(scheduler, workers):
@@ -131,36 +132,27 @@ def test_a_worker_that_dies_changes_no_result(scheduler, tmp_path, capfd, worker
     assert not workers() or scheduler != "local:2"
 
 
-def test_a_task_that_kills_every_process_is_named(workers):
+def test_a_task_that_kills_every_worker_is_given_up(running, monkeypatch, workers):
     with pytest.raises(ClusterError, match=r"^3: given up after 3 processes had died while they"):
         list(finished(trouble, [3, 0, 1], scheduler="local:1"))
     assert not workers()
-
-
-def test_a_task_that_kills_every_worker_of_a_cluster_is_given_up(running, monkeypatch):
     monkeypatch.setattr(running.scheduler, "allowed_failures", 0)
     with pytest.raises(ClusterError, match="a task was given up after 1 workers had died"):
         list(finished(trouble, [3], scheduler=running.scheduler_address))
 
 
-def test_a_cluster_of_others_is_left_as_it_was(running):
-    address = running.scheduler_address
-    with closing(finished(time.sleep, [0.2] * 50, scheduler=address)) as results:
-        next(results)
-    while running.scheduler.tasks:
-        time.sleep(0.05)
-    assert sorted(finished(abs, range(3), scheduler=address)) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "scheduler", ["", "local", "local:0", "local:-1", "local:two", "localhost:8786", "tcp://host"]
-)
-def test_an_address_of_another_form_is_refused_at_once(scheduler):
-    with pytest.raises(ValueError, match="scheduler: expected"):
-        finished(abs, [1], scheduler=scheduler)
-
-
-def test_a_scheduler_that_is_not_there_is_told_soon(monkeypatch, capfd):
+def test_an_address_of_another_form_or_where_nobody_answers_is_refused_soon(monkeypatch, capfd):
+    for address in (
+        "",
+        "local",
+        "local:0",
+        "local:-1",
+        "local:two",
+        "localhost:8786",
+        "tcp://host",
+    ):
+        with pytest.raises(ValueError, match="scheduler: expected"):
+            finished(abs, [1], scheduler=address)
     assert executors._CONNECT <= 20
     monkeypatch.setattr(executors, "_CONNECT", 0.5)
     with pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.1:9: no Dask scheduler answers"):
@@ -168,12 +160,13 @@ def test_a_scheduler_that_is_not_there_is_told_soon(monkeypatch, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("package", ["keras", "pdutils", "numpy", "tensorflow"])
-def test_workers_with_other_versions_are_refused_before_work_begins(running, monkeypatch, package):
+def test_workers_with_other_versions_are_refused_before_work_begins(running, monkeypatch):
     real, tasks = executors.installed, iter(range(3))
-    monkeypatch.setattr(executors, "installed", lambda p: "9.9" if p == package else real(p))
-    with pytest.raises(ClusterError, match=rf"{package} \S+ instead of 9\.9$"):
-        list(finished(abs, tasks, scheduler=running.scheduler_address))
+    for package in ("keras", "pdutils", "numpy", "tensorflow"):
+        other = {package: "9.9"}
+        monkeypatch.setattr(executors, "installed", lambda p, o=other: o.get(p) or real(p))
+        with pytest.raises(ClusterError, match=rf"{package} \S+ instead of 9\.9$"):
+            list(finished(abs, tasks, scheduler=running.scheduler_address))
     assert length_hint(tasks) == 3
 
 
@@ -202,7 +195,7 @@ def test_a_worker_that_comes_later_or_lacks_the_package_is_refused_too(running, 
 
 def test_workers_that_leave_or_are_not_there_and_a_lost_scheduler_are_told(monkeypatch):
     monkeypatch.setattr(executors, "_LOOK", 0.1)
-    for single in _cluster(1, processes=False, protocol="tcp://"):
+    with _cluster(1, processes=False, protocol="tcp://") as single:
         address = single.scheduler_address
         with closing(finished(time.sleep, [0.2] * 50, scheduler=address)) as results:
             next(results)
@@ -222,13 +215,13 @@ def test_workers_that_leave_or_are_not_there_and_a_lost_scheduler_are_told(monke
 
 
 _SCRIPT = """
-    import time
-    from pdutils.evaluation.executors import finished
+import time
+from pdutils.evaluation.executors import finished
 
-    if __name__ == "__main__":
-        print("started", flush=True)
-        for _ in finished(time.sleep, [0.2] * 1000, scheduler="local:2"):
-            print("slept", flush=True)
+if __name__ == "__main__":
+    print("started", flush=True)
+    for _ in finished(time.sleep, [0.2] * 1000, scheduler="local:2"):
+        print("slept", flush=True)
 """
 
 
@@ -237,25 +230,16 @@ _SCRIPT = """
     ("lines", "how"), [(1, signal.SIGINT), (3, signal.SIGINT), (3, signal.SIGKILL)]
 )
 def test_control_c_and_a_kill_end_all_processes(tmp_path, lines, how):
-    (tmp_path / "script.py").write_text(textwrap.dedent(_SCRIPT))
-    with subprocess.Popen(
-        [sys.executable, tmp_path / "script.py"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as script:
+    (tmp_path / "script.py").write_text(_SCRIPT)
+    command, pipes = [sys.executable, tmp_path / "script.py"], {"stdout": -1, "stderr": -1}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as script:
         for _ in range(lines):
             script.stdout.readline()
         time.sleep(0.3)
         everyone = psutil.Process(script.pid).children(recursive=True)
-        if how == signal.SIGINT:
-            os.killpg(script.pid, how)
-        else:
-            script.kill()
+        (os.killpg if how == signal.SIGINT else os.kill)(script.pid, how)
         _, err = script.communicate(timeout=PATIENCE)
-    _, alive = psutil.wait_procs(everyone, timeout=PATIENCE)
-    assert not alive
+    assert not psutil.wait_procs(everyone, timeout=PATIENCE)[1]
     if how == signal.SIGINT:
         assert err.rstrip().endswith("KeyboardInterrupt")
         assert err.count("Traceback") == 1
