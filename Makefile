@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-all test test-numbers check lab app bench clean
+.PHONY: help run run-all docs test test-numbers check lab app bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
@@ -16,14 +16,17 @@ help: ## list the commands
 	@echo '  ARGS="..." passes options on, as in: make run ARGS="03 -p seed 7"'
 	@echo '  PYTHON=... names the Python to install with, 3.11 to 3.13'
 
-run: $(STAMP) ## execute the blog's notebooks, 01 to 09; results/index.html
+run: $(STAMP) ## execute the blog's notebooks, 01 to 09, and build the site: results/index.html
 run-all: $(STAMP) ## the same with those beyond the blog, 10 and on
 run-all: ALL := --all
 
-# The pages are built whatever became of the notebooks, but not where nothing was run.
+# The site is built whatever became of the notebooks, but not where nothing was run.
 run run-all:
 	$(RUN) -m pdutils run $(ALL) $(ARGS); status=$$?; \
-		[ $$status -eq 2 ] || $(RUN) -m tools.pages $(ARGS) || exit; exit $$status
+		[ $$status -eq 2 ] || $(RUN) -m tools.site $(ARGS) || exit; exit $$status
+
+docs: $(STAMP) ## build the site from what was executed before
+	$(RUN) -m tools.site $(ARGS)
 
 # A process each for two cores: threads of OpenBLAS that wait for one another would spin.
 test test-numbers: export OPENBLAS_NUM_THREADS ?= 1

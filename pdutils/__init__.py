@@ -2,12 +2,12 @@
 
 The top floor reads like the paper. In this order:
 
-images        pictures: load, save, folders of them
-classifiers   a Keras model with its preprocessing, class names and input size
-deflection    pixels replaced by neighbours of theirs
-activation    where a network looks: class activation maps, robust ones
-denoising     wavelet shrinkage, and other denoisers
-metrics, stats, published, plots, tables      how results are measured and shown
+- `images`: pictures: load, save, folders of them
+- `classifiers`: a Keras model with its preprocessing, class names and input size
+- `deflection`: pixels replaced by neighbours of theirs
+- `activation`: where a network looks: class activation maps, robust ones
+- `denoising`: wavelet shrinkage, and other denoisers
+- `metrics`, `stats`, `published`, `plots`, `tables`: how results are measured and shown
 
 Around it are rooms, each of which stands on those before it: `defenses`, `attacks`, `demo`,
 `evaluation`, `explorer`, `cli`. No file of the top floor imports one of them.

@@ -144,9 +144,12 @@ def watched(page: Page, *own: str) -> Iterator[Seen]:
 
 def axe_violations(page: Page, context: str | None = None) -> list[str]:
     """List what axe finds serious or critical in a page, or what a selector gives of it."""
+    # A page from the file system could not be asked for its style sheets once more.
     return [
         f"{one['id']} ({one['impact']}, {len(one['nodes'])} times): {one['help']}; first: "
         f"{one['nodes'][0]['html'][:200]} {one['nodes'][0]['failureSummary']}"
-        for one in Axe().run(page, context=context).response["violations"]
+        for one in Axe()
+        .run(page, context=context, options={"preload": False})
+        .response["violations"]
         if one["impact"] in ("serious", "critical")
     ]

@@ -1,13 +1,21 @@
 import ast
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from html import unescape
+from importlib import import_module
+from itertools import product
 from pathlib import Path
 from statistics import median
+from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 import pytest
+from browser import axe_violations, chromium, watched
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
@@ -16,7 +24,7 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from pdutils.cli import runner
-from tools import pages
+from pdutils.demo.examples import demo_root
 
 NOTEBOOKS = runner.find_notebooks()
 
@@ -184,7 +192,6 @@ def executed(tmp_path_factory) -> Path:
     with shared_kernel() as kernel:
         for path in NOTEBOOKS[1:]:
             run_in(kernel, path, output, overrides([path]))
-    pages.build(output)
     return output
 
 
@@ -288,24 +295,14 @@ def test_its_slider_begins_with_the_parameters(number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SLIDERS)
-def test_its_slider_is_a_picture_where_no_widget_can_be_shown(number, executed):
+def test_its_slider_is_a_picture_where_no_widget_can_be_shown(number, executed, site):
     (path,) = executed.glob(f"{number}_*.ipynb")
     (cell,) = (cell for cell in code(path) if f"sliders.{SLIDERS[number]}(" in cell.source)
     (output,) = cell.outputs
     assert {"application/vnd.jupyter.widget-view+json", "image/png"} <= set(output.data)
     alt = output.metadata["image/png"]["alt"]
     assert alt.startswith("Controls, a still picture. ")
-    assert alt in path.with_suffix(".html").read_text()
-
-
-@pytest.mark.slow
-def test_the_pages_are_small_and_need_no_network(executed):
-    pages = sorted(executed.glob("*.html"))
-    assert len(pages) == len(NOTEBOOKS) + 1
-    for page in pages:
-        html = page.read_text()
-        assert not re.search(r"<(script\s|link\b|iframe\b)|src=\"(?!data:)", html)
-    assert sum(path.stat().st_size for path in executed.iterdir()) < 20_000_000
+    assert alt in (site / "notebooks" / f"{path.stem}.html").read_text()
 
 
 @pytest.mark.slow
@@ -330,3 +327,171 @@ def test_they_run_on_a_photo_and_an_imagenet_network(real, tmp_path, monkeypatch
         found = json.dumps(results(tmp_path / path.name))
         assert '"classifier": "mobilenet_v2"' in found
     assert "badger 0.8" in results(tmp_path / "01_classify.ipynb")["headline"]
+
+
+#: What only a site shows: an error, a table that comes neither in order nor as texts would sort.
+RATES = ["0.5 [0.38, 0.62]", "-", "0.10 [0.06, 0.17]", "-0.2 [-0.30, -0.10]", "1.00 [0.96, 1.00]"]
+SORTED = ["-0.2 [-0.30, -0.10]", "0.10 [0.06, 0.17]", "0.5 [0.38, 0.62]", "1.00 [0.96, 1.00]", "-"]
+FAILED = "16_failed"
+
+
+def failed_notebook() -> nbformat.NotebookNode:
+    v4 = nbformat.v4
+    table = pd.DataFrame({"rate": RATES}).rename_axis("step")._repr_html_()
+    raised = v4.new_output("error", ename="ValueError", evalue="no", traceback=["ValueError: no"])
+    cells = [
+        v4.new_markdown_cell(
+            "# 16. A failure\n\nWhat is seen of it, after [one](01_classify.ipynb)."
+        ),
+        v4.new_code_cell("1 / 2", outputs=[v4.new_output("display_data", {"text/html": table})]),
+        v4.new_code_cell("fail()", outputs=[raised]),
+    ]
+    record = {"duration": 3.2, "error": "ValueError: no", "parameters": {"seed": 7}}
+    return v4.new_notebook(cells=cells, metadata={"papermill": record})
+
+
+def build_site(folder: Path) -> None:
+    """Build it as `make docs` does; a warning, as of a link that leads nowhere, is an error."""
+    command = [sys.executable, "-m", "tools.site", "--output", str(folder)]
+    done = subprocess.run(command, cwd=demo_root(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("open ")
+
+
+@pytest.fixture(scope="session")
+def site(executed) -> Path:
+    """The site of what they gave, and of a notebook that failed."""
+    nbformat.write(failed_notebook(), executed / f"{FAILED}.ipynb")
+    build_site(executed)
+    return executed
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """Which elements of a page lead where."""
+    pattern = r'<(a|link|script|img|iframe)\b[^>]*?\s(?:href|src)="([^"]*)"'
+    return [(tag, unescape(link)) for tag, link in re.findall(pattern, page.read_text("utf-8"))]
+
+
+@pytest.mark.slow
+def test_every_link_of_the_site_leads_somewhere_and_nothing_is_loaded_from_elsewhere(site):
+    pages = {page: page.read_text("utf-8") for page in site.glob("[!_.]*/*.html")}
+    pages |= {page: page.read_text("utf-8") for page in site.glob("*.html")}
+    places = {page: set(re.findall(r'\sid="([^"]+)"', html)) for page, html in pages.items()}
+    broken = []
+    for page in pages:
+        for tag, link in links(page):
+            path, _, anchor = unquote(re.sub(r"\?[^#]*", "", link)).partition("#")
+            target = (page.parent / path).resolve() if path else page
+            found = target.exists() and (not anchor or anchor in places.get(target, {anchor}))
+            away = tag == "a" and link.startswith(("https://", "http://localhost"))
+            if not found and not away and not link.startswith("data:"):
+                broken.append((page.name, link))
+    assert broken == []
+    built = [p for p in site.rglob("*") if ".site" not in p.parts and p.suffix != ".ipynb"]
+    assert sum(path.stat().st_size for path in built) < 25_000_000
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_public_name_and_those_that_notebooks_use_lead_to_it(site):
+    html = "".join(page.read_text() for page in site.glob("reference/*.html"))
+    documented = set(re.findall(r'<dt class="sig[^>]* id="(pdutils[^"]+)"', html))
+    for room in ("", ".defenses", ".attacks", ".demo", ".evaluation", ".explorer"):
+        module = import_module(f"pdutils{room}")
+        modules = {path.stem for path in Path(module.__file__).parent.iterdir()}
+        elsewhere = {"load_classifier", "load_collection", "published"} if "eval" in room else set()
+        for name in set(module.__all__) - modules - elsewhere:
+            assert any(re.fullmatch(rf"pdutils{room}\b.*\.{name}", one) for one in documented), name
+    used = {link for page in site.glob("notebooks/*.html") for _, link in links(page)}
+    assert {
+        f"../reference/attacks.html#pdutils.attacks.gradient.{name}" for name in ("igsm", "pgd")
+    } <= used
+    igsm = html.partition('id="pdutils.attacks.gradient.igsm"')[2].partition('<dt class="sig')[0]
+    assert "../notebooks/01_classify.html#" in igsm
+    assert "https://arxiv.org/abs/1607.02533" in igsm
+
+
+browser = pytest.fixture(chromium, scope="module")
+
+
+@pytest.fixture
+def visit(browser, site):
+    """A function that opens a page of the site; the test fails if one complains or asks out."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    with watched(page) as seen:
+
+        def go(name: str):
+            page.goto((site / f"{name}.html").as_uri())
+            return page
+
+        yield go
+    assert (seen.errors, seen.foreign) == ([], [])
+    page.close()
+
+
+@pytest.mark.slow
+def test_the_site_can_be_read_by_everybody_and_is_no_wider_than_its_window(visit):
+    pages = ["index", "notebooks/07_comparison", "reference/attacks"]
+    page = visit("index")
+    for name, (width, theme) in product(pages, ((1280, "light"), (800, "dark"), (390, "light"))):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=theme)
+        visit(name)
+        color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (int(re.findall(r"\d+", color)[0]) < 128) == (theme == "dark")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert axe_violations(page) == [], (name, width, theme)
+        if width == 1280:
+            wide = "tables => tables.map(t => t.offsetWidth - t.parentElement.clientWidth)"
+            assert max([0, *page.locator("article table").evaluate_all(wide)]) <= 0, name
+
+
+@pytest.mark.slow
+def test_the_first_page_leads_to_a_notebook_and_that_to_its_neighbours(visit):
+    page = visit("index")
+    assert page.locator(".sd-card").count() == len(NOTEBOOKS) + 1
+    failed = page.locator(".sd-card").last
+    assert failed.locator("p.failed").inner_text() == "Ended with an error: ValueError: no"
+    assert failed.locator(".settings .passed").text_content() == "seed7"
+    failed.locator("p.failed a").click()
+    assert page.url.endswith(f"notebooks/{FAILED}.html#failed")
+    page.locator(".left-prev").click()
+    page.locator(".left-prev").click()
+    page.get_by_role("link", name="IGSM").first.click()
+    assert page.url.endswith("glossary.html#igsm")
+
+
+@pytest.mark.slow
+def test_the_search_finds_words_of_prose_and_docstrings_from_the_file_system(visit):
+    page = visit("search")
+    page.goto(page.url + "?q=BayesShrink")
+    page.locator("#search-results li").first.wait_for()
+    page.wait_for_function("document.querySelectorAll('#search-results li').length >= 3")
+    found = " ".join(
+        page.locator("#search-results li a").evaluate_all("all => all.map(a => a.href)")
+    )
+    assert all(name in found for name in ("glossary.html", "03_wavelet", "reference/core.html"))
+
+
+@pytest.mark.slow
+def test_a_table_sorts_numbers_as_numbers_and_a_figure_enlarges(visit):
+    page = visit(f"notebooks/{FAILED}")
+    button = page.get_by_role("button", name="rate")
+    for expected in (SORTED, [*SORTED[-2::-1], "-"], RATES):
+        button.press("Enter")
+        shown = page.locator("article td").all_inner_texts()
+        assert [text.replace("\xa0", " ") for text in shown] == expected
+    page = visit("notebooks/01_classify")
+    figure, viewer = page.locator("a.picture").first, page.get_by_role("dialog")
+    figure.press("Enter")
+    assert axe_violations(page) == []
+    alts = page.locator("a.picture img").evaluate_all("all => all.map(image => image.alt)")
+    assert viewer.locator("p").inner_text() == alts[0]
+    page.keyboard.press("ArrowRight")
+    assert viewer.locator("p").inner_text() == alts[1]
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert viewer.locator("img").bounding_box()["width"] > 2 * 390 - 60
+    page.keyboard.press("Escape")
+    assert not viewer.is_visible()
+    assert figure.evaluate("figure => figure === document.activeElement")
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.locator("header:visible, nav:visible, button:visible:not(.sort)").count() == 0

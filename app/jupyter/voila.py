@@ -21,9 +21,11 @@ c.VoilaConfiguration.extension_denylist = [
     "jupyterlab_pygments",
 ]
 
-# The page links to those of the notebooks, and nothing else of the folder is served.
+# The page links to the site, and nothing else of the folder is served.
 c.Voila.root_dir = str(root)
-c.VoilaConfiguration.file_allowlist = [r"results/[\w-]+\.html"]
+c.VoilaConfiguration.file_allowlist = [
+    r"results/([\w-]+/)*[\w.-]*\w\.(html|css|js|json|png|svg|webp|woff2|ipynb)"
+]
 
 # Somebody who left without closing the page does not keep a kernel for ever.
 c.AsyncMappingKernelManager.cull_idle_timeout = 3600

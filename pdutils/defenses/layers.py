@@ -338,7 +338,7 @@ class RobustGradCAM(_MapLayer):
     `features` (N, h, w, C), its last feature map, and `logits` (N, K), which follow from it.
 
     Call it with the batch that the network takes: it gives probabilities (N, K), with `logits=True`
-    the logits, with `maps=True` maps (N, *size) in [0, 1]. One layer does all of it because Keras
+    the logits, with `maps=True` maps `(N, *size)` in [0, 1]. One layer does all of it because Keras
     restores a network that is held by two of them only once. The knobs are those of `RobustCAM`.
     """
 
