@@ -493,5 +493,8 @@ def test_a_table_sorts_numbers_as_numbers_and_a_figure_enlarges(visit):
     page.keyboard.press("Escape")
     assert not viewer.is_visible()
     assert figure.evaluate("figure => figure === document.activeElement")
-    page.emulate_media(media="print", color_scheme="dark")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    page.emulate_media(media="print")
+    page.wait_for_function("document.documentElement.dataset.theme === 'light'")
     assert page.locator("header:visible, nav:visible, button:visible:not(.sort)").count() == 0

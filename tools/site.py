@@ -53,7 +53,7 @@ _USES = re.compile(r"<summary>Expand for references to .*?</summary>", re.DOTALL
 
 #: In a docstring, and where the paper is.
 _PAPERS = (
-    (re.compile(r"arXiv (\d{4}\.\d{5})"), r"`arXiv \1 <https://arxiv.org/abs/\1>`__"),
+    (re.compile(r"arXiv (\d{4}\.\d{4,5})"), r"`arXiv \1 <https://arxiv.org/abs/\1>`__"),
     (re.compile(r"DOI (10\.\d+/[^\s;)]*\w)"), r"`DOI \1 <https://doi.org/\1>`__"),
 )
 
@@ -142,6 +142,9 @@ def _page(name: str, notebook: NotebookNode, pictures: "_Pictures") -> NotebookN
     """Say under the title how the notebook ran, and turn its outputs into what Sphinx knows."""
     notebook.metadata.pop("widgets", None)
     notebook.metadata.setdefault("language_info", {"name": "python"})["pygments_lexer"] = "ipython3"
+    first = notebook.cells[0] if notebook.cells else None
+    if not first or first.cell_type != "markdown" or not first.source.startswith("# "):
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"# {name}"))
     title, _, rest = notebook.cells[0].source.partition("\n")
     top, failed = {"title": title, "facts": _facts(name, notebook, "../"), "opening": rest}, False
     cells = [nbformat.v4.new_markdown_cell(text, id=name) for name, text in top.items()]

@@ -6,6 +6,14 @@ if (typeof DOCUMENTATION_OPTIONS !== "undefined" && location.protocol !== "file:
   DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = true;
 }
 
+// Printed, a page is light whatever it is on the screen.
+const { dataset } = document.documentElement;
+let onScreen;
+matchMedia("print").addEventListener("change", ({ matches }) => {
+  if (matches) onScreen = dataset.theme;
+  dataset.theme = matches ? "light" : onScreen;
+});
+
 // Figures enlarge, in a dialog in which the arrow keys lead on; without a script, as files.
 function viewer(figures) {
   const dialog = document.createElement("dialog");

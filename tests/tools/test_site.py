@@ -97,6 +97,13 @@ def test_a_notebook_that_was_not_executed_says_so_and_those_beyond_the_blog_stan
     assert "not executed yet" in files["notebooks/02_pixel_deflection.ipynb"]
 
 
+def test_a_notebook_of_one_s_own_has_its_name_for_a_title(laid):
+    files = laid(_mine=new_notebook(cells=[new_code_cell("# what\nx = 1")]))
+    cells = nbformat.reads(files["notebooks/mine.ipynb"], 4).cells
+    assert (cells[0].source, cells[-1].source) == ("# mine", "# what\nx = 1")
+    assert card(files, "mine").startswith("::::{grid-item-card} [mine]")
+
+
 def test_an_error_is_on_the_card_at_the_top_of_the_page_and_in_its_place(laid):
     raised = new_output("error", ename="ValueError", evalue="<no>", traceback=["ValueError: <no>"])
     made = notebook(new_code_cell("fail()", outputs=[raised]), error="ValueError:\n<no>")
@@ -208,9 +215,9 @@ def test_only_what_changed_is_written_and_what_is_no_more_is_dropped(tmp_path):
 
 
 def test_papers_are_links_in_the_reference():
-    lines = ["Madry 2018, arXiv 1706.06083; Zhou 2016, DOI 10.1109/CVPR.2016.319."]
+    lines = ["FGSM 2015, arXiv 1412.6572; Zhou 2016, DOI 10.1109/CVPR.2016.319."]
     site._link_papers(None, "function", "pgd", None, None, lines)
-    assert "`arXiv 1706.06083 <https://arxiv.org/abs/1706.06083>`__;" in lines[0]
+    assert "`arXiv 1412.6572 <https://arxiv.org/abs/1412.6572>`__;" in lines[0]
     assert "`DOI 10.1109/CVPR.2016.319 <https://doi.org/10.1109/CVPR.2016.319>`__." in lines[0]
 
 
