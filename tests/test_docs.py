@@ -83,3 +83,10 @@ def test_the_chapter_on_architecture_names_and_draws_every_room_and_all_of_the_c
     names = [path.parent.name if path.stem == "__init__" else path.stem for path in paths]
     assert [name for name in names if f"`{name}`" not in text] == []
     assert [name for name in names if not re.search(rf"[>\s]{name}[<:\s]", drawing)] == []
+
+
+def test_the_terms_of_the_glossary_stand_in_their_order_each_once_and_with_a_meaning():
+    _, *terms = (ROOT / "docs" / "glossary.md").read_text("utf-8").split("\n## ")
+    titles = [re.sub(r"\W", "", term.partition("\n")[0]).lower() for term in terms]
+    assert titles == sorted(set(titles))
+    assert all(term.partition("\n")[2].strip() for term in terms)
