@@ -18,7 +18,7 @@ from pdutils.evaluation.datasets import (
     folder_source,
     listed_source,
     maps_by_name,
-)  # fmt: skip
+)
 from pdutils.images import load_image, save_image, save_map
 from pdutils.stats import Rate
 
@@ -104,16 +104,14 @@ def test_pictures_are_labelled_by_their_names_too_and_an_unknown_label_names_the
         folder_source(flat, toy)
 
 
-def test_files_may_be_given_by_hand_once_each(toy, folder):
+def test_files_may_be_given_by_hand_once_each_and_are_found_elsewhere(toy, folder, monkeypatch):
     files = [(folder / "cat" / "b.png", "dog"), (folder / "cat" / "a.png", 5)]
     assert told(FolderSource(files, toy)) == (["b.png", "a.png"], [3, 5])
     with pytest.raises(ValueError, match=r"every image once, got b\.png 2 times"):
         FolderSource([*files, files[0]], toy)
     with pytest.raises(ValueError, match=r"cat/b\.png' is not in the subpath of .*ant'"):
         FolderSource(files, toy, root=folder / "ant")
-
-
-def test_a_worker_elsewhere_finds_the_files_or_says_what_it_cannot_read(toy, folder, monkeypatch):
+    # A worker elsewhere finds the files or says what it cannot read.
     monkeypatch.chdir(folder)
     source = pickle.loads(pickle.dumps(folder_source(".", toy)))
     monkeypatch.chdir(folder.parent)
@@ -186,7 +184,7 @@ def test_a_list_must_be_there_and_a_text(toy, flat, tmp_path):
             listed_source(folder, labels, toy)
 
 
-def test_drawings_are_those_of_the_package_whatever_their_number():
+def test_drawings_are_those_of_the_package_whatever_their_number_and_arrays_those_given():
     wanted, source, few = draw_animals(13, rng=5), DrawingSource(13, 5), DrawingSource(8, 5)
     np.testing.assert_array_equal(source.load(12), wanted[12].image)
     np.testing.assert_array_equal(few.load(7), wanted[7].image)
@@ -197,9 +195,7 @@ def test_drawings_are_those_of_the_package_whatever_their_number():
     for n, seed in ((0, 0), (2.0, 0), (2, -1)):
         with pytest.raises(ValueError, match="expected a whole number of at least"):
             DrawingSource(n, seed)
-
-
-def test_arrays_are_a_source_that_its_user_cannot_change():
+    # Nobody can change a source of arrays.
     source = arrays()
     source.load(1)[:] = 0
     np.testing.assert_array_equal(source.load(1), photos(3)[1])

@@ -95,13 +95,9 @@ def test_every_number_survives_its_text(eps, iterations, flag):
 def test_what_is_no_attack_or_no_defence_is_refused_at_once(parse, text, message):
     with pytest.raises(ValueError, match=message):
         parse(text)
-
-
-def test_what_is_named_by_hand_is_checked_too(toy):
+    # So is what is named by hand.
     with pytest.raises(ValueError, match="pd: no knob size"):
         NamedDefense("pd", {"size": 3})
-    with pytest.raises(ValueError, match="eps: expected 1 to 255"):
-        NamedAttack("igsm", {"eps": 0.5}).make(toy, photo(), 0, 0)
 
 
 def test_settings_that_differ_besides_are_told():
@@ -150,6 +146,8 @@ def test_make_is_the_function_of_that_name(toy):
             np.testing.assert_array_equal(made.images, expected)
             assert (made.images.shape, made.targets) == (images.shape, None)
             assert not np.array_equal(made.images, images)
+    with pytest.raises(ValueError, match="eps: expected 1 to 255"):
+        NamedAttack("igsm", {"eps": 0.5}).make(toy, photo(), 0, 0)
     rounded = parse_attack("none").make(toy, photo() + np.float32(0.3), 2, 0)
     np.testing.assert_array_equal(rounded.images, photo())
 
@@ -210,10 +208,8 @@ def test_an_attack_gets_what_it_takes(toy, monkeypatch):
     # A named defence is its pipeline.
     monkeypatch.undo()
     attack, named = parse_attack("bpda:iterations=2"), parse_defense("pd+rcam+wd:deflections=50")
-    by_name, by_object = (
-        attack.make(toy, photos(2), 0, 4, defense=given_).images
-        for given_ in (named, named.defense)
-    )
+    both = (named, named.defense)
+    by_name, by_object = (attack.make(toy, photos(2), 0, 4, defense=one).images for one in both)
     np.testing.assert_array_equal(by_name, by_object)
     assert np.abs(by_name - photos(2)).max() == 1
 

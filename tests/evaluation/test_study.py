@@ -35,12 +35,9 @@ def study() -> Study:
     return Study({"n": "none", "fgsm": FGSM}, {"n": "none", "PD": PD}, records)
 
 
-def collection(n: int = 3) -> Collection:
-    return Collection(photos(n), np.arange(n) % 6, masks=None, origin="drawn")
-
-
 def run(toy, n: int, *asked, **options) -> Study:
-    return evaluation.run(toy, collection(n), *asked, progress=False, **options)
+    collection = Collection(photos(n), np.arange(n) % 6, masks=None, origin="drawn")
+    return evaluation.run(toy, collection, *asked, progress=False, **options)
 
 
 def test_answers_come_under_the_names_given(study):
@@ -79,16 +76,15 @@ def test_defences_attacks_and_aggregates_are_compared_alike(study):
         study.compare(("PD", "IGSM"), ("PD", "n"))
     with pytest.raises(ValueError, match=r"expected \(defence, attack\) or .* got \('PD',\)"):
         study.compare(("PD",), ("PD", "n"))
-
-
-def test_a_comparison_says_which_knobs_differ_besides():
+    # A comparison says which knobs differ besides.
     texts = {"PD + WD": "pd+wd", "R-CAM": "pd+rcam+wd", "many": "pd+wd:deflections=1500"}
     cells = (cell("a", "none", text, [0]) for text in texts.values())
     study = Study({"c": "none"}, texts, records_of(*cells))
     note = "More than one thing differs: deflections is 1500 in R-CAM and 200 in PD + WD."
-    for pair, expected in ((("R-CAM", "PD + WD"), note), (("R-CAM", "many"), ""),
-                           (("many", "PD + WD"), "")):  # fmt: skip
-        assert study.compare(*((name, "c") for name in pair)).note == expected
+    for one, other, expected in (
+        ("R-CAM", "PD + WD", note), ("R-CAM", "many", ""), ("many", "PD + WD", ""),
+    ):  # fmt: skip
+        assert study.compare((one, "c"), (other, "c")).note == expected
 
 
 def test_tables_and_the_report_bear_the_names(study):
@@ -101,9 +97,7 @@ def test_tables_and_the_report_bear_the_names(study):
     assert report.tables["names"].loc["PD", "in full"] == PD
     assert "1 image skipped: e (cut off)." in str(report)
     assert study.progress() == (5, 5)
-
-
-def test_an_attack_that_never_succeeded_is_refused_where_a_rate_is_wanted(study):
+    # An attack that never succeeded is refused where a rate is wanted.
     study.check_successes()
     weak = Study(study.attacks, study.defenses, small().assign(success=False))
     assert weak.destruction()["n"] == {"fgsm": None}
@@ -148,8 +142,7 @@ def test_functions_of_ones_own_stand_beside_the_others(toy, tmp_path):
     asked = {"runs": 2, "store": tmp_path / "a.sqlite", "batch_size": 2}
     study = run(toy, 3, attacks, defenses, **asked)
     mine, noise = study.attacks["mine"], study.defenses["noise"]
-    assert mine.startswith("own:mine@")
-    assert noise.startswith("own:noise@")
+    assert (mine[:9], noise[:10]) == ("own:mine@", "own:noise@")
     records = study.records
     met = records.query("attack == @mine and image == 'image_00002'")
     assert set(met["defense"]) == {"none", noise, "wd"}
@@ -198,20 +191,18 @@ def before(tmp_path) -> Path:
     """A copy, whose versions are those of the packages here: another Python may bring others."""
     path = tmp_path / "before.sqlite"
     shutil.copyfile(BEFORE, path)
+    update = "UPDATE meta SET value = ? WHERE kind = 'version' AND name = ?"
     with closing(sqlite3.connect(path)) as file, file:
-        file.executemany(
-            "UPDATE meta SET value = ? WHERE kind = 'version' AND name = ?",
-            [(installed(name), name) for name in PACKAGES],
-        )
+        file.executemany(update, [(installed(name), name) for name in PACKAGES])
     return path
 
 
 def test_a_file_of_an_earlier_day_has_the_same_table(before):
-    expected = (BEFORE.with_suffix(".txt")).read_text(encoding="utf-8")
+    expected = BEFORE.with_suffix(".txt").read_text(encoding="utf-8")
     report = str(Study.open(before).report("majority"))
-    start = expected.index("### Share")
-    assert expected[start:].rstrip() in report
-    for sentence in expected[:start].strip().splitlines():
+    sentences, heading, tables = expected.partition("### Share")
+    assert (heading + tables).rstrip() in report
+    for sentence in sentences.strip().splitlines():
         assert sentence.replace("Decision", "Aggregate") in report
     with StoredRecords(before) as store:
         attacks, defenses = store.attacks(), store.defenses()
