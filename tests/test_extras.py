@@ -1,7 +1,7 @@
 """With each extra alone: what it brings works, and what it lacks is one sentence.
 
-Nothing is installed: run as a script, this file hides, of what its environment has, the modules of
-all distributions that the extra would not bring.
+Nothing is installed: run as a script, this file imports, of what its environment has, from those
+distributions alone that the extra would bring.
 """
 
 import contextlib
@@ -64,28 +64,16 @@ def brought(extra: str) -> set[str]:
     return {name for name, _ in known}
 
 
-class Only(metadata.DistributionFinder):
-    """The one finder of modules: it finds those of some distributions, and those of none."""
-
-    def __init__(self, distributions, owners):
-        self.distributions, self.finders = distributions, list(sys.meta_path)
-        self.hidden = {
-            module
-            for module, names in owners.items()
-            if not distributions & {canonicalize_name(name) for name in names}
-        }
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.hidden:
-            return None
-        found = (finder.find_spec(name, path, target) for finder in self.finders)
-        return next((spec for spec in found if spec is not None), None)
-
-    def find_distributions(self, context=None):
-        context = context or metadata.DistributionFinder.Context()
-        for each in metadata.MetadataPathFinder.find_distributions(context):
-            if canonicalize_name(each.name) in self.distributions:
-                yield each
+def folder_of(extra: str) -> str:
+    """Make a folder that leads to nothing but what the extra brings."""
+    folder, names = Path(f"only-{extra}").resolve(), brought(extra)
+    folder.mkdir()
+    for each in metadata.distributions():
+        if canonicalize_name(each.name) in names:
+            for top in {file.parts[0] for file in each.files} - {".."}:
+                if not (folder / top).exists():
+                    (folder / top).symlink_to(each.locate_file(top))
+    return str(folder)
 
 
 def defence() -> None:
@@ -116,9 +104,9 @@ def command(name: str) -> str:
     return f"{status} {said.getvalue()}"
 
 
-def report(extra, owners, answer) -> None:
-    """Answer what becomes of the defence, of every module, and of commands."""
-    sys.meta_path[:] = [Only(brought(extra), owners)]
+def report(extra, path, answer) -> None:
+    """Answer what becomes of every module, of commands and of the defence."""
+    sys.path[:] = path
     # A program that takes the place of this one would know nothing of what is hidden.
     del os.execve
     works = {name: partial(import_module, name) for name in MODULES}
@@ -137,17 +125,16 @@ def report(extra, owners, answer) -> None:
 
 def main() -> None:
     """Print what works with each extra alone: TensorFlow loads once, each extra gets a fork."""
-    owners = dict(metadata.packages_distributions())
-    finders = list(sys.meta_path)
-    sys.meta_path[:] = [Only(brought(""), owners)]
+    own = [str(ROOT), *(place for place in sys.path if "site-packages" not in place)]
+    paths = {extra: [*own, folder_of(extra)] for extra in EXTRAS}
+    sys.path[:] = paths[""]
     import pdutils  # noqa: F401, I001  it quietens what comes next
     import keras  # noqa: F401
 
-    sys.meta_path[:] = finders
     context, seen = multiprocessing.get_context("fork"), {}
-    for extra in EXTRAS:
+    for extra, path in paths.items():
         here, there = context.Pipe()
-        process = context.Process(target=report, args=(extra, owners, there))
+        process = context.Process(target=report, args=(extra, path, there))
         process.start()
         there.close()
         seen[extra] = here.recv()

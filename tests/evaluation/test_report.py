@@ -17,23 +17,6 @@ def report_of(records, protocol="paper", aggregate="one", baseline=None, **optio
     return Report.of(cells_of(records, aggregate), protocol, aggregate, baseline, **options)
 
 
-def test_each_aggregate_gives_the_class_worked_by_hand():
-    for predicted, mean, expected in (
-        ([0], [0], (0, 0, 0, 0)),
-        ([2, 0, 0], [2, 2, 0], (2, 0, 0, 2)),
-        ([0, 3, 3, 2], [0, 0, 0, 2], (0, 3, 2, 3)),
-        # Two tie, and the mean probability is for one of them, seen second.
-        ([3, 0, 0, 3, 1], [3, 3, 3, 3, 0], (3, 0, 0, 3)),
-        # Two tie, and the mean probability is for neither: the one seen first.
-        ([1, 3, 0, 3, 0], [1, 1, 1, 1, 1], (1, 3, 1, 1)),
-        ([0, 0, 0], [0, 0, 4], (0, 0, 4, 0)),
-    ):
-        records = records_of(cell("a", "none", "pd", predicted, mean))
-        found = [cells_of(records, one).cells["none", "pd"].iloc[0] for one in AGGREGATES]
-        assert tuple(row.predicted for row in found) == expected
-        assert all((row.right, row.runs) == (row.predicted == 0, len(mean)) for row in found)
-
-
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_outcomes_and_rates_equal_a_loop_over_the_cells(aggregate):
     records = random_records(0)
@@ -75,9 +58,7 @@ def test_strength_is_measured_over_all_images_that_count_and_over_the_successes(
     ):
         found = cells_of(small()).strengths(protocol)
         assert found == {(FGSM, None): Strength(*expected, *won)}
-
-
-def test_without_an_image_right_when_clean_nothing_counts():
+    # Without an image right when clean nothing counts.
     found = cells_of(small().assign(right_clean=False))
     assert found.rates("accuracy")["none"] == {"none": None, FGSM: None}
     assert found.strengths("paper")[FGSM, None] == Strength(0, *[None] * 5)
