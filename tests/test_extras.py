@@ -109,11 +109,9 @@ def report(extra, path, answer) -> None:
     sys.path[:] = path
     # A program that takes the place of this one would know nothing of what is hidden.
     del os.execve
-    works = {name: partial(import_module, name) for name in MODULES}
+    works = {"defence": defence} | {name: partial(import_module, name) for name in MODULES}
     for name in {"": COMMANDS, "evaluation": ["evaluate"]}.get(extra, ()):
         works[name] = partial(command, name)
-    if extra in ("", "art"):
-        works["defence"] = defence
     seen = {}
     for name, work in works.items():
         try:
@@ -185,7 +183,7 @@ def test_each_extra_brings_what_it_is_for(seen):
 
 
 def test_a_base_install_defends_and_a_command_that_lacks_an_extra_says_so_in_a_line(seen):
-    assert seen[""]["defence"] == seen["art"]["defence"] == ""
+    assert {seen[extra]["defence"] for extra in EXTRAS} == {""}
     assert (seen[""]["defend"], seen["evaluation"]["evaluate"]) == ("0 ", "0 ")
     for name, extra in (("run", "notebooks"), ("evaluate", "evaluation"), ("app", "app")):
         assert SENTENCE.sub(r"needs \1", seen[""][name]) == f"1 error: needs {extra}\n"
