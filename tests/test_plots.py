@@ -61,7 +61,7 @@ def test_prediction_shows_the_five_best_with_their_probabilities_in_the_colours_
     np.testing.assert_allclose(ends, [[0.3, 0.5], [0.4, 0.6]], rtol=1e-6)
 
 
-def test_pictures_are_clipped_and_rounded_for_showing_and_not_held_by_pyplot():
+def test_pictures_are_clipped_and_rounded_for_showing_and_not_held_by_pyplot_if_there_are_any():
     image = np.full((4, 4, 3), 255.6, dtype=np.float32)
     image[0] = -3
     (ax,) = plots.pictures([image], ["x"]).axes
@@ -69,6 +69,14 @@ def test_pictures_are_clipped_and_rounded_for_showing_and_not_held_by_pyplot():
     assert (shown(ax)[0].max(), shown(ax)[1:].min()) == (0, 255)
     # A notebook would show them twice.
     assert plt.get_fignums() == []
+    # None at all is refused in a sentence.
+    for show, options in (
+        (plots.pictures, {}),
+        (plots.maps, {"activation_maps": []}),
+        (plots.closeup, {"row": 1, "column": 1}),
+    ):
+        with pytest.raises(ValueError, match="images: expected at least one image, got none"):
+            show(images=[], titles=[], **options)
 
 
 def test_outcome_draws_the_true_class_green_and_the_attacked_one_orange():
@@ -312,13 +320,3 @@ def test_a_figure_says_in_words_what_it_shows():
     data, metadata = formatter.format(pictures)
     assert data["image/png"] == b"a picture"
     assert metadata == {"image/png": {"alt": "Pictures: clean: badger 0.90; adversary."}}
-
-
-def test_no_picture_at_all_is_refused_in_a_sentence():
-    for show, options in (
-        (plots.pictures, {}),
-        (plots.maps, {"activation_maps": []}),
-        (plots.closeup, {"row": 1, "column": 1}),
-    ):
-        with pytest.raises(ValueError, match="images: expected at least one image, got none"):
-            show(images=[], titles=[], **options)

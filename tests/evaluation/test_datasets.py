@@ -131,7 +131,7 @@ def test_a_list_of_numbers_labels_a_flat_folder_in_its_order(toy, flat, suffix, 
     np.testing.assert_array_equal(source.load(0), photo(seed=2))
 
 
-def test_kaggles_list_takes_the_first_id_and_another_names_files_in_folders(
+def test_kaggles_list_takes_the_first_id_and_others_name_files_in_folders_or_number_classes(
     toy, flat, folder, listed
 ):
     text = (
@@ -143,9 +143,7 @@ def test_kaggles_list_takes_the_first_id_and_another_names_files_in_folders(
     assert told(source) == ([f"{NAMES[1]}.JPEG", f"{NAMES[0]}.JPEG"], [5, 2])
     source = listed(folder, "cat/b.png ant\ncat/a.png dog\n", toy)
     assert told(source) == (["cat/b.png", "cat/a.png"], [0, 3])
-
-
-def test_numbers_do_not_fit_wordnet_ids_in_another_order(toy, flat, listed):
+    # Numbers do not fit WordNet ids in another order.
     assert listed(flat, f"{NAMES[0]} 0\n", wordnet(toy)).labels == [0]
     with pytest.raises(ValueError, match="has its classes in another"):
         listed(flat, f"{NAMES[0]} 0\n", wordnet(toy, -1))
