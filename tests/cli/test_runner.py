@@ -85,15 +85,6 @@ def test_one_failure_does_not_stop_the_others(run, notebooks):
     assert (states["01_good"], states["02_bad"]) == (["s", "ok"], ["s", "failed"])
 
 
-def test_a_failure_has_its_plain_error_and_its_cell_and_what_was_done_before_is_kept(run):
-    output, outcomes, _ = run
-    assert outcomes["02_bad"].error == "ValueError: red"
-    assert outcomes["02_bad"].source.startswith("first = 1\nraise")
-    assert printed(output / "02_bad.ipynb") == "before\n"
-    error = outputs(output / "02_bad.ipynb")[-1]
-    assert (error.output_type, error.ename) == ("error", "ValueError")
-
-
 OVER = "CellTimeoutError: the 6 s of the notebook are over: --timeout S gives it more"
 
 
@@ -103,13 +94,19 @@ OVER = "CellTimeoutError: the 6 s of the notebook are over: --timeout S gives it
         ("03_slow", OVER, "time.sleep(3600)"),
         ("06_long", f"{OVER}, and -p images N less to do", "time.sleep(2.5)"),
         ("04_dead", "DeadKernelError: Kernel died", "os._exit(3)"),
+        ("02_bad", "ValueError: red", "first = 1\nraise ValueError('\\x1b[31mred\\x1b[0m')"),
     ],
 )
-def test_a_kernel_that_hangs_or_dies_is_a_failure_that_shows(run, name, error, source):
+def test_a_failure_has_its_plain_error_and_its_cell_and_what_was_done_before_is_kept(
+    run, name, error, source
+):
     output, outcomes, _ = run
     assert outcomes[name].error == error
     assert outcomes[name].source.endswith(source)
-    assert outputs(output / f"{name}.ipynb")[-1].evalue == error.partition(": ")[2]
+    last = outputs(output / f"{name}.ipynb")[-1]
+    assert (last.output_type, last.ename) == ("error", error.partition(": ")[0])
+    assert re.sub(r"\x1b\[\d+m", "", last.evalue) == error.partition(": ")[2]
+    assert printed(output / f"{name}.ipynb") == ("before\n" if name == "02_bad" else "")
 
 
 def test_each_notebook_gets_the_parameters_that_it_knows_in_a_fresh_kernel(run, notebooks):
@@ -235,22 +232,19 @@ def test_values_are_read_as_literals_in_the_kind_of_the_notebook_s_own(text, def
     assert repr(read) == repr(value)
 
 
+NUMBER, BOX = "a number", {"FGSM": "fgsm"}
+
+
 @pytest.mark.parametrize(
     ("text", "default", "expected"),
     [
-        ("many", 200, "a number"),
-        ("none", 0, "a number"),
-        ("True", 0, "a number"),
-        ("nan", 0.04, "a number"),
-        ("1e999", 0.04, "a number that a float can hold"),
-        ("9" * 400, 0.04, "a number that a float can hold"),
-        ("[1]", 1, "a number"),
-        ("1", True, "true or false"),
-        ("4", [4, 8], "a list such as [4, 8]"),
-        ("[1, 'x']", (4, 8), "a list such as [4, 8]"),
-        ("{'a': 1}", {"FGSM": "fgsm"}, "a dictionary such as {'FGSM': 'fgsm'}"),
+        ("many", 200, NUMBER), ("none", 0, NUMBER), ("True", 0, NUMBER), ("nan", 0.04, NUMBER),
+        ("[1]", 1, NUMBER), ("1e999", 0.04, f"{NUMBER} that a float can hold"),
+        ("9" * 400, 0.04, f"{NUMBER} that a float can hold"), ("1", True, "true or false"),
+        ("4", [4, 8], "a list such as [4, 8]"), ("[1, 'x']", (4, 8), "a list such as [4, 8]"),
+        ("{'a': 1}", BOX, f"a dictionary such as {BOX}"),
     ],
-)
+)  # fmt: skip
 def test_a_value_of_another_kind_is_refused(text, default, expected):
     with pytest.raises(ValueError, match=f"^{re.escape(f'expected {expected}, got {text!r}')}$"):
         runner.parse_value(text, default)
