@@ -4,16 +4,15 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -52,15 +51,8 @@ def chromium() -> Iterator[Browser]:
 @contextmanager
 def served(command: list[str], address: str, environment: dict[str, str]) -> Iterator[str]:
     """Run a server until the block ends, and then all that it started."""
-    process = subprocess.Popen(
-        command,
-        cwd=demo_root(),
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=demo_root(), env=os.environ | environment, **pipes)
     host, port = re.fullmatch(r"http://(\w+):(\d+).*", address).groups()
     try:
         for _ in range(PATIENCE // 200):
@@ -72,13 +64,12 @@ def served(command: list[str], address: str, environment: dict[str, str]) -> Ite
             time.sleep(0.2)
         yield address
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.communicate(timeout=6)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        # Killed at once: a server that may say farewell to its kernels takes seconds.
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.kill()
+        process.communicate()
 
 
 def free_port() -> int:
@@ -106,12 +97,12 @@ def lab_settings(home: Path) -> dict[str, str]:
     return {name: str(home / folder) for name, folder in names.items()}
 
 
-@dataclass
 class Seen:
     """What a page did that it should not: errors that nobody caught, calls of other machines."""
 
-    errors: list[str] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+        self.foreign: list[str] = []
 
 
 @contextmanager

@@ -343,17 +343,15 @@ def _defend_image(
 
 def _written(path: Path, defended: "Array", classifier: "Classifier") -> list[str]:
     """Say what a file holds that does not give back the picture that was saved in it."""
-    import numpy as np
-
     from pdutils._utils import on_grid
     from pdutils.images import load_image
 
     back, wanted = load_image(path), on_grid(defended)
-    if np.array_equal(back, wanted):
+    apart = abs(back - wanted).max() if back.shape == wanted.shape else None
+    if apart == 0:
         return []
-    how = f"{back.shape[0]} x {back.shape[1]} pixels"
-    if back.shape == wanted.shape:
-        how = f"values differ by up to {np.abs(back - wanted).max():.0f} of 255"
+    size = f"{back.shape[0]} x {back.shape[1]} pixels"
+    how = size if apart is None else f"values differ by up to {apart:.0f} of 255"
     seen = classifier.top(classifier.predict(load_image(path, classifier.input_size)))
     listed = ", ".join(f"{found.class_name} {found.probability:.3f}" for found in seen)
     return [
@@ -485,13 +483,13 @@ def _checked_drawings(options: argparse.Namespace) -> int | None:
         parse_attack(text)
     for text in options.defenses:
         parse_defense(text)
-    if not options.images.startswith("drawings:"):
-        if not Path(options.images).is_dir():
+    number = options.images.removeprefix("drawings:")
+    if number == options.images:
+        if not Path(number).is_dir():
             raise FileNotFoundError(f"{options.images}: no such folder; drawings:N makes drawings")
         return None
     if options.images_list:
         options.parser.error("--images-list goes with a folder, not with drawings")
-    number = options.images.removeprefix("drawings:")
     if not number.isdecimal() or int(number) < 1:
         raise ValueError(f"expected drawings:N with N at least 1, got {options.images}")
     return int(number)
@@ -547,8 +545,7 @@ def _images(
 
 def _table_options(add: Any) -> None:
     add("file", metavar="FILE", type=Path, help="what evaluate --output wrote")
-    protocols = {"choices": ("paper", "plain"), "default": "paper"}
-    add("--protocol", **protocols, help="which images count (paper)")
+    add("--protocol", choices=("paper", "plain"), default="paper", help="images that count (paper)")
     answers = {"choices": ("one", "majority", "mean", "worst"), "default": "majority"}
     add("--aggregate", **answers, help="what runs amount to (majority)")
     add("--baseline", metavar="DEFENSE", help="what the others are compared with (none)")

@@ -239,9 +239,8 @@ class Explorer:
     """
 
     def __init__(self, networks: Mapping[tuple[str, str], Classifier] | None = None) -> None:
-        self._kept: _Kept = {
-            "network": OrderedDict((key, (n, 0.0)) for key, n in (networks or {}).items())
-        }
+        loaded = {key: (network, 0.0) for key, network in (networks or {}).items()}
+        self._kept: _Kept = {"network": OrderedDict(loaded)}
 
     def result(self, settings: Settings, *, progress: Progress | None = None) -> Result:
         """Attack, defend and classify; the result is equal to what the lines of `as_code` give.
@@ -433,9 +432,8 @@ class _Stages:
         generators = [rng, *rng.spawn(self.settings.runs - 1)]
         runs = [self.run(own, number) for number, own in enumerate(generators)]
         halfway, final = (np.stack([run[i] for run in runs]) for i in (2, 3))
-        steps = [Step("clean", first), Step("adversary", second)]
-        steps += [Step("deflected", halfway.mean(axis=0))]
-        steps += [Step("denoised", final.mean(axis=0))] if self.defense.denoiser else []
+        rows = (first, second, halfway.mean(axis=0), final.mean(axis=0))
+        names = ("clean", "adversary", "deflected", "denoised")[: 4 if self.defense.denoiser else 3]
         return Result(
             settings=self.settings,
             network=self.network,
@@ -448,7 +446,7 @@ class _Stages:
             deflected=runs[0][0],
             defended=runs[0][1],
             runs=final,
-            steps=tuple(steps),
+            steps=tuple(map(Step, names, rows)),
             seconds=self.seconds,
             computed=tuple(dict.fromkeys(self.computed)),
         )

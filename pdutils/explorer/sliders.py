@@ -221,8 +221,7 @@ def _outcome(
     """Show pictures by their titles beside what the network makes of an image."""
     found, classes = network.predict(image), [case.label, case.attacked_label]
     names, shown = [network.class_names[c] for c in classes], list(pictures.values())
-    chances = found[classes].tolist()
-    figure = plots.outcome(shown, list(pictures), names=names, probabilities=chances)
+    figure = plots.outcome(shown, [*pictures], names=names, probabilities=found[classes].tolist())
     return figure, f"{_said(network, case, found)}; {measured}"
 
 

@@ -553,13 +553,10 @@ ASKED = "--attacks fgsm:eps=4 --defenses pd:deflections=60 wd --runs 3"
 TEXTS = ["fgsm:eps=4"], ["pd:deflections=60", "wd"]
 
 
-def without_times(records: pd.DataFrame) -> pd.DataFrame:
-    return records.drop(columns="seconds")
-
-
 def stored(path: Path) -> pd.DataFrame:
+    """The records of a file, but for what differs from run to run."""
     with StoredRecords(path) as store:
-        return store.records()
+        return store.records().drop(columns="seconds")
 
 
 def test_evaluate_keeps_records_and_prints_shares(run, network, toy, folder, tmp_path):
@@ -567,7 +564,7 @@ def test_evaluate_keeps_records_and_prints_shares(run, network, toy, folder, tmp
     status, out, _ = run(f"evaluate {folder} {network} {ASKED} --seed 4 --output {kept}")
     wanted = study.run(toy, folder_source(folder, toy), *TEXTS, runs=3, seed=4).records
     assert status == 0
-    pd.testing.assert_frame_equal(without_times(stored(kept)), without_times(wanted))
+    pd.testing.assert_frame_equal(stored(kept), wanted.drop(columns="seconds"))
     page = str(Study.open(kept).report("majority"))
     assert page[page.index("### Share") : page.index("### Dest")].strip() in out
     assert "Destruction" not in out
@@ -595,7 +592,7 @@ def test_evaluate_goes_on_where_it_ended_and_table_says_that_it_has_not(
         assert run(f"{line} {tmp_path / name}")[0] == 0
     # Three chunks, two attacks, three defences, twice, and the two that were interrupted.
     assert len(made) == 2 * 3 * 2 * 3 + 2
-    pd.testing.assert_frame_equal(*(without_times(stored(tmp_path / name)) for name in "ab"))
+    pd.testing.assert_frame_equal(stored(tmp_path / "a"), stored(tmp_path / "b"))
 
 
 def test_evaluate_takes_a_list_and_a_limit(run, network, toy, folder, tmp_path):

@@ -266,21 +266,16 @@ def test_a_picture_of_ones_own_is_shown_and_its_class_is_what_the_network_sees(w
     np.testing.assert_array_equal(widget.result.clean, clean)
 
 
-def animation() -> bytes:
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    buffer = io.BytesIO()
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    return buffer.getvalue()
-
-
 def test_a_picture_that_cannot_be_leaves_a_sentence(widget):
-    before = widget.shown
-    unread = "expected a picture that can be read: .*"
+    before, unread = widget.shown, "expected a picture that can be read: .*"
+    frames, moving = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")], io.BytesIO()
+    frames[0].save(moving, "GIF", save_all=True, append_images=frames[1:])
+    still = "expected a still picture, got an animation of 2 .*"
     for name, content, words in (
         ("broken.png", png_of()[:500], rf"broken\.png: {unread}"),
         ("notes.txt", b"no picture", rf"notes\.txt: {unread}"),
         ("empty.png", b"", rf"empty\.png: {unread}"),
-        ("two.gif", animation(), r"two\.gif: expected a still picture, got an animation of 2 .*"),
+        ("two.gif", moving.getvalue(), rf"two\.gif: {still}"),
         ("big.png", b"0" * (UPLOAD_LIMIT + 10**5), r"big\.png: expected at most 8 MB, got 8\.1 MB"),
         ("../up.png", b"x", rf"up\.png: {unread}"),
         ("nul\0.png", b"x", r".*null byte.*"),
@@ -288,8 +283,7 @@ def test_a_picture_that_cannot_be_leaves_a_sentence(widget):
         upload(widget, name, content)
         assert re.fullmatch(words, widget.error["text"])
         assert "explorer-" not in widget.error["text"]
-        assert widget.shown == before
-        assert len(widget.images) == 20
+        assert (widget.shown, len(widget.images)) == (before, 20)
 
 
 def test_uploads_are_few_and_leave_with_the_widget(demo):
@@ -306,7 +300,9 @@ def test_uploads_are_few_and_leave_with_the_widget(demo):
     assert not folder.exists()
 
 
-def test_the_last_results_are_kept_and_can_be_gone_back_to(widget):
+def test_the_last_results_are_kept_and_can_be_gone_back_to(widget, demo):
+    other = explorer(network=demo)
+    before = other.shown
     moved(widget, denoiser="jpeg", deflections=30)
     moved(widget, attack="none", seed=2)
     first, second, third = widget.history
@@ -316,8 +312,9 @@ def test_the_last_results_are_kept_and_can_be_gone_back_to(widget):
     assert re.fullmatch(r"\w+ 0\.\d\d -> \w+ \d\.\d\d", second["sentence"])
     assert max(decoded(first["picture"]).shape) == 56
     said(widget, {"type": "move", "id": "b", "settings": second["settings"], "final": True})
-    assert widget.settings["denoiser"] == "jpeg"
-    assert len(widget.history) == 3
+    assert (widget.settings["denoiser"], len(widget.history)) == ("jpeg", 3)
+    # Widgets do not disturb each other.
+    assert (other.shown, len(other.history)) == (before, 1)
 
 
 def test_what_is_passed_on_the_way_is_not_kept_and_of_the_rest_twelve(widget):
@@ -334,21 +331,12 @@ def test_what_is_passed_on_the_way_is_not_kept_and_of_the_rest_twelve(widget):
     assert widget.history[-1]["settings"]["seed"] == 13
 
 
-@pytest.fixture
-def imagenet(toy) -> Classifier:
-    """A stand-in for an ImageNet network: it has the classes of the photos at hand."""
-    names = ("Egyptian_cat", "espresso", "missile", "skunk", "mink", "otter")
-    return Classifier(
-        toy.model, preprocess=lambda x: x / 127.5 - 1, class_names=names, name="vgg19"
-    )
-
-
-def test_another_network_is_shown_pictures_that_it_knows(
-    widget, demo, imagenet, monkeypatch, tmp_path
-):
+def test_another_network_is_shown_pictures_that_it_knows(widget, demo, toy, monkeypatch, tmp_path):
     monkeypatch.setenv("PDUTILS_CACHE", str(tmp_path))
-    asked = []
-    networks = {"vgg19": imagenet, "demo": demo}
+    # A stand-in for an ImageNet network: it has the classes of the photos at hand.
+    names = ("Egyptian_cat", "espresso", "missile", "skunk", "mink", "otter")
+    own = {"preprocess": lambda x: x / 127.5 - 1, "class_names": names, "name": "vgg19"}
+    asked, networks = [], {"vgg19": Classifier(toy.model, **own), "demo": demo}
     monkeypatch.setattr(
         "pdutils.explorer.engine.load_classifier",
         lambda *names: asked.append(names) or networks[names[0]],
@@ -358,8 +346,7 @@ def test_another_network_is_shown_pictures_that_it_knows(
     assert (widget.settings["image"], widget.shown["true"]) == ("coffee", "espresso")
     assert [image["name"] for image in widget.images] == ["coffee", "chelsea", "rocket"]
     moved(widget, classifier="demo")
-    assert widget.settings["image"] == "badger_000"
-    assert len(widget.images) == 20
+    assert (widget.settings["image"], len(widget.images)) == ("badger_000", 20)
 
 
 def test_the_files_that_a_notebook_names_can_be_chosen_again(demo, tmp_path):
@@ -373,13 +360,6 @@ def test_the_files_that_a_notebook_names_can_be_chosen_again(demo, tmp_path):
     moved(widget, image=str(path))
     assert widget.result.label == demo.index("mink")
     assert widget.settings["weights"] == "mine.h5"
-
-
-def test_two_widgets_do_not_disturb_each_other(demo, widget):
-    other = explorer(network=demo)
-    before = other.shown
-    moved(widget, deflections=700, image="fox_000")
-    assert (other.shown, len(other.history)) == (before, 1)
 
 
 def test_where_no_widget_can_be_shown_there_is_a_picture_with_words(widget):
@@ -406,18 +386,14 @@ def test_what_can_be_chosen_is_what_the_settings_take_and_the_face_asks_no_netwo
         assert not re.search(r"https?://|@import|url\(", path.read_text())
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, "PD 200"),
-        ({"deflections": 0}, "no defence"),
-        ({"deflections": 0, "denoiser": "tv", "activation": "cam"}, "tv"),
-        ({"activation": "rcam", "denoiser": "wavelet"}, "PD 200 + R-CAM + wavelet"),
-        ({"attack": "fgsm", "eps": 4}, "FGSM 4; PD 200"),
-        ({"attack": "igsm"}, "weak IGSM 8 x 10; PD 200"),
-        ({"attack": "igsm", "stop": False}, "strong IGSM 8 x 10; PD 200"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_few_letters_say_what_was_done(changes, words):
-    assert summary(replace(Settings(), **changes)) == words
+def test_a_few_letters_say_what_was_done():
+    for words, changes in {
+        "PD 200": {},
+        "no defence": {"deflections": 0},
+        "tv": {"deflections": 0, "denoiser": "tv", "activation": "cam"},
+        "PD 200 + R-CAM + wavelet": {"activation": "rcam", "denoiser": "wavelet"},
+        "FGSM 4; PD 200": {"attack": "fgsm", "eps": 4},
+        "weak IGSM 8 x 10; PD 200": {"attack": "igsm"},
+        "strong IGSM 8 x 10; PD 200": {"attack": "igsm", "stop": False},
+    }.items():
+        assert summary(replace(Settings(), **changes)) == words
