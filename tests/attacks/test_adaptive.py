@@ -27,6 +27,7 @@ SINGLY = {"batch_size": 1}
 #: Small, but every part of it does something to a picture of 32 x 32 pixels.
 WITH_MAP = Defense(deflections=60, window=4, activation="rcam", k=3)
 WITHOUT_MAP = Defense(deflections=60, window=4, reading="paper")
+BARE = replace(WITH_MAP, denoiser=None)
 ALONE = Defense(deflections=60, window=4, denoiser=None)
 BOTH = pytest.mark.parametrize("defense", [WITH_MAP, WITHOUT_MAP], ids=["map", "paper"])
 EACH = pytest.mark.parametrize("backward", BACKWARD)
@@ -59,8 +60,7 @@ class Watched:
     """A defence that keeps what it is given and what it gives."""
 
     def __init__(self, defense):
-        self.inner = defense
-        self.mapped, self.maps, self.defended, self.maps_used = [], [], [], []
+        self.inner, self.mapped, self.maps, self.defended = defense, [], [], []
 
     def activation_map(self, classifier, images):
         self.mapped.append(images.copy())
@@ -68,8 +68,7 @@ class Watched:
         return self.maps[-1]
 
     def transform(self, classifier, images, *, rng=None, activation_map=None):
-        self.defended.append(images.copy())
-        self.maps_used.append(activation_map)
+        self.defended.append((images.copy(), activation_map))
         return self.inner.transform(classifier, images, rng=rng, activation_map=activation_map)
 
 
@@ -81,8 +80,6 @@ def test_a_function_of_ones_own_hands_the_gradient_straight_through(toy):
     slope = expected_gradient(toy, photos(2), [0, 1], defense=own, rng=5)
     np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-9)
     assert np.abs(bpda(toy, photo(), 0, defense=own, rng=5, iterations=2) - photo()).max() == 1
-    with pytest.raises(ValueError, match=r"'exact' needs a Defense to differentiate, got Own"):
-        bpda(toy, photo(), 0, defense=own, gradient="exact")
 
 
 # --- the bound and the grid ---
@@ -98,7 +95,7 @@ def test_a_function_of_ones_own_hands_the_gradient_straight_through(toy):
     amount=st.sampled_from([0.0, 0.97, 5.0]),
     rng=st.integers(0, 99),
 )
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 def test_the_result_is_in_the_box_and_on_the_grid(toy, eps, amount, rng, **options):
     # A great amount makes an image that touches 0 and 255.
     images = np.clip(127 + amount * (photos(2) - 127), 0, 255).astype(np.float32)
@@ -112,17 +109,17 @@ def test_the_result_is_in_the_box_and_on_the_grid(toy, eps, amount, rng, **optio
 
 @pytest.mark.parametrize("backward", ["identity", "exact"])
 def test_nothing_is_changed_in_place_and_the_rank_is_kept(toy, backward):
+    options = {"defense": WITH_MAP, "gradient": backward, "rng": 0} | SINGLY
     for images in (photo(), photos(2)):
         before = images.copy()
         images.flags.writeable = False
-        options = {"defense": WITH_MAP, "gradient": backward, "rng": 0} | SINGLY
         adversaries = bpda(toy, images, 0, iterations=2, **options)
         slope = expected_gradient(toy, images, 0, **options)
         assert adversaries.shape == slope.shape == images.shape
         assert not np.shares_memory(adversaries, images)
         np.testing.assert_array_equal(images, before)
-        off = images + np.float32(0.3)
-        np.testing.assert_array_equal(bpda(toy, off, 0, iterations=2, **options), adversaries)
+        off = bpda(toy, images + np.float32(0.3), 0, iterations=2, **options)
+        np.testing.assert_array_equal(off, adversaries)
 
 
 # --- a step is a step ---
@@ -184,31 +181,32 @@ def test_the_map_is_made_of_the_current_iterate(toy):
     assert not np.array_equal(watched.maps[0], watched.maps[2])
     # Each of the three draws of a step is of that step's iterate, with its map.
     assert len(watched.defended) == 9
-    for i in range(9):
-        np.testing.assert_array_equal(watched.defended[i], watched.mapped[i // 3])
-        assert watched.maps_used[i] is watched.maps[i // 3]
+    for i, (images, used) in enumerate(watched.defended):
+        np.testing.assert_array_equal(images, watched.mapped[i // 3])
+        assert used is watched.maps[i // 3]
 
 
 @EACH
 @BOTH
-def test_the_gradient_is_taken_at_the_very_image_that_the_defence_gives(
+def test_the_gradient_is_the_mean_of_those_at_the_very_images_that_the_defence_gives(
     toy, monkeypatch, defense, backward
 ):
-    shown = []
-    loss_gradient = toy.loss_gradient
+    shown, loss_gradient = [], toy.loss_gradient
 
     def spy(images, labels, **options):
         shown.append(images.copy())
         return loss_gradient(images, labels, **options)
 
     monkeypatch.setattr(toy, "loss_gradient", spy)
-    expected_gradient(toy, photo(), 0, defense=defense, gradient=backward, draws=2, rng=9)
+    options, generators = {"defense": defense, "gradient": backward}, streams(9, 1)
+    single = [expected_gradient(toy, photos(1), 0, rng=generators, **options) for _ in range(2)]
+    mean = expected_gradient(toy, photos(1), 0, draws=2, rng=9, **options)
+    np.testing.assert_allclose(mean, np.mean(single, axis=0), atol=1e-6)
+    assert not np.allclose(mean, single[0], rtol=0.1)
     generators = streams(9, 1)
-    for seen in shown:
-        expected = defense.transform(toy, photos(1), rng=generators)
-        np.testing.assert_allclose(seen, expected, atol=1e-3)
-    assert len(shown) == 2
-    assert not np.array_equal(*shown)
+    expected = [defense.transform(toy, photos(1), rng=generators) for _ in range(2)]
+    np.testing.assert_allclose(shown, expected * 2, atol=1e-3)
+    assert not np.array_equal(*expected)
 
 
 def test_every_step_draws_afresh_and_each_image_by_itself_and_a_seed_draws_the_same():
@@ -222,12 +220,7 @@ def test_every_step_draws_afresh_and_each_image_by_itself_and_a_seed_draws_the_s
 
 
 @pytest.mark.parametrize(
-    ("defense", "backward"),
-    [
-        (WITH_MAP, "identity"),
-        (WITHOUT_MAP, "identity"),
-        (replace(WITH_MAP, denoiser=None), "exact"),
-    ],
+    ("defense", "backward"), [(WITH_MAP, "identity"), (WITHOUT_MAP, "identity"), (BARE, "exact")]
 )
 def test_the_result_does_not_depend_on_the_batch(toy, defense, backward):
     batch, labels = photos(2), np.array([1, 4])
@@ -239,23 +232,11 @@ def test_the_result_does_not_depend_on_the_batch(toy, defense, backward):
 
     together = attack([0, 1])
     assert_same_but_for_signs_of_nothing(together, attack([0, 1], batch_size=1))
-    assert_same_but_for_signs_of_nothing(together[::-1], attack([1, 0]))
-    for i in range(2):
-        assert_same_but_for_signs_of_nothing(together[i : i + 1], attack([i]))
+    for chosen in ([1, 0], [0], [1]):
+        assert_same_but_for_signs_of_nothing(together[chosen], attack(chosen))
 
 
 # --- the gradient ---
-
-
-@EACH
-def test_the_expected_gradient_is_the_mean_over_draws(toy, backward):
-    batch, labels = photos(2), [0, 3]
-    options = {"defense": WITH_MAP, "gradient": backward} | SINGLY
-    generators = streams(2, 2)
-    single = [expected_gradient(toy, batch, labels, rng=generators, **options) for _ in range(4)]
-    mean = expected_gradient(toy, batch, labels, draws=4, rng=2, **options)
-    np.testing.assert_allclose(mean, np.mean(single, axis=0), atol=1e-6)
-    assert not np.allclose(mean, single[0], rtol=0.1)
 
 
 def by_scikit_image(image, sigma):
@@ -367,11 +348,14 @@ def test_an_object_that_holds_a_defence_is_differentiated_like_it(toy):
 # --- it gets through the defence ---
 
 
-def mean_loss(classifier, defense, images, labels):
-    probabilities = [
-        classifier.predict(defense.transform(classifier, images, rng=seed)) for seed in (91, 92, 93)
-    ]
-    return -np.mean(np.log(np.mean(probabilities, axis=0)[np.arange(len(labels)), labels]))
+def behind(classifier, defense, images):
+    """The predictions under each of three draws that the attacker has not seen."""
+    draws = [defense.transform(classifier, images, rng=seed) for seed in (91, 92, 93)]
+    return np.stack([classifier.predict(defended) for defended in draws])
+
+
+def accuracy(classifier, defense, images, labels):
+    return (behind(classifier, defense, images).argmax(axis=2) == labels).mean(axis=1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -385,15 +369,9 @@ def test_it_moves_the_loss_behind_the_defence(toy, defense, backward):
     options |= SINGLY | {"rng": 0}
     towards = bpda(toy, batch, labels, targeted=True, **options)
     away = bpda(toy, batch, labels, **options)
-    clean = mean_loss(toy, defense, batch, labels)
-    assert mean_loss(toy, defense, towards, labels) < clean - 0.1
-    assert mean_loss(toy, defense, away, labels) > clean + 0.1
-
-
-def accuracy(classifier, defense, images, labels):
-    """Under each of three draws that the attacker has not seen."""
-    draws = [defense.transform(classifier, images, rng=seed) for seed in (91, 92, 93)]
-    return [np.mean(classifier.predict(defended).argmax(axis=1) == labels) for defended in draws]
+    means = (behind(toy, defense, images).mean(axis=0) for images in (towards, batch, away))
+    near, clean, far = (-np.log(rows[[0, 1], labels]).mean() for rows in means)
+    assert near + 0.1 < clean < far - 0.1
 
 
 def test_a_defence_that_turns_plain_adversaries_back_does_not_turn_these_back():
@@ -449,17 +427,20 @@ def test_what_is_wrong_is_told(toy, attack, name):
 
 @pytest.mark.parametrize("attack", [bpda, expected_gradient])
 def test_a_gradient_that_the_defence_does_not_have(toy, attack):
-    def refuses(match, defense, gradient):
-        with pytest.raises(ValueError, match=match):
-            attack(toy, photo(), 0, defense=defense, gradient=gradient)
-
-    refuses(r"gradient: expected one of \('identity', .*\), got 'straight'", ALONE, "straight")
-    refuses(r"'wavelet' needs a wavelet denoiser, got a defence without", ALONE, "wavelet")
     median = Defense(denoiser="median")
     coarse = Defense(denoiser_options={"wavelet": "db2", "sigma": 0.1})
     stranger = SimpleNamespace(transform=None, activation_map=None)
-    for gradient in ("wavelet", "exact"):
-        refuses(r"denoiser: expected 'wavelet' with .* got 'median'", median, gradient)
-        refuses(r"no other options than sigma, mode, sigma_scale, got .*db2", coarse, gradient)
-        refuses(r"needs a Defense to differentiate, got namespace", stranger, gradient)
-        refuses(r"needs a Defense to differentiate, got None", None, gradient)
+    own = OwnDefense("own", lambda images: images)
+    both = ("wavelet", "exact")
+    for match, defense, gradients in (
+        (r"gradient: expected one of \('identity', .*\), got 'straight'", ALONE, ["straight"]),
+        (r"'wavelet' needs a wavelet denoiser, got a defence without", ALONE, ["wavelet"]),
+        (r"denoiser: expected 'wavelet' with .* got 'median'", median, both),
+        (r"no other options than sigma, mode, sigma_scale, got .*db2", coarse, both),
+        (r"needs a Defense to differentiate, got namespace", stranger, both),
+        (r"needs a Defense to differentiate, got None", None, both),
+        (r"needs a Defense to differentiate, got Own", own, both),
+    ):
+        for gradient in gradients:
+            with pytest.raises(ValueError, match=match):
+                attack(toy, photo(), 0, defense=defense, gradient=gradient)

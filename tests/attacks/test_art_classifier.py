@@ -73,13 +73,11 @@ def test_gradients_and_losses_are_those_of_arts_own_classifier(toy, clip_values)
 def test_a_tape_sees_through_the_model_itself(toy):
     import tensorflow as tf
 
-    images = photos(2)
-    bridge = art_classifier(toy)
+    x = tf.constant(photos(2))
     with tf.GradientTape() as tape:
-        x = tf.constant(images)
         tape.watch(x)
-        loss = -tf.reduce_sum(bridge.model(x)[:, 2])
-    gradient, _ = toy.loss_gradient(images, 2)
+        loss = -tf.reduce_sum(art_classifier(toy).model(x)[:, 2])
+    gradient, _ = toy.loss_gradient(photos(2), 2)
     np.testing.assert_allclose(tape.gradient(loss, x), gradient, rtol=1e-3, atol=1e-7)
 
 
@@ -101,29 +99,16 @@ def test_passes_go_through_the_classifier_in_its_batch_size(toy, monkeypatch):
     assert sizes == [("predict", 4), ("predict", 2), ("gradient", 3), ("gradient", 3)]
 
 
-def test_candidates_are_a_part_of_the_classes(toy):
+def test_candidates_are_a_part_of_the_classes_and_judged_as_far_ahead_as_the_attack_overshoots(toy):
     images, unit = photos(3), photos(3) / np.float32(255)
-    shown = np.array([[0, 1], [5, 2], [3, 4]])
-    some, all_ = (
-        CandidateClassifier(toy, images, shown, 0.0, 32),
-        art_classifier(toy, clip_values=(0, 1)),
-    )
-    rows = np.arange(3)[:, None]
-    np.testing.assert_allclose(some.predict(unit), all_.predict(unit)[rows, shown])
-    expected = all_.class_gradient(unit)[rows, shown]
-    np.testing.assert_allclose(some.class_gradient(unit), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_candidates_are_judged_as_far_ahead_as_the_attack_overshoots(toy):
-    images, others = photos(2), photos(2)[::-1] / np.float32(255)
-    shown = np.array([[0, 1], [5, 2]])
-    ahead = CandidateClassifier(toy, images, shown, 0.5, 32)
-    there = np.clip(images / 255 + 1.5 * (others - images / 255), 0, 1).astype(np.float32)
-    plain = CandidateClassifier(toy, images, shown, 0.0, 32)
-    np.testing.assert_allclose(ahead.predict(others), plain.predict(there), rtol=1e-4)
-    np.testing.assert_allclose(
-        ahead.class_gradient(others), plain.class_gradient(there), rtol=1e-3, atol=1e-5
-    )
+    shown, rows = np.array([[0, 1], [5, 2], [3, 4]]), np.arange(3)[:, None]
+    plain, ahead = (CandidateClassifier(toy, images, shown, o, 32) for o in (0.0, 0.5))
+    all_, others = art_classifier(toy, clip_values=(0, 1)), unit[::-1]
+    there = np.clip(unit + 1.5 * (others - unit), 0, 1).astype(np.float32)
+    for some, seen, as_if in ((plain, unit, unit), (ahead, others, there)):
+        np.testing.assert_allclose(some.predict(seen), all_.predict(as_if)[rows, shown], rtol=1e-4)
+        expected = all_.class_gradient(as_if)[rows, shown]
+        np.testing.assert_allclose(some.class_gradient(seen), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_a_batch_that_is_all_but_black_is_shown_as_it_is(toy):
@@ -196,21 +181,20 @@ def test_the_exact_gradient_of_a_defended_estimator_is_that_of_its_loss(toy, mak
 
 
 def test_the_chain_denoises_the_deflected_image_not_the_one_that_came(toy):
-    images = photos(1)
-    pixel = PixelDeflectionPreprocessor(300, 5, rng=3)
+    images, pixel = photos(1), PixelDeflectionPreprocessor(300, 5, rng=3)
     wavelet = WaveletDenoisingPreprocessor(**BLUR, gradient="exact")
     given = art_classifier(toy, preprocessing_defences=[pixel, wavelet]).loss_gradient(images, [2])
     deflected = pixel_deflection(images, 300, 5, rng=3)
-    denoised = wavelet(deflected)[0]
-    expected = wavelet.estimate_gradient(deflected, toy.loss_gradient(denoised, 2)[0])
+    behind, _ = toy.loss_gradient(wavelet(deflected)[0], 2)
+    expected = wavelet.estimate_gradient(deflected, behind)
     np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("make", [plain_estimator, bridge])
-@pytest.mark.parametrize("gradient", ["identity", "exact"])
+@pytest.mark.parametrize(
+    ("make", "gradient"), [(plain_estimator, "identity"), (bridge, "identity"), (bridge, "exact")]
+)
 def test_an_attack_of_art_fools_the_defended_estimator(toy, make, gradient):
     images = photos(4)
-    unit = images / np.float32(255)
     pixel = PixelDeflectionPreprocessor(20, 3, rng=0, clip_values=(0, 1))
     wavelet = WaveletDenoisingPreprocessor(gradient=gradient, clip_values=(0, 1))
     estimator = make(toy, (0.0, 1.0), [pixel, wavelet])
@@ -220,7 +204,7 @@ def test_an_attack_of_art_fools_the_defended_estimator(toy, make, gradient):
         draws = [pixel_deflection(batch, 20, 3, rng=seed) for seed in range(50, 58)]
         return np.mean([toy.predict(denoise_wavelet(draw)) for draw in draws], axis=0)
 
-    labels = mean_probabilities(images).argmax(axis=1)
+    labels, unit = mean_probabilities(images).argmax(axis=1), images / np.float32(255)
     options = {"eps": 0.06, "eps_step": 0.01, "max_iter": 12, "verbose": False}
     attack = evasion.ProjectedGradientDescent(estimator, **options)
     adversaries = attack.generate(unit, one_hot(labels))
