@@ -32,9 +32,6 @@ def shown(toy, monkeypatch):
     return batches
 
 
-# --- the bound and the grid ---
-
-
 @given(
     eps=st.one_of(st.integers(1, 255), st.floats(1, 40)),
     step=st.one_of(st.sampled_from([0.1, 0.5, 1, 3]), st.floats(0.01, 255)),
@@ -77,9 +74,6 @@ def test_what_holds_for_each_attack(toy, tmp_path, attack):
     np.testing.assert_array_equal(off, adversary)
     save_image(tmp_path / "adversary.png", adversary)
     np.testing.assert_array_equal(load_image(tmp_path / "adversary.png"), adversary)
-
-
-# --- a step is a step ---
 
 
 @TARGETED
@@ -130,9 +124,6 @@ def test_an_iterate_does_not_wait_beyond_white_or_black_or_the_box(slopes, start
     np.testing.assert_array_equal(result, np.full((2, 2, 3), end))
 
 
-# --- it fools the network ---
-
-
 @TARGETED
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("kind", ["toy", "toy_flat"])
@@ -149,9 +140,6 @@ def test_attacks_move_the_probability_of_the_label(request, kind, attack, target
     assert gain > 0.02 if targeted else gain < -0.02
     if not targeted:
         assert np.mean(attacked.argmax(axis=1) == labels) <= 0.25
-
-
-# --- the random start ---
 
 
 def test_the_path_and_pgd_without_a_random_start_are_igsm(toy):
@@ -192,9 +180,6 @@ def test_each_image_starts_anew_from_its_own_stream(toy, shown):
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first[:1], alone)
     assert not np.array_equal(first, other)
-
-
-# --- stopping ---
 
 
 @TARGETED
@@ -275,9 +260,6 @@ def test_the_result_does_not_depend_on_the_batch(toy, attack, stop_at):
     ):
         # Where a gradient is all but 0 its sign is chance: another batch may round it otherwise.
         assert np.mean(part != other) < 1e-3
-
-
-# --- wrong input ---
 
 
 WRONG = {

@@ -165,9 +165,6 @@ def test_records_are_those_of_a_plain_loop_and_of_other_libraries(toy):
                 assert {column: row[column] for column in expected} == expected
 
 
-# Random streams
-
-
 def test_each_record_has_a_seed_of_its_own_that_is_the_beginning_of_a_sha_256(toy, undisturbed):
     # printf '[0, "a", "igsm", "pd", 1]' | sha256sum, its first 16 digits, halved
     assert stream_seed(0, "a", "igsm", "pd", 1) == 64267967095026198
@@ -190,9 +187,6 @@ def test_the_judge_draws_other_numbers_than_the_attacker(toy, made):
     records = judged(toy, Photos(4), ["pgd:eps=4,iterations=1"], DEFENSES[:1])
     drawn = [seed for _, seeds in made for seed in seeds]
     assert len({*drawn, *records["seed"]}) == len(drawn) + len(records) == 4 + 4 * 2 * (1 + 2)
-
-
-# Maps and adaptive attacks
 
 
 def test_a_map_is_made_once_for_all_runs_and_for_all_defenses_that_share_it(toy, monkeypatch):
@@ -225,9 +219,6 @@ def test_an_adaptive_attack_is_made_against_each_defense(toy, monkeypatch):
         assert (rows["linf"] == np.abs(photo(seed=int(name[-2:])) - grey).max()).all()
 
 
-# Images that cannot be read
-
-
 # One of the second chunk, or all of it.
 @pytest.mark.parametrize("places", [(2,), (2, 3)])
 def test_images_that_cannot_be_read_are_left_out_and_named(toy, undisturbed, tmp_path, places):
@@ -249,9 +240,6 @@ def test_what_could_be_read_of_a_chunk_that_was_begun_must_stay_so(toy, tmp_path
     said = "photo_01 could be read when its chunk was begun and cannot be read now"
     with pytest.raises(StoreError, match=said):
         judged(toy, Photos(5, unreadable=(1, 2)), ["fgsm"], store=path)
-
-
-# Interruptions
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -322,9 +310,6 @@ def test_the_same_bits_come_again_and_from_a_process_of_its_own(toy_file):
     same(judged(*asked, scheduler="local:1"), judged(*asked))
 
 
-# On a cluster
-
-
 @pytest.fixture
 def mirrored(monkeypatch) -> list:
     """A cluster that is none: all is pickled, done here, and given back the last first."""
@@ -372,9 +357,6 @@ def test_a_worker_with_other_weights_is_refused(toy_file, mirrored, monkeypatch)
     monkeypatch.setattr(evaluate_module, "fingerprint", lambda classifier: next(prints))
     with pytest.raises(ValueError, match="a worker finds other weights than this process"):
         judged(toy, scheduler="local:2")
-
-
-# What it needs and what it refuses
 
 
 def test_memory_does_not_grow_with_the_number_of_images(toy):
@@ -427,9 +409,6 @@ def test_images_that_none_can_read_or_of_another_size_are_an_error(toy):
         judged(toy, Photos(3, unreadable=(0, 1, 2)))
     with pytest.raises(ValueError, match=r"photo_00: expected an image of 32 x 32 .* \(24, 32, 3"):
         judged(toy, Photos(3, load=lambda i: photo(24, 32)))
-
-
-# What it will cost
 
 
 def counting(classifier, passes: list[int]) -> Classifier:

@@ -62,9 +62,6 @@ def path(tmp_path):
     return tmp_path / "records.sqlite"
 
 
-# What goes in comes out
-
-
 def test_records_come_back_as_they_went_in_in_order_whatever_the_order_of_writing(
     path, tmp_path, monkeypatch
 ):
@@ -132,9 +129,6 @@ def test_a_record_takes_about_the_bytes_that_are_told(path, runs, figure):
     assert 0.8 * figure < path.stat().st_size / (2 * 960 * runs) < 1.2 * figure
 
 
-# One unit, whole or not at all
-
-
 def test_a_unit_that_fails_half_way_or_comes_twice_or_is_interrupted_leaves_nothing(path):
     filled(path, ALL[0])
     new = unit(1, "none", "none")
@@ -170,9 +164,6 @@ def test_on_a_full_disk_what_was_finished_is_kept(path):
         add(store, *ALL[added:])
     filled(path.with_name("other.sqlite"), *ALL)
     pd.testing.assert_frame_equal(read(path), read(path.with_name("other.sqlite")))
-
-
-# Whose file it is
 
 
 def test_other_settings_and_versions_are_refused_and_all_differences_named(path, monkeypatch):
@@ -251,9 +242,6 @@ def test_a_folder_or_a_lock_that_cannot_be_made_is_an_os_error_that_names_it(pat
     for asked, named in ((tmp_path / "file" / "records.sqlite", "file"), (path, f"{path}.lock")):
         with pytest.raises(OSError, match=named):
             opened(asked)
-
-
-# Several at once
 
 
 def test_a_second_writer_is_refused_at_once_and_a_refused_file_is_not_kept_locked(path):
