@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 from conftest import assert_maps_alike, photo, photos
+from numpy.testing import assert_allclose, assert_array_equal
 from skimage.transform import resize
 
 from pdutils._utils import load_tensorflow
@@ -86,13 +87,12 @@ def test_maps_of_a_hand_worked_feature_map():
         for function, kept in ((cam, np.array(cells)), (grad_cam, np.maximum(cells, 0))):
             result = function(small, image, label)
             assert result.dtype == np.float32
-            large = TWO_TO_FOUR @ kept @ TWO_TO_FOUR.T
-            np.testing.assert_allclose(result, stretched(large), atol=1e-5)
+            assert_allclose(result, stretched(TWO_TO_FOUR @ kept @ TWO_TO_FOUR.T), atol=1e-5)
     nothing_for_it = image_of_features([[[1, 0, 0], [0, 0, 0]], [[2, 0, 0], [0, 0, 0]]])
-    np.testing.assert_array_equal(grad_cam(small, nothing_for_it, 1), np.zeros((4, 4)))
+    assert_array_equal(grad_cam(small, nothing_for_it, 1), np.zeros((4, 4)))
     # A bias is none of their business.
     biased = corners_classifier(KERNEL, bias=np.array([3.0, -2.0]))
-    np.testing.assert_allclose(cam(biased, image, 0), cam(small, image, 0))
+    assert_allclose(cam(biased, image, 0), cam(small, image, 0))
 
 
 @pytest.mark.parametrize("function", [cam, grad_cam])
@@ -116,11 +116,11 @@ def test_maps_of_the_toy_are_the_weighted_sums_of_its_feature_maps(toy, toy_flat
     # Grad-CAM is CAM up to the ReLU and the scale.
     for function, cells in ((cam, small), (grad_cam, np.maximum(small, 0))):
         expected = [stretched(scaled_up(each, (32, 32))) for each in cells]
-        np.testing.assert_allclose(function(toy, batch, labels), expected, atol=1e-4)
+        assert_allclose(function(toy, batch, labels), expected, atol=1e-4)
     # Where no pooling gives weights, CAM is Grad-CAM.
     assert toy_flat.head_weights is None
     found, expected = (function(toy_flat, batch, labels) for function in (cam, grad_cam))
-    np.testing.assert_array_equal(found, expected)
+    assert_array_equal(found, expected)
 
 
 @each_kind
@@ -128,7 +128,7 @@ def test_maps_of_the_toy_are_the_weighted_sums_of_its_feature_maps(toy, toy_flat
 def test_a_constant_feature_map_gives_zeros(request, network, kind):
     flat = np.stack([np.full((32, 32, 3), value, np.float32) for value in (0, 255)])
     heat = KINDS[kind](request.getfixturevalue(network), flat, 1)
-    np.testing.assert_array_equal(heat, np.zeros((2, 32, 32)))
+    assert_array_equal(heat, np.zeros((2, 32, 32)))
 
 
 def test_what_rounding_leaves_of_terms_that_cancel_gives_zeros():
@@ -141,7 +141,7 @@ def test_what_rounding_leaves_of_terms_that_cancel_gives_zeros():
         heats = [f(classifier, image, i, upscale=upscale) for i in (0, 1) for f in (cam, grad_cam)]
         for combine in COMBINES:
             heats.append(robust_cam(classifier, image, k=2, combine=combine, upscale=upscale))
-        np.testing.assert_array_equal(heats, np.zeros((7, 4, 4)))
+        assert_array_equal(heats, np.zeros((7, 4, 4)))
     # A small difference that is none of rounding is shown.
     image[2, 0, 0] = 130.13
     heat = cam(classifier, image, 0)
@@ -166,7 +166,7 @@ def test_maps_can_be_scaled_up_as_tensorflow_1_did(size):
     for label, small in enumerate((classifier.features(image).maps[0] @ kernel).T):
         for function, cells in ((cam, small.T), (grad_cam, np.maximum(small.T, 0))):
             found = function(classifier, image, label, upscale="tf1")
-            np.testing.assert_allclose(found, stretched(as_tensorflow_1(cells, size)), atol=1e-4)
+            assert_allclose(found, stretched(as_tensorflow_1(cells, size)), atol=1e-4)
 
 
 def test_grad_cam_weighs_by_the_mean_of_finite_differences():
@@ -197,15 +197,11 @@ def test_grad_cam_weighs_by_the_mean_of_finite_differences():
     for label in range(3):
         small = np.maximum(maps @ slopes[..., label].mean(axis=(0, 1)), 0)
         expected = stretched(scaled_up(small, (6, 4)))
-        np.testing.assert_allclose(grad_cam(classifier, image, label), expected, atol=1e-4)
+        assert_allclose(grad_cam(classifier, image, label), expected, atol=1e-4)
 
 
 #: Of five maps that run from 0 to 1: what differs is in the middle.
 MIDDLES = [1, 0.5, 0, 0.25, 0.75]
-
-
-def five(middles=MIDDLES):
-    return np.array([[[0, m, 1]] for m in middles], dtype=np.float32)
 
 
 @pytest.mark.parametrize(
@@ -222,18 +218,21 @@ def five(middles=MIDDLES):
     ],
 )
 def test_five_maps_combined_by_hand(combine, middles, expected):
-    combined = combine_maps(five(middles), combine=combine)
+    maps = np.array([[[0, m, 1]] for m in middles], dtype=np.float32)
+    combined = combine_maps(maps, combine=combine)
     assert combined.dtype == np.float32
-    np.testing.assert_allclose(combined, [[0, expected, 1]], atol=1e-6)
+    assert_allclose(combined, [[0, expected, 1]], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("n", "kind", "last"), [(5, "paper", 1 / 32), (5, "repo", 1.2 / 16), (1, "paper", 1 / 2),
-                            (1, "repo", 1.2)]
-)  # fmt: skip
-def test_the_weights_written_out(n, kind, last):
+def test_the_weights_written_out():
     halves = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
-    np.testing.assert_allclose(combine_weights(n, kind), [*halves[: n - 1], last])
+    for n, kind, last in (
+        (5, "paper", 1 / 32),
+        (5, "repo", 0.075),
+        (1, "paper", 0.5),
+        (1, "repo", 1.2),
+    ):
+        assert_allclose(combine_weights(n, kind), [*halves[: n - 1], last])
 
 
 @each_combine
@@ -241,11 +240,11 @@ def test_a_combination_that_is_constant_or_positive_but_for_rounding_is_zeros(co
     noise = np.random.default_rng(0).uniform(0, 2e-7, (5, 3, 4))
     for level in (0.0, 0.3, 1.0):
         maps = (level * (1 - noise)).astype(np.float32)
-        np.testing.assert_array_equal(combine_maps(maps, combine=combine), np.zeros((3, 4)))
+        assert_array_equal(combine_maps(maps, combine=combine), np.zeros((3, 4)))
     # Maps that do not overlap have no geometric mean.
     for pair in ([[1, 2e-7, 1e-8], [1e-7, 1, 0]], [[1, 0, 0], [0, 1, 0]]):
         apart = np.array(pair, np.float32)[:, np.newaxis]
-        np.testing.assert_array_equal(combine_maps(apart, combine="geometric"), [[0, 0, 0]])
+        assert_array_equal(combine_maps(apart, combine="geometric"), [[0, 0, 0]])
 
 
 @each_combine
@@ -257,13 +256,12 @@ def test_robust_cam_combines_the_cams_of_the_most_probable_classes(request, netw
         result = robust_cam(classifier, image, k=k, combine=combine, upscale=upscale)
         assert (result.dtype, result.min(), result.max()) == (np.float32, 0, 1)
         cams = [cam(classifier, image, int(label), upscale=upscale) for label in ranking[:k]]
-        expected = combine_maps(np.stack(cams), combine=combine)
-        assert_maps_alike(result, expected, combine, atol=1e-4)
+        assert_maps_alike(result, combine_maps(np.stack(cams), combine=combine), combine, atol=1e-4)
 
 
 def test_the_defaults_are_five_classes_and_the_papers_combination(toy):
     image, blog = photo(), {"k": 5, "combine": "paper", "upscale": "half_pixel"}
-    np.testing.assert_array_equal(robust_cam(toy, image), robust_cam(toy, image, **blog))
+    assert_array_equal(robust_cam(toy, image), robust_cam(toy, image, **blog))
     for other in ({"k": 4}, {"upscale": "tf1"}):
         assert not np.allclose(robust_cam(toy, image), robust_cam(toy, image, **blog | other))
 
@@ -273,18 +271,16 @@ def test_the_defaults_are_five_classes_and_the_papers_combination(toy):
 def test_each_image_of_a_batch_is_mapped_as_alone_and_none_is_changed(request, network, kind):
     classifier, function = request.getfixturevalue(network), KINDS[kind]
     batch, labels = photos(5), [0, 5, 2, 1, 4]
-    before = batch.copy()
     batch.flags.writeable = False
     together = function(classifier, batch, labels)
     alone = np.stack([function(classifier, batch[i], labels[i]) for i in range(5)])
-    np.testing.assert_allclose(together, alone, atol=1e-4)
-    by_two = function(classifier, batch, labels, batch_size=2)
-    np.testing.assert_allclose(together, by_two, atol=1e-4)
+    assert_allclose(together, alone, atol=1e-4)
+    assert_allclose(together, function(classifier, batch, labels, batch_size=2), atol=1e-4)
     assert function(classifier, batch[:1], 0).shape == (1, 32, 32)
     # One label stands for all images.
     same = function(classifier, batch[:2], 3), function(classifier, batch[:2], np.array([3, 3]))
-    np.testing.assert_array_equal(*same)
-    np.testing.assert_array_equal(batch, before)
+    assert_array_equal(*same)
+    assert_array_equal(batch, photos(5))
 
 
 WRONG = {
@@ -300,10 +296,9 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_told(toy, toy_flat, name):
     values, message = WRONG[name]
-    key = name.replace("none", "images")
     makers = {"k": [robust_cam], "combine": [robust_cam], "labels": [cam, grad_cam]}
     for value in values:
-        given = {"images": photo()} | {key: value}
+        given = {"images": photo()} | {name.replace("none", "images"): value}
         for maker in makers.get(name, [cam, grad_cam, robust_cam]):
             labels = {} if maker is robust_cam else {"labels": 0}
             for network in (toy, toy_flat) if name == "labels" else (toy,):
@@ -316,4 +311,4 @@ def test_wrong_stacks_of_maps():
         with pytest.raises(ValueError, match=r"maps: expected shape \(k, H, W\) with k >= 1, got"):
             combine_maps(np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match=WRONG["combine"][1]):
-        combine_maps(five(), combine="blog")
+        combine_maps(np.zeros((1, 4, 4), np.float32), combine="blog")

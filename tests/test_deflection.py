@@ -6,6 +6,7 @@ import pytest
 from conftest import photo, photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
 from scipy.stats import chi2_contingency, chisquare
 
 from pdutils._utils import streams
@@ -58,7 +59,7 @@ def test_deflection_equals_a_plain_loop_over_the_same_draws(reading, size, windo
     deflected = pixel_deflection(image, 400, window, rng=11, **options)
     writes = draw_writes(size, 400, window, chances, reading, streams(11, 1)[0])
     assert len(writes) > 100
-    np.testing.assert_array_equal(deflected, loop(image, writes))
+    assert_array_equal(deflected, loop(image, writes))
 
 
 @given(
@@ -71,7 +72,7 @@ def test_any_writes_on_four_pixels_equal_the_loop(steps, whole_pixels):
         steps = [(*step[:4], ALL) for step in steps]
     image, writes = places_picture(2, 2), in_order(*steps)
     result = apply_writes(image, writes)
-    np.testing.assert_array_equal(result, loop(image, writes))
+    assert_array_equal(result, loop(image, writes))
     assert not np.shares_memory(result, image)
 
 
@@ -79,10 +80,10 @@ def test_any_writes_on_four_pixels_equal_the_loop(steps, whole_pixels):
 def test_counts_without_a_map(n):
     channels = {reading: drawn((40, 30), n, 10, None, reading).channel for reading in READINGS}
     rounds = np.tile([0, 1, 2], n)
-    np.testing.assert_array_equal(channels["blog"], rounds)
+    assert_array_equal(channels["blog"], rounds)
     # No write is rejected: whole rounds of three channels, until there are n.
-    np.testing.assert_array_equal(channels["repo"], rounds[: 3 * -(-n // 3)])
-    np.testing.assert_array_equal(channels["paper"], [ALL] * n)
+    assert_array_equal(channels["repo"], rounds[: 3 * -(-n // 3)])
+    assert_array_equal(channels["paper"], [ALL] * n)
 
 
 def test_counts_with_a_map():
@@ -181,7 +182,7 @@ def test_a_neighbour_comes_from_the_window_which_reaches_no_further_than_the_ima
         pixel_deflection(places_picture(), 40, window, reading=reading, rng=1)
         for window in (7, 8, 400, 2**63 - 1)
     ]
-    np.testing.assert_array_equal(results[1:], [results[0]] * 3)
+    assert_array_equal(results[1:], [results[0]] * 3)
 
 
 @each_reading
@@ -190,7 +191,7 @@ def test_no_deflections_or_a_map_of_ones_spare_all_or_are_an_error_where_writes_
     free = [(0, None), (0, uneven_map(32, 32)), (0, ones), (300, ones)]
     for n, chances in {"blog": free, "repo": free[:3], "paper": free[:2]}[reading]:
         result = pixel_deflection(image, n, activation_map=chances, reading=reading, rng=0)
-        np.testing.assert_array_equal(result, image)
+        assert_array_equal(result, image)
     if reading != "blog":
         with pytest.raises(ValueError, match=r"activation_map is 1 everywhere.*below 1.*repo"):
             pixel_deflection(image, 200, activation_map=ones, reading=reading)
@@ -238,27 +239,25 @@ def test_each_image_of_a_batch_is_deflected_as_alone_and_none_is_changed(reading
         return result
 
     together = part(slice(None), 4)
-    np.testing.assert_array_equal(together[:2], part(slice(2), 4))
-    alone = [part(i, [stream]) for i, stream in enumerate(streams(4, 5))]
-    np.testing.assert_array_equal(together, alone)
-    inner = deflect(batch, n, maps=maps, generators=streams(4, 5), **options)
-    np.testing.assert_array_equal(together, inner)
+    assert_array_equal(together[:2], part(slice(2), 4))
+    assert_array_equal(together, [part(i, [stream]) for i, stream in enumerate(streams(4, 5))])
+    assert_array_equal(together, deflect(batch, n, maps=maps, generators=streams(4, 5), **options))
 
 
 def test_seeds_and_generators():
     first, second = pixel_deflection(np.stack([places_picture()] * 2), 20, 2, rng=0)
     assert not np.array_equal(first, second)
     numpys = pixel_deflection(photo(), np.int32(20), np.uint8(3), rng=np.int64(1))
-    np.testing.assert_array_equal(numpys, pixel_deflection(photo(), 20, 3, rng=1))
+    assert_array_equal(numpys, pixel_deflection(photo(), 20, 3, rng=1))
     first, again, other, *free = (pixel_deflection(photo(), rng=s) for s in (5, 5, 6, None, None))
-    np.testing.assert_array_equal(first, again)
+    assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert not np.array_equal(*free)
     # A generator goes on from batch to batch.
     batch, rng = photos(4, 12, 9), np.random.default_rng(3)
     halves = [pixel_deflection(batch[i : i + 2], 50, rng=rng) for i in (0, 2)]
     whole = pixel_deflection(batch, 50, rng=np.random.default_rng(3))
-    np.testing.assert_array_equal(np.concatenate(halves), whole)
+    assert_array_equal(np.concatenate(halves), whole)
 
 
 WRONG = {

@@ -7,6 +7,7 @@ import pytest
 import pywt
 from conftest import photo
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy import fft
 from skimage import restoration
@@ -34,11 +35,6 @@ def noisy_photo(sigma=10.0, seed=0, height=64, width=48):
     return np.clip(photo(height, width, seed) + noise, 0, 255).astype(np.float32)
 
 
-def fields(seed=0):
-    """Flat fields with sharp edges: what a denoiser should clear, and what it should keep."""
-    return np.kron(photo(6, 5, seed), np.ones((16, 16, 1), np.float32))
-
-
 def denoised_in_every_way(image, **options):
     """The image denoised by wavelets of every mode, colour, scale and shrinkage."""
     words = (("soft", "hard"), ("ycbcr", "rgb"), ("channel", "rgb"), ("BayesShrink", "VisuShrink"))
@@ -49,8 +45,7 @@ def denoised_in_every_way(image, **options):
 
 def assert_alike(ours, theirs, mode, atol=1e-3):
     # With hard shrinkage a coefficient within rounding of its threshold may stay or go.
-    apart = np.mean(np.abs(ours - theirs) > atol)
-    assert apart <= (0.005 if mode == "hard" else 0)
+    assert np.mean(np.abs(ours - theirs) > atol) <= (0.005 if mode == "hard" else 0)
 
 
 @pytest.mark.filterwarnings("ignore:Wavelet thresholding was designed for:UserWarning")
@@ -82,18 +77,14 @@ def test_the_meaning_of_2018_is_that_of_the_library_of_2018(key):
     assert_alike(denoise_wavelet(OF_2018[name], **options), OF_2018[key], mode, atol=2e-3)
 
 
-def test_every_discrete_wavelet_is_taken():
-    noisy = noisy_photo(height=16, width=16)
-    for wavelet in pywt.wavelist(kind="discrete"):
-        assert np.isfinite(denoise_wavelet(noisy, wavelet=wavelet)).all(), wavelet
-
-
-def test_the_defaults_are_the_blogs():
-    image = noisy_photo()
+def test_the_defaults_are_the_blogs_and_every_discrete_wavelet_is_taken():
+    image = noisy_photo(height=16, width=16)
     words = {"wavelet": "db1", "mode": "soft", "shrinkage": "BayesShrink", "color": "ycbcr"}
-    blog = {"sigma": 0.04, "sigma_scale": "channel"} | words
+    blog = denoise(image, "wavelet", sigma=0.04, sigma_scale="channel", **words)
     for found in (denoise_wavelet(image), denoise(image)):
-        np.testing.assert_array_equal(found, denoise(image, "wavelet", **blog))
+        assert_array_equal(found, blog)
+    for wavelet in pywt.wavelist(kind="discrete"):
+        assert np.isfinite(denoise_wavelet(image, wavelet=wavelet)).all(), wavelet
 
 
 def test_sigma_0_gives_the_image_and_a_tiny_one_hardly_another():
@@ -101,11 +92,11 @@ def test_sigma_0_gives_the_image_and_a_tiny_one_hardly_another():
     image = np.repeat(np.repeat(photo(8, 8), 4, axis=0), 4, axis=1)
     for sigma in (0, 0.0, 1e-30, 1e-200):
         for result in denoised_in_every_way(image, sigma=sigma):
-            np.testing.assert_array_equal(result, image)
+            assert_array_equal(result, image)
             assert result is not image
-    np.testing.assert_array_equal(denoise(image, "dct", sigma=0), image)
+    assert_array_equal(denoise(image, "dct", sigma=0), image)
     for result in denoised_in_every_way(image, sigma=1e-6):
-        np.testing.assert_allclose(result, image, atol=1e-2)
+        assert_allclose(result, image, atol=1e-2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (24, 20)])
@@ -125,8 +116,8 @@ def test_a_channel_that_is_constant_but_for_rounding_stays(mode):
     grey = np.repeat(noisy_photo()[..., :1].clip(1, 254) + np.float32(1 / 3), 3, axis=-1)
     rounding = np.random.default_rng(0).uniform(-1e-5, 1e-5, grey.shape).astype(np.float32)
     result = denoise_wavelet(grey, mode=mode)
-    np.testing.assert_allclose(denoise_wavelet(grey + rounding, mode=mode), result, atol=1e-3)
-    np.testing.assert_allclose(np.ptp(result, axis=-1), 0, atol=1e-3)
+    assert_allclose(denoise_wavelet(grey + rounding, mode=mode), result, atol=1e-3)
+    assert_allclose(np.ptp(result, axis=-1), 0, atol=1e-3)
     assert psnr(grey, result) < 45
 
 
@@ -143,12 +134,12 @@ def test_median_and_wiener_are_their_formulas(size):
     scaled = image.astype(np.float64) / 255
     near = windows(scaled, size, size).reshape(6, 9, 3, -1)
     median = np.sort(near, axis=-1)[..., size * size // 2]
-    np.testing.assert_allclose(denoise(image, "median", size=size), 255 * median, atol=1e-3)
+    assert_allclose(denoise(image, "median", size=size), 255 * median, atol=1e-3)
     if size % 2:
         mean, variance = near.mean(axis=-1), near.var(axis=-1)
         kept = np.maximum(variance - variance.mean(axis=(0, 1)), 0) / np.maximum(variance, 1e-300)
         expected = 255 * (mean + kept * (scaled - mean))
-        np.testing.assert_allclose(denoise(image, "wiener", size=size), expected, atol=1e-3)
+        assert_allclose(denoise(image, "wiener", size=size), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +156,7 @@ def test_tv_and_nl_means_are_the_librarys(method, options, theirs):
     library = getattr(restoration, f"denoise_{method}")
     expected = 255 * library(image / np.float32(255), channel_axis=-1, **options, **theirs)
     found = denoise(image, method.removesuffix("_chambolle"), **options)
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +173,7 @@ def test_bilateral_is_its_formula_over_the_mirrored_image(height, sigma, down, a
     weights = np.exp(-(rows**2 + columns**2) / (2 * sigma**2) - unlike / 2)
     expected = np.einsum("hwrc,hwkrc->hwk", weights, near) / weights.sum((2, 3))[..., np.newaxis]
     result = denoise(image, "bilateral", sigma_color=0.1, sigma_spatial=sigma)
-    np.testing.assert_allclose(result, 255 * expected, atol=1e-3)
+    assert_allclose(result, 255 * expected, atol=1e-3)
 
 
 def test_bilateral_takes_the_spread_of_each_image_for_its_own():
@@ -192,8 +183,7 @@ def test_bilateral_takes_the_spread_of_each_image_for_its_own():
     spreads = (*np.std(batch[:2].astype(np.float64) / 255, axis=(1, 2, 3)), 1.0)
     result = denoise(batch, "bilateral", sigma_color="std")
     for image, found, spread in zip(batch, result, spreads, strict=True):
-        expected = denoise(image, "bilateral", sigma_color=float(spread))
-        np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert_allclose(found, denoise(image, "bilateral", sigma_color=float(spread)), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +202,7 @@ def test_a_window_reaches_no_further_than_the_image_is_long(method, option, reac
     whole, *larger = (denoise(image, method, **{option: reach}) for reach in reaches)
     assert np.isfinite(whole).all()
     for result in larger:
-        np.testing.assert_allclose(result, whole, atol=1e-3)
+        assert_allclose(result, whole, atol=1e-3)
 
 
 @pytest.mark.parametrize("quality", [1, 75, 95])
@@ -221,12 +211,11 @@ def test_jpeg_is_a_round_trip_through_the_format(quality):
     buffer = io.BytesIO()
     Image.fromarray(image.astype(np.uint8)).save(buffer, "jpeg", quality=quality)
     expected = np.asarray(Image.open(buffer), np.float32)
-    result = denoise(image, "jpeg", quality=quality)
-    np.testing.assert_allclose(result, expected, atol=1e-4)
+    assert_allclose(denoise(image, "jpeg", quality=quality), expected, atol=1e-4)
     # What a denoiser left outside the range is clipped.
     outside = np.where(image < 60, image - 80, image + 20)
     clipped = denoise(np.clip(outside, 0, 255), "jpeg", quality=quality)
-    np.testing.assert_array_equal(denoise(outside, "jpeg", quality=quality), clipped)
+    assert_array_equal(denoise(outside, "jpeg", quality=quality), clipped)
 
 
 def dct_of_every_block(image, sigma, step):
@@ -252,13 +241,14 @@ def dct_of_every_block(image, sigma, step):
 def test_dct_is_a_loop_over_the_blocks(height, width, step):
     image = noisy_photo(height=height, width=width)
     result = denoise(image, "dct", sigma=0.02, step=step)
-    np.testing.assert_allclose(result, dct_of_every_block(image, 0.02, step), atol=2e-3)
+    assert_allclose(result, dct_of_every_block(image, 0.02, step), atol=2e-3)
     assert np.abs(result - image).max() > 1
 
 
 @each_method
 def test_each_method_raises_psnr_and_denoises_each_image_of_a_batch_as_alone(method):
-    clean = fields()
+    # Flat fields with sharp edges: what a denoiser should clear, and what it should keep.
+    clean = np.kron(photo(6, 5), np.ones((16, 16, 1), np.float32))
     noise = np.random.default_rng(0).normal(0, 10, clean.shape)
     noisy = np.clip(clean + noise, 0, 255).astype(np.float32)
     assert psnr(clean, denoise(noisy, method)) > psnr(clean, noisy) + 2
@@ -267,8 +257,8 @@ def test_each_method_raises_psnr_and_denoises_each_image_of_a_batch_as_alone(met
     batch.flags.writeable = False
     alone = np.stack([denoise(image, method) for image in batch])
     result = denoise(batch, method)
-    np.testing.assert_array_equal(result, alone)
-    np.testing.assert_array_equal(denoise_batch(batch, method), alone)
+    assert_array_equal(result, alone)
+    assert_array_equal(denoise_batch(batch, method), alone)
     assert result.dtype == np.float32
     assert not np.shares_memory(result, batch)
 
@@ -297,7 +287,7 @@ def test_constant_images_stay():
         image[:] = value
         found = [denoise(image, method) for method in DENOISERS] if np.isscalar(value) else []
         for result in (*found, *denoised_in_every_way(image)):
-            np.testing.assert_allclose(result, image, atol=1e-3)
+            assert_allclose(result, image, atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"sigma_scale": "rgb"}, {"shrinkage": "VisuShrink"}])
@@ -306,12 +296,11 @@ def test_sigmas_of_any_size(options):
     # A huge one leaves no detail.
     plain = denoise(image, sigma=1e6, **options)
     for sigma in (1e30, 1e300, 2**62):
-        np.testing.assert_allclose(denoise(image, sigma=sigma, **options), plain, atol=1e-3)
-        np.testing.assert_allclose(denoise(flat, sigma=sigma, **options), flat, atol=1e-3)
+        assert_allclose(denoise(image, sigma=sigma, **options), plain, atol=1e-3)
+        assert_allclose(denoise(flat, sigma=sigma, **options), flat, atol=1e-3)
         assert np.isfinite(denoise(image, "dct", sigma=sigma)).all()
     for sigma in (5e-324, 1e-300, 1e300):
-        nothing_alike = denoise(image, "bilateral", sigma_color=min(sigma, 1e-9))
-        np.testing.assert_allclose(nothing_alike, image, atol=1e-3)
+        assert_allclose(denoise(image, "bilateral", sigma_color=min(sigma, 1e-9)), image, atol=1e-3)
         assert np.isfinite(denoise(image, "bilateral", sigma_spatial=sigma)).all()
 
 

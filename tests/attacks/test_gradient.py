@@ -5,6 +5,7 @@ import pytest
 from conftest import photo, photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
 
 from pdutils._utils import streams
 from pdutils.attacks.gradient import fgsm, igsm, igsm_path, pgd
@@ -56,7 +57,7 @@ def test_the_result_is_in_the_box_and_on_the_grid(
     ):
         assert adversaries.dtype == np.float32
         assert adversaries.shape == images.shape
-        np.testing.assert_array_equal(adversaries, np.rint(np.clip(adversaries, 0, 255)))
+        assert_array_equal(adversaries, np.rint(np.clip(adversaries, 0, 255)))
         assert np.abs(adversaries - np.rint(images)).max() <= eps
 
 
@@ -69,11 +70,10 @@ def test_what_holds_for_each_attack(toy, tmp_path, attack):
         adversary = attack(toy, images, labels, **options)
         assert adversary.shape == images.shape
         assert not np.shares_memory(adversary, images)
-        np.testing.assert_array_equal(images, before)
-    off = attack(toy, photo() + np.float32(0.3), 0, **options)
-    np.testing.assert_array_equal(off, adversary)
+        assert_array_equal(images, before)
+    assert_array_equal(attack(toy, photo() + np.float32(0.3), 0, **options), adversary)
     save_image(tmp_path / "adversary.png", adversary)
-    np.testing.assert_array_equal(load_image(tmp_path / "adversary.png"), adversary)
+    assert_array_equal(load_image(tmp_path / "adversary.png"), adversary)
 
 
 @TARGETED
@@ -83,7 +83,7 @@ def test_steps_by_hand(toy, targeted):
     for eps in (1, 7.9, 255):
         expected = np.clip(batch + towards * np.floor(eps) * np.sign(gradient), 0, 255)
         result = fgsm(toy, batch, labels, eps=eps, targeted=targeted)
-        np.testing.assert_array_equal(result, expected)
+        assert_array_equal(result, expected)
     image = photo(seed=3)
     for step in (0.3, 2.5, 30):
         iterate = image.astype(np.float64)
@@ -92,7 +92,7 @@ def test_steps_by_hand(toy, targeted):
             iterate = iterate + towards * step * np.sign(gradient)
             iterate = np.clip(np.clip(iterate, image - 5, image + 5), 0, 255)
         result = igsm(toy, image, 2, eps=5, step=step, iterations=4, targeted=targeted)
-        np.testing.assert_array_equal(result, np.rint(iterate))
+        assert_array_equal(result, np.rint(iterate))
 
 
 @pytest.mark.parametrize(
@@ -134,16 +134,14 @@ def test_attacks_move_the_probability_of_the_label(request, kind, attack, target
 def test_the_path_and_pgd_without_a_random_start_are_igsm(toy):
     image, options = photo() + 0.3, {"eps": 2, "step": 0.7}
     path = igsm_path(toy, image, 2, iterations=5, **options)
-    np.testing.assert_array_equal(path[0], np.rint(image))
+    assert_array_equal(path[0], np.rint(image))
     for steps in range(1, 6):
-        by_itself = igsm(toy, image, 2, iterations=steps, **options)
-        np.testing.assert_array_equal(path[steps], by_itself)
+        assert_array_equal(path[steps], igsm(toy, image, 2, iterations=steps, **options))
     with pytest.raises(ValueError, match=r"image: expected one of shape \(H, W, 3\)"):
         igsm_path(toy, photos(2), 2)
     options |= {"iterations": 3, "targeted": True, "stop_at": 0.9}
     expected = igsm(toy, photos(2), [0, 1], **options)
-    found = pgd(toy, photos(2), [0, 1], random_start=False, **options)
-    np.testing.assert_array_equal(found, expected)
+    assert_array_equal(pgd(toy, photos(2), [0, 1], random_start=False, **options), expected)
 
 
 @pytest.mark.parametrize("eps", [6, 6.9])
@@ -154,13 +152,13 @@ def test_the_random_start_is_uniform_in_the_box_and_each_image_has_its_own(toy, 
         pgd(toy, images, 0, eps=eps, iterations=1, rng=seed)
     start, again, alone, other = shown
     offsets, counts = np.unique(start - clean, return_counts=True)
-    np.testing.assert_array_equal(offsets, np.arange(-6, 7))
+    assert_array_equal(offsets, np.arange(-6, 7))
     # Rounding gives the two outermost grey levels half of what the others get.
     shares = counts / counts.sum() * 12
-    np.testing.assert_allclose(shares[1:-1], 1, atol=0.08)
-    np.testing.assert_allclose(shares[[0, -1]], 0.5, atol=0.06)
-    np.testing.assert_array_equal(start, again)
-    np.testing.assert_array_equal(start[:1], alone)
+    assert_allclose(shares[1:-1], 1, atol=0.08)
+    assert_allclose(shares[[0, -1]], 0.5, atol=0.06)
+    assert_array_equal(start, again)
+    assert_array_equal(start[:1], alone)
     assert not np.array_equal(start[0], start[1])
     assert not np.array_equal(start, other)
 
@@ -180,7 +178,7 @@ def test_it_stops_at_the_first_success_or_as_soon_as_it_is_sure_enough(toy, show
     # The last batch is only looked at.
     steps = len(shown) - 1
     assert 1 < steps < 80
-    np.testing.assert_array_equal(adversary, igsm(toy, image, label, iterations=steps, **options))
+    assert_array_equal(adversary, igsm(toy, image, label, iterations=steps, **options))
     before = igsm(toy, image, label, iterations=steps - 1, **options)
     for images, enough in ((adversary, True), (before, False)):
         probabilities = toy.predict(images)
@@ -196,13 +194,13 @@ def test_what_counts_as_being_there(toy, shown):
     assert predicted(toy, igsm(toy, image, label, stop_at=sure)) != label
     expected = igsm(toy, image, label, stop_at="success")
     for zero in (0, 0.0, np.float32(0)):
-        np.testing.assert_array_equal(igsm(toy, image, label, stop_at=zero), expected)
+        assert_array_equal(igsm(toy, image, label, stop_at=zero), expected)
     shown.clear()
     # One that never gets there takes all steps and gives the last.
     options = {"eps": 4, "iterations": 7}
     results = [igsm(toy, image, label, stop_at=stop_at, **options) for stop_at in (None, 0.999)]
     assert len(shown) == 14
-    np.testing.assert_array_equal(*results)
+    assert_array_equal(*results)
     # One that is there already is left as it is.
     for there, targeted in (((label + 1) % 6, False), (label, True)):
         results = [

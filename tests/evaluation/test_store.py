@@ -2,7 +2,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -95,26 +95,22 @@ def test_some_attacks_and_defenses_come_in_the_order_that_is_asked_for(path):
     assert (set(records["defense"]), len(records)) == ({"pd"}, 2 * 8 * 3)
 
 
-def test_settings_versions_and_skipped_images_can_be_read(path):
-    with opened(path) as store:
-        some = unit(0, "none", "none")
-        reasons = [(NAMES[3], "cut off"), (NAMES[2], "no picture")]
-        for defense in ("none", "pd"):
-            store.add(0, "none", defense, some[some["image"] != NAMES[2]], reasons)
-    with StoredRecords(path) as stored:
-        assert stored.settings() == {"runs": "3", "seed": "0", "source": "ab" * 32}
-        assert stored.versions()["numpy"] == np.__version__
-        assert stored.skipped() == [(NAMES[2], "no picture"), (NAMES[3], "cut off")]
-        assert stored.records().attrs["skipped"] == stored.skipped()
-        assert stored.images == 8
-
-
-def test_without_a_path_the_records_are_kept_in_memory(tmp_path, monkeypatch):
+def test_settings_versions_and_skipped_images_can_be_read_and_kept_in_memory(
+    path, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    with opened(None) as store:
-        add(store, ALL[0])
-        assert len(store.records()) == 12
-    assert list(tmp_path.iterdir()) == []
+    some, reasons = unit(0, "none", "none"), [(NAMES[3], "cut off"), (NAMES[2], "no picture")]
+    for place in (None, path):
+        assert list(tmp_path.iterdir()) == []
+        with opened(place) as store:
+            for defense in ("none", "pd"):
+                store.add(0, "none", defense, some[some["image"] != NAMES[2]], reasons)
+            with StoredRecords(path) if place else nullcontext(store) as stored:
+                assert stored.settings() == {"runs": "3", "seed": "0", "source": "ab" * 32}
+                assert stored.versions()["numpy"] == np.__version__
+                assert stored.skipped() == reasons[::-1]
+                assert stored.records().attrs["skipped"] == stored.skipped()
+                assert (stored.images, len(stored.records())) == (8, 18)
 
 
 @pytest.mark.parametrize(("runs", "figure"), [(10, BYTES_PER_RECORD), (1, BYTES_PER_SINGLE_RECORD)])

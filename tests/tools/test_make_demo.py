@@ -72,13 +72,10 @@ def test_training_learns_the_class_that_goes_with_each_place():
     np.testing.assert_array_equal(seen, np.arange(20) % 10)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("x.h5", {}), ("x.weights.h5", {"images": 5}), ("x.weights.h5", {"epochs": 0})],
-)
-def test_what_cannot_be_trained_is_refused(tmp_path, name, options):
-    with pytest.raises(ValueError, match="expected"):
-        make_demo.train(tmp_path / name, **options)
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    for name, options in (("x", {}), ("x.weights", {"images": 5}), ("x.weights", {"epochs": 0})):
+        with pytest.raises(ValueError, match="expected"):
+            make_demo.train(tmp_path / f"{name}.h5", **options)
 
 
 def test_make_writes_the_shipped_pictures_again(tmp_path):
