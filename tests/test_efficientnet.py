@@ -101,9 +101,6 @@ def test_it_is_saved_and_loaded_like_any_keras_model(network, tmp_path):
     assert fingerprint(again) == fingerprint(own) == fingerprint(network)
 
 
-# PyTorch's old format
-
-
 Named = namedtuple("Named", "module name")
 Call = namedtuple("Call", "name arguments")
 Storage = namedtuple("Storage", "kind key size")

@@ -51,9 +51,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# Reading files that are no good
-
-
 def test_what_is_no_picture_is_refused_by_name(tmp_path):
     path = tmp_path / "owl_1.png"
     for load in (load_image, load_map):
@@ -136,9 +133,6 @@ def test_32_bit_grey_is_read_by_what_it_holds(tmp_path, dtype):
             loaded(*values)
 
 
-# Reading files of every kind
-
-
 def test_the_endings_of_pictures_are_those_of_what_can_be_read(tmp_path):
     Image.init()
     square = Image.fromarray(photo(64, 64).astype(np.uint8))
@@ -219,9 +213,6 @@ def test_a_camera_s_rotation_is_obeyed_and_of_two_pictures_in_a_file_the_first_i
     np.testing.assert_array_equal(load_image(path), np.full((16, 16, 3), 90))
 
 
-# Fitting a size
-
-
 def test_a_picture_of_the_size_wanted_is_untouched_and_256_pixels_give_their_224(tmp_path):
     image = photo(256, 300)
     save_image(tmp_path / "a.png", image)
@@ -273,9 +264,6 @@ def test_a_size_that_is_none_is_refused(tmp_path, monkeypatch):
     for size in (0, -224, (224, 0), 224.0, "224", (1, 2, 3), (224,), True, (300, 400)):
         with pytest.raises(ValueError, match=r"size: expected .*got"):
             load_image(tmp_path / "a.png", size)
-
-
-# Writing
 
 
 def test_a_png_gives_back_exactly_what_lies_on_the_grid(tmp_path):
@@ -347,25 +335,21 @@ def test_what_cannot_be_written_is_named_before_there_is_an_image(tmp_path, monk
     assert caught.value.filename == str(tmp_path / "new" / "a.png")
 
 
-# Maps
-
-
 def test_a_map_comes_back_stretched_to_half_a_step_of_16_bits(tmp_path):
     ramp = np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7)
-    save_map(tmp_path / "a.png", ramp)
-    loaded = load_map(tmp_path / "a.png")
+    path = tmp_path / "a.png"
+    save_map(path, ramp)
+    loaded = load_map(path)
     assert loaded.dtype == np.float32
     assert np.abs(loaded - ramp).max() <= 0.5 / 65_535 + 1e-7
-    save_map(tmp_path / "b.png", np.array([[0, 0.25, 1]], np.float32))
-    with Image.open(tmp_path / "b.png") as picture:
+    save_map(path, np.float32([[0, 0.25, 1]]))
+    with Image.open(path) as picture:
         np.testing.assert_array_equal(np.asarray(picture), [[0, 16_384, 65_535]])
-    path = saved(tmp_path, "a.png", grey([[1000, 2000, 3000]], np.uint16))
-    np.testing.assert_array_equal(load_map(path), [[0, 0.5, 1]])
-    path = saved(tmp_path, "b.png", grey([[50, 51, 54]]))
-    np.testing.assert_array_equal(load_map(path), [[0, 0.25, 1]])
+    for picture in (grey([[1000, 1500, 3000]], np.uint16), grey([[50, 51, 54]])):
+        np.testing.assert_array_equal(load_map(saved(tmp_path, "a.png", picture)), [[0, 0.25, 1]])
     for value in (0.0, 0.3, 1.0):
-        save_map(tmp_path / "a.png", np.full((3, 4), value, np.float32))
-        np.testing.assert_array_equal(load_map(tmp_path / "a.png"), np.zeros((3, 4)))
+        save_map(path, np.full((3, 4), value, np.float32))
+        np.testing.assert_array_equal(load_map(path), np.zeros((3, 4)))
 
 
 def test_a_map_in_colour_is_refused_by_name(tmp_path):
@@ -390,9 +374,6 @@ def test_what_is_no_map_is_not_saved(tmp_path, name, wrong, said):
     with pytest.raises(ValueError, match=f"expected .*{said}"):
         save_map(tmp_path / name, wrong)
     assert names(tmp_path) == []
-
-
-# Folders of pictures
 
 
 def make(folder, *paths):
@@ -454,9 +435,9 @@ def test_loops_end_and_give_no_picture_twice(tmp_path, links):
 def test_a_class_may_have_two_names(tmp_path):
     make(tmp_path, "badger/a.png", "badger/deep/b.png")
     (tmp_path / "n02447366").symlink_to("badger")
-    own = ["badger/a.png", "badger/deep/b.png"]
-    assert below(tmp_path) == [*own, *(name.replace("badger", "n02447366") for name in own)]
-    assert {label for _, label in labelled_files(tmp_path)} == {"badger", "n02447366"}
+    both, files = ["badger", "n02447366"], ["a.png", "deep/b.png"]
+    assert below(tmp_path) == [f"{name}/{file}" for name in both for file in files]
+    assert {label for _, label in labelled_files(tmp_path)} == set(both)
 
 
 def test_what_is_passed_over_is_counted_by_its_ending(tmp_path):

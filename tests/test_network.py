@@ -96,9 +96,6 @@ def own_answer(model, images):
     return rows if probable else softmax(rows)
 
 
-# From pixels to probabilities
-
-
 @pytest.mark.parametrize(
     ("tail", "ends_in"),
     [
@@ -143,9 +140,6 @@ def test_small_probabilities_are_kept_and_the_gradient_lives_where_they_are_0():
         np.testing.assert_allclose(probabilities, own, rtol=1e-3, atol=1e-11)
         assert (np.abs(np.asarray(gradient)).max(axis=(1, 2, 3)) > 1e-3).all()
     assert (own == 0).any(axis=1).all()
-
-
-# The feature map and the head
 
 
 @pytest.mark.parametrize(
@@ -224,9 +218,6 @@ def test_average_pooling_and_one_dense_layer_have_its_weights_and_any_other_head
     if linear:
         (kernel,) = (np.asarray(w) for w in model.weights if tuple(w.shape)[-2:] == (6, 3))
         np.testing.assert_array_equal(weights, kernel.reshape(6, 3))
-
-
-# Whatever Keras model a user has: its own numbers
 
 
 def one_by_one(size: int = 1, **options):
@@ -487,9 +478,6 @@ def test_the_maps_are_of_the_same_network_in_numpy_and_in_the_graph(case):
         assert answer.shape == (4, len(classifier.class_ids))
 
 
-# What is refused, and what is taken
-
-
 def test_what_is_said_of_logits_is_taken_where_it_can_be():
     model = ending(dense(), lambda z: z / 50)
     z = model.predict(np.asarray(scaled(pictures())), verbose=0)
@@ -523,9 +511,6 @@ def test_a_black_box_that_stops_giving_probabilities_is_caught():
     classifier = Classifier(functional(Pool(), L.Dense(3, use_bias=False), odd, shape=SHAPE))
     with pytest.raises(ValueError, match="was taken to give probabilities"):
         classifier.predict(np.zeros((1, *SHAPE), dtype=np.float32))
-
-
-# A defended model is a model
 
 
 def test_a_defended_model_is_a_classifier_as_any_other(tmp_path):
