@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import functional, photo, photos
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.testing import assert_allclose, assert_array_equal
 
 from pdutils import _efficientnet, downloads
 from pdutils._utils import load_tensorflow
@@ -86,7 +87,7 @@ def test_the_gradient_is_that_of_finite_differences_in_double_precision(toy):
     images, labels = photos(3), np.array([0, 5, 2])
     gradient, probabilities = toy.loss_gradient(images, labels)
     for found in (probabilities, toy.predict(images)):
-        np.testing.assert_allclose(found, by_hand(toy, images), atol=1e-5)
+        assert_allclose(found, by_hand(toy, images), atol=1e-5)
 
     def losses(shifted: np.ndarray) -> np.ndarray:
         return -np.log(by_hand(toy, shifted)[np.arange(3), labels])
@@ -97,7 +98,7 @@ def test_the_gradient_is_that_of_finite_differences_in_double_precision(toy):
         step = np.zeros(images.shape)
         step[(slice(None), *place)] = 1e-3
         slope = (losses(images + step) - losses(images - step)) / 2e-3
-        np.testing.assert_allclose(gradient[(slice(None), *place)], slope, atol=1e-4 * scale)
+        assert_allclose(gradient[(slice(None), *place)], slope, atol=1e-4 * scale)
 
 
 def test_one_image_gives_one_row_and_a_batch_gives_rows(toy):
@@ -124,7 +125,7 @@ def test_the_batch_size_does_not_change_the_result(toy, method):
         whole = asked(images, labels, batch_size=batch_size)
         for found, parts in zip(whole, zip(*each, strict=True), strict=True):
             expected = np.reshape(parts, found.shape)
-            np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+            assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_no_more_images_than_the_batch_size_are_seen_at_once(toy, monkeypatch):
@@ -151,9 +152,9 @@ def test_the_images_are_not_changed_and_a_model_that_gives_nan_is_named():
     before = images.copy()
     probabilities = classifier.predict(images)
     classifier.loss_gradient(images, 0)
-    np.testing.assert_array_equal(images, before)
+    assert_array_equal(images, before)
     caffe = images[..., ::-1] - np.array([103.939, 116.779, 123.68])
-    np.testing.assert_allclose(probabilities, classifier.model(caffe.astype("f")), atol=1e-3)
+    assert_allclose(probabilities, classifier.model(caffe.astype("f")), atol=1e-3)
     with pytest.raises(ValueError, match="small gave NaN"):
         Classifier(classifier.model, preprocess=lambda x: x * float("nan")).predict(images)
 
@@ -186,7 +187,7 @@ def test_labels_that_are_no_class_numbers_are_refused(toy, labels, message):
         with pytest.raises(ValueError, match=f"labels: .*{message}"):
             method(photos(2), labels)
     # One stands for all.
-    np.testing.assert_array_equal(toy.check_labels(np.uint8(4), 2), [4, 4])
+    assert_array_equal(toy.check_labels(np.uint8(4), 2), [4, 4])
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_the_top_classes_come_in_order_with_their_names(zoo):
         (3, "n4", "2"),
         (0, "n1", "Egyptian_cat"),
     ]
-    np.testing.assert_allclose([p.probability for p in top], [0.5, 0.3, 0.1], rtol=1e-6)
+    assert_allclose([p.probability for p in top], [0.5, 0.3, 0.1], rtol=1e-6)
     # Ties go to the smaller number, and k ends at the classes.
     for k in (5, 100):
         assert [p.number for p in zoo.top(np.full(5, 0.2), k)] == [0, 1, 2, 3, 4]
@@ -309,13 +310,12 @@ def test_case_and_hyphens_do_not_matter_and_options_reach_the_keras_constructor(
     assert classifier.model.get_layer("conv1").filters == 8
     assert not classifier.published
     scaled = np.asarray(classifier.preprocess(photo(96, 96)))
-    np.testing.assert_allclose(scaled, photo(96, 96) / 127.5 - 1, atol=1e-6)
+    assert_allclose(scaled, photo(96, 96) / 127.5 - 1, atol=1e-6)
     # Its classes bear ImageNet's names without a network, and other classes numbers.
     assert classifier.class_ids[BADGER] == "n02447366"
     (best,) = classifier.top(np.eye(1000, dtype=np.float32)[SKUNK], 1)
     assert (best.class_id, best.class_name) == ("n02445715", "skunk")
-    few = load_classifier("mobile_net", "random", **SMALL, classes=7)
-    assert few.class_names[6] == "class 6"
+    assert load_classifier("mobile_net", "random", **SMALL, classes=7).class_names[6] == "class 6"
     assert capsys.readouterr().err == ""
 
 
@@ -358,7 +358,7 @@ def test_the_demo_is_ten_animals_of_224_pixels(small, monkeypatch):
     assert not load_classifier("demo", weights).published
     assert not small[0].published
     given = classifier.model(photo(224, 224)[np.newaxis] / 127.5 - 1)[0]
-    np.testing.assert_allclose(classifier.predict(photo(224, 224)), given, atol=1e-5)
+    assert_allclose(classifier.predict(photo(224, 224)), given, atol=1e-5)
 
 
 @pytest.mark.usefixtures("offline")
@@ -590,7 +590,7 @@ def test_a_saved_model_is_a_classifier_that_scales_as_asked(own):
         classifier = classifier_from_file(str(own), class_names=ANIMALS, **options)
         given = classifier.model(scaled(images))
         # What is multiplied by 3 * 255 magnifies the rounding of a logit as much.
-        np.testing.assert_allclose(classifier.predict(images), given, atol=1e-3)
+        assert_allclose(classifier.predict(images), given, atol=1e-3)
         assert (classifier.class_names, classifier.published) == (ANIMALS, False)
 
 
@@ -622,11 +622,11 @@ def test_a_classifier_is_loaded_once_and_as_it_is_described(toy, toy_file):
     described = ClassifierSource(toy_file, preprocess="0..255", class_names=tuple("abcdef"))
     loaded = described.load()
     expected = classifier_from_file(toy_file, preprocess="0..255", class_names="abcdef")
-    np.testing.assert_array_equal(loaded.predict(photos(2)), expected.predict(photos(2)))
+    assert_array_equal(loaded.predict(photos(2)), expected.predict(photos(2)))
     assert loaded.class_names == tuple("abcdef")
     assert pickle.loads(pickle.dumps(described)).load() is loaded
     plain = ClassifierSource(toy_file).load()
-    np.testing.assert_allclose(plain.predict(photos(2)), toy.predict(photos(2)), rtol=1e-5)
+    assert_allclose(plain.predict(photos(2)), toy.predict(photos(2)), rtol=1e-5)
 
 
 def test_options_that_do_not_go_with_a_classifier_are_refused():

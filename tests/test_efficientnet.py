@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 from scipy.special import softmax
 
 from pdutils import _efficientnet
@@ -87,7 +88,7 @@ def test_the_map_of_a_class_is_a_weighted_sum_of_the_feature_map(network):
     features = network.features(coffee)
     logits = features.maps.mean(axis=(1, 2)) @ network.head_weights
     logits += network.model.get_layer("predictions").bias
-    np.testing.assert_allclose(features.probabilities, softmax(logits, axis=1), atol=1e-4)
+    assert_allclose(features.probabilities, softmax(logits, axis=1), atol=1e-4)
     assert cam(network, coffee, network.index("espresso")).shape == (224, 224)
 
 
@@ -152,7 +153,7 @@ def test_tensors_are_read_by_name_with_their_layout():
     assert list(read) == ["rows", "columns", "part", "count", "doubles"]
     expected = (floats.reshape(3, 4), floats.reshape(3, 4).T, [5, 8], np.array(9), [1.5, -2])
     for found, values in zip(read.values(), expected, strict=True):
-        np.testing.assert_array_equal(found, values)
+        assert_array_equal(found, values)
     assert [read[name].dtype for name in ("rows", "count", "doubles")] == ["f4", "i8", "f8"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import photo, photos
+from numpy.testing import assert_array_equal
 from PIL import Image
 
 from pdutils import images
@@ -177,7 +178,7 @@ DEEP = grey([[0, 257, 25_700, 32_768, 65_535]], np.uint16)
     ],
 )
 def test_every_kind_of_picture_becomes_rgb_of_8_bits(tmp_path, name, picture, expected):
-    np.testing.assert_array_equal(load_image(saved(tmp_path, name, picture)), [expected])
+    assert_array_equal(load_image(saved(tmp_path, name, picture)), [expected])
 
 
 def test_16_bit_rgb_is_scaled_to_within_a_grey_level(tmp_path):
@@ -192,10 +193,9 @@ def test_palettes_are_read_with_and_without_a_transparent_colour(tmp_path):
     picture.putpalette([250, 0, 0, 0, 240, 0])
     picture.putdata([0, 1])
     for name in ("a.png", "a.gif"):
-        opaque = load_image(saved(tmp_path, name, picture))
-        np.testing.assert_array_equal(opaque, [[[250, 0, 0], [0, 240, 0]]])
+        assert_array_equal(load_image(saved(tmp_path, name, picture)), [[[250, 0, 0], [0, 240, 0]]])
         pierced = load_image(saved(tmp_path, name, picture, transparency=1))
-        np.testing.assert_array_equal(pierced, [[[250, 0, 0], WHITE]])
+        assert_array_equal(pierced, [[[250, 0, 0], WHITE]])
 
 
 def test_a_camera_s_rotation_is_obeyed_and_of_two_pictures_in_a_file_the_first_is_read(tmp_path):
@@ -210,14 +210,14 @@ def test_a_camera_s_rotation_is_obeyed_and_of_two_pictures_in_a_file_the_first_i
     # As telephones write.
     first, second = (Image.new("RGB", (side, side), (90, 90, 90)) for side in (16, 8))
     path = saved(tmp_path, "a.jpg", first, format="MPO", save_all=True, append_images=[second])
-    np.testing.assert_array_equal(load_image(path), np.full((16, 16, 3), 90))
+    assert_array_equal(load_image(path), np.full((16, 16, 3), 90))
 
 
 def test_a_picture_of_the_size_wanted_is_untouched_and_256_pixels_give_their_224(tmp_path):
     image = photo(256, 300)
     save_image(tmp_path / "a.png", image)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png", (256, 300)), image)
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png", 224), image[16:240, 38:262])
+    assert_array_equal(load_image(tmp_path / "a.png", (256, 300)), image)
+    assert_array_equal(load_image(tmp_path / "a.png", 224), image[16:240, 38:262])
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (512, 640), (768, 512), (96, 64)])
@@ -253,8 +253,7 @@ def test_a_pixel_and_a_line_are_scaled_without_filling_the_memory(tmp_path, monk
         return resize(self, size, *args, **options)
 
     monkeypatch.setattr(Image.Image, "resize", recorded)
-    loaded = load_image(path, 224)
-    np.testing.assert_array_equal(loaded, np.broadcast_to([9.0, 99.0, 199.0], (224, 224, 3)))
+    assert_array_equal(load_image(path, 224), np.broadcast_to([9.0, 99.0, 199.0], (224, 224, 3)))
     assert all(width * height <= 256 * 256 for width, height in sizes)
 
 
@@ -271,7 +270,7 @@ def test_a_png_gives_back_exactly_what_lies_on_the_grid(tmp_path):
     for shape in ((13, 17), (1, 1), (1, 7), (31, 33)):
         save_image(path, photo(*shape))
         loaded = load_image(path)
-        np.testing.assert_array_equal(loaded, photo(*shape))
+        assert_array_equal(loaded, photo(*shape))
         assert (loaded.dtype, loaded.flags.writeable) == (np.float32, True)
     assert names(path.parent) == ["a.png"]
     # Its rights are those of any other new file.
@@ -281,8 +280,8 @@ def test_a_png_gives_back_exactly_what_lies_on_the_grid(tmp_path):
     image = np.float32([[[-20.0, 0.6, 270.0]]])
     path = tmp_path / f"{'a' * 251}.png"
     save_image(path, image)
-    np.testing.assert_array_equal(load_image(path), [[[0, 1, 255]]])
-    np.testing.assert_array_equal(image, np.float32([[[-20.0, 0.6, 270.0]]]))
+    assert_array_equal(load_image(path), [[[0, 1, 255]]])
+    assert_array_equal(image, np.float32([[[-20.0, 0.6, 270.0]]]))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +311,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="No space left"):
             save_image(tmp_path / name, photo(seed=2))
     assert names(tmp_path) == ["a.png"]
-    np.testing.assert_array_equal(load_image(tmp_path / "a.png"), photo(seed=1))
+    assert_array_equal(load_image(tmp_path / "a.png"), photo(seed=1))
 
 
 def test_what_cannot_be_written_is_named_before_there_is_an_image(tmp_path, monkeypatch):
@@ -344,12 +343,12 @@ def test_a_map_comes_back_stretched_to_half_a_step_of_16_bits(tmp_path):
     assert np.abs(loaded - ramp).max() <= 0.5 / 65_535 + 1e-7
     save_map(path, np.float32([[0, 0.25, 1]]))
     with Image.open(path) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), [[0, 16_384, 65_535]])
+        assert_array_equal(np.asarray(picture), [[0, 16_384, 65_535]])
     for picture in (grey([[1000, 1500, 3000]], np.uint16), grey([[50, 51, 54]])):
-        np.testing.assert_array_equal(load_map(saved(tmp_path, "a.png", picture)), [[0, 0.25, 1]])
+        assert_array_equal(load_map(saved(tmp_path, "a.png", picture)), [[0, 0.25, 1]])
     for value in (0.0, 0.3, 1.0):
         save_map(path, np.full((3, 4), value, np.float32))
-        np.testing.assert_array_equal(load_map(path), np.zeros((3, 4)))
+        assert_array_equal(load_map(path), np.zeros((3, 4)))
 
 
 def test_a_map_in_colour_is_refused_by_name(tmp_path):

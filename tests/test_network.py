@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from conftest import functional, photos
+from numpy.testing import assert_allclose, assert_array_equal
 
 from pdutils._network import Network
 from pdutils._utils import load_tensorflow
@@ -137,7 +138,7 @@ def test_small_probabilities_are_kept_and_the_gradient_lives_where_they_are_0():
         own = np.asarray(inner(scaled(pictures())))
         assert (own < 1e-5).any()
         gradient, probabilities = made.step("gradient")(pictures(), own.argmin(axis=1))
-        np.testing.assert_allclose(probabilities, own, rtol=1e-3, atol=1e-11)
+        assert_allclose(probabilities, own, rtol=1e-3, atol=1e-11)
         assert (np.abs(np.asarray(gradient)).max(axis=(1, 2, 3)) > 1e-3).all()
     assert (own == 0).any(axis=1).all()
 
@@ -181,17 +182,17 @@ def test_the_feature_map_is_found_and_its_gradient_is_the_row_of_the_head(made, 
     made_network = network(model)
     maps, probabilities = made_network.step("features")(pictures())
     expected = body[1](body[0](scaled(pictures())))
-    np.testing.assert_allclose(np.asarray(maps), np.asarray(expected), atol=1e-6)
+    assert_allclose(np.asarray(maps), np.asarray(expected), atol=1e-6)
     own = np.asarray(model(scaled(pictures())))
     own = own if abs(own.sum(axis=1) - 1).max() < 1e-5 else softmax(own)
-    np.testing.assert_allclose(np.asarray(probabilities), own, atol=1e-6)
+    assert_allclose(np.asarray(probabilities), own, atol=1e-6)
     kernel = next(np.asarray(w) for w in model.weights if tuple(w.shape) == (6, 3))
-    np.testing.assert_array_equal(made_network.head_weights, kernel)
+    assert_array_equal(made_network.head_weights, kernel)
     # A logit is the sum over channels of weight times mean, so each pixel counts weight / (5 5).
     labels = np.array([1, 1, 2])
     _, gradient = made_network.step("feature_gradient")(pictures(), labels)
     rows = np.broadcast_to(kernel.T[labels][:, None, None] / 25, gradient.shape)
-    np.testing.assert_allclose(np.asarray(gradient), rows, atol=1e-6)
+    assert_allclose(np.asarray(gradient), rows, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_average_pooling_and_one_dense_layer_have_its_weights_and_any_other_head
     assert (weights is not None) == linear
     if linear:
         (kernel,) = (np.asarray(w) for w in model.weights if tuple(w.shape)[-2:] == (6, 3))
-        np.testing.assert_array_equal(weights, kernel.reshape(6, 3))
+        assert_array_equal(weights, kernel.reshape(6, 3))
 
 
 def one_by_one(size: int = 1, **options):
@@ -417,13 +418,13 @@ def test_the_prediction_is_the_model_s_and_its_gradient_that_of_finite_differenc
     kind, classifier, images, own = case
     if kind not in ("a strong prior", "8-bit"):
         assert np.ptp(own, axis=0).max() > 1e-3, "the pictures are all the same to this model"
-    np.testing.assert_allclose(classifier.predict(images), own, atol=tolerance(kind))
+    assert_allclose(classifier.predict(images), own, atol=tolerance(kind))
     if kind == "a strong prior":
         return
     # The second best, of which no network here is sure.
     labels = own.argsort(axis=1)[:, -2]
     gradient, probabilities = classifier.loss_gradient(images, labels)
-    np.testing.assert_allclose(probabilities, own, atol=max(1e-3, tolerance(kind)))
+    assert_allclose(probabilities, own, atol=max(1e-3, tolerance(kind)))
     assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all()
 
     def losses(moved):
@@ -446,9 +447,9 @@ def test_the_prediction_is_the_model_s_and_its_gradient_that_of_finite_differenc
 def test_a_defended_model_with_nothing_in_it_is_the_model(case):
     kind, classifier, images, own = case
     found = np.asarray(defended_model(classifier, NOTHING)(images))
-    np.testing.assert_allclose(found, own, atol=tolerance(kind))
+    assert_allclose(found, own, atol=tolerance(kind))
     logits = defended_model(classifier, NOTHING, logits=True)(images)
-    np.testing.assert_allclose(softmax(logits), own, atol=tolerance(kind))
+    assert_allclose(softmax(logits), own, atol=tolerance(kind))
 
 
 def test_the_maps_are_of_the_same_network_in_numpy_and_in_the_graph(case):
@@ -462,7 +463,7 @@ def test_the_maps_are_of_the_same_network_in_numpy_and_in_the_graph(case):
     assert np.isfinite(maps).all()
     if kind in LINEAR:
         weights = next(w for w in classifier.model.get_weights() if w.shape == (6, 3))
-        np.testing.assert_allclose(classifier.head_weights, weights, rtol=1e-6)
+        assert_allclose(classifier.head_weights, weights, rtol=1e-6)
         small = classifier.features(images).maps.astype(np.float64) @ weights[:, 1]
         # The hottest cell of the small map is where the large one is hottest.
         for map_, cells in zip(cam(classifier, images, 1), small, strict=True):
@@ -481,9 +482,7 @@ def test_the_maps_are_of_the_same_network_in_numpy_and_in_the_graph(case):
 def test_what_is_said_of_logits_is_taken_where_it_can_be():
     model = ending(dense(), lambda z: z / 50)
     z = model.predict(np.asarray(scaled(pictures())), verbose=0)
-    np.testing.assert_allclose(
-        wrapped(model, logits=True).predict(pictures()), softmax(z), atol=1e-5
-    )
+    assert_allclose(wrapped(model, logits=True).predict(pictures()), softmax(z), atol=1e-5)
     with pytest.raises(ValueError, match="logits=True, but its outputs for noise are prob"):
         Classifier(ending(dense(), softmax_at_50), logits=True)
 
@@ -498,7 +497,7 @@ def test_a_model_that_rounds_its_images_has_no_gradient():
     classifier = Classifier(
         keras.Model(inputs, dense()(pooled(L.Rescaling(1 / 127.5, -1)(inputs))))
     )
-    np.testing.assert_allclose(classifier.predict(pictures()).sum(axis=1), 1, atol=1e-5)
+    assert_allclose(classifier.predict(pictures()).sum(axis=1), 1, atol=1e-5)
     with pytest.raises(ValueError, match="no gradient by its pixels"):
         classifier.loss_gradient(pictures(), 0)
 
@@ -520,7 +519,7 @@ def test_a_defended_model_is_a_classifier_as_any_other(tmp_path):
     images = pictures()
     answers = loaded.predict(np.repeat(images, 10, axis=0)).reshape(3, 10, 4)
     expected = Defense(deflections=30, runs=10).predict(made, images, rng=0)
-    np.testing.assert_allclose(answers.mean(axis=1), expected, atol=0.08)
+    assert_allclose(answers.mean(axis=1), expected, atol=0.08)
     # The derivative of denoising takes seconds to compile.
     deflecting = Classifier(defended_model(made, Defense(deflections=30, denoiser=None)))
     gradient, _ = deflecting.loss_gradient(images, 0)
@@ -531,7 +530,7 @@ def test_the_logits_of_several_runs_are_those_of_their_mean():
     made, defense = wrapped(ending(dense(4))), Defense(deflections=0, runs=3)
     logits = defended_model(made, defense, logits=True)(pictures())
     expected = np.asarray(defended_model(made, defense)(pictures()), dtype=np.float64)
-    np.testing.assert_allclose(softmax(logits), expected, atol=1e-5)
+    assert_allclose(softmax(logits), expected, atol=1e-5)
     with pytest.raises(ValueError, match="aggregate='majority'"):
         defended_model(made, Defense(runs=3, aggregate="majority"), logits=True)
 
@@ -539,7 +538,7 @@ def test_the_logits_of_several_runs_are_those_of_their_mean():
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_map_goes_over_all_classes_of_a_network_of_few(classes):
     made, images = wrapped(ending(soft(classes))), pictures()
-    np.testing.assert_array_equal(robust_cam(made, images), robust_cam(made, images, k=classes))
+    assert_array_equal(robust_cam(made, images), robust_cam(made, images, k=classes))
     assert Defense(activation="rcam").predict(made, images, rng=0).shape == (3, classes)
     assert defended_model(made, WHOLE)(images).shape == (3, classes)
     with pytest.raises(ValueError, match=rf"k: expected 1 to {classes} classes, got 5; .*left out"):
@@ -574,4 +573,4 @@ def test_the_policy_of_keras_does_not_touch_the_defence():
     expected = np.asarray(defended_model(plain, WHOLE, seed=3)(pictures()))
     with policy_of("mixed_float16"):
         found = np.asarray(defended_model(plain, WHOLE, seed=3)(pictures()))
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert_allclose(found, expected, atol=1e-4)

@@ -13,6 +13,7 @@ import pytest
 from conftest import photo, photos
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
 
 from pdutils import _utils
 from pdutils._utils import (
@@ -76,7 +77,7 @@ def test_images_come_back_as_they_are_and_as_a_batch_that_shares_their_memory():
         batch, single = as_batch(wanted)
         assert (batch.shape, single) == (shape, wanted.ndim == 3)
         assert np.shares_memory(batch, wanted)
-        np.testing.assert_array_equal(wanted, before)
+        assert_array_equal(wanted, before)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,8 @@ def test_maps_come_back_as_a_batch_and_one_that_does_not_fit_is_refused(wrong, n
     with pytest.raises(ValueError, match=f"activation_map: expected .*{message}"):
         as_map_batch(wrong, photos(n))
     maps = np.random.default_rng(0).uniform(size=(2, 32, 32)).astype(np.float32)
-    np.testing.assert_array_equal(as_map_batch(maps[0], photos(1)), maps[:1])
-    np.testing.assert_array_equal(as_map_batch(maps, photos(2)), maps)
+    assert_array_equal(as_map_batch(maps[0], photos(1)), maps[:1])
+    assert_array_equal(as_map_batch(maps, photos(2)), maps)
     assert as_map_batch(None, photos(2)) is None
 
 
@@ -118,9 +119,9 @@ def test_maps_come_back_as_a_batch_and_one_that_does_not_fit_is_refused(wrong, n
 def test_on_grid_and_min_max_leave_what_came(function, given, expected):
     before = given.copy()
     result = function(given)
-    np.testing.assert_array_equal(result, expected)
+    assert_array_equal(result, expected)
     assert result.dtype == np.float32
-    np.testing.assert_array_equal(given, before)
+    assert_array_equal(given, before)
 
 
 @given(
@@ -130,7 +131,7 @@ def test_on_grid_and_min_max_leave_what_came(function, given, expected):
 )
 def test_min_max_of_a_map_that_is_constant_but_for_rounding_is_zeros(value, seed, dtype):
     noise = np.random.default_rng(seed).uniform(-1e-7, 1e-7, (2, 5, 4))
-    np.testing.assert_array_equal(min_max((value * (1 + noise)).astype(dtype)), np.zeros((2, 5, 4)))
+    assert_array_equal(min_max((value * (1 + noise)).astype(dtype)), np.zeros((2, 5, 4)))
 
 
 @given(scale=st.floats(1e-12, 1e12), shift=st.floats(-100, 100), seed=st.integers(0, 99))
@@ -138,14 +139,14 @@ def test_min_max_stretches_every_map_that_varies(scale, shift, seed):
     # By a thousandth of its size or more.
     rest = np.random.default_rng(seed).uniform(0, 1, (5, 4))
     rest.flat[:2] = 0, 1
-    np.testing.assert_allclose(min_max(scale * (shift + rest)), rest, atol=1e-6)
+    assert_allclose(min_max(scale * (shift + rest)), rest, atol=1e-6)
 
 
 def test_min_max_measures_rounding_by_the_size_that_it_is_told():
     # The difference of two sums of about 1000, and a sum of small terms.
     left_over = np.array([[0, 1e-4], [2e-4, 0]], np.float32)
     both = min_max(np.stack([left_over] * 2), np.reshape([1000.0, 1.0], (2, 1, 1)))
-    np.testing.assert_allclose(both, [np.zeros((2, 2)), [[0, 0.5], [1, 0]]])
+    assert_allclose(both, [np.zeros((2, 2)), [[0, 0.5], [1, 0]]])
 
 
 @pytest.mark.parametrize(
@@ -208,19 +209,19 @@ def draws(rng, n: int) -> np.ndarray:
 def test_the_streams_are_those_that_numpy_spawns_from_the_seed():
     children = np.random.SeedSequence(7).spawn(3)
     expected = np.stack([np.random.default_rng(child).uniform(size=4) for child in children])
-    np.testing.assert_array_equal(draws(7, 3), expected)
-    np.testing.assert_array_equal(draws(np.int64(7), 3), expected)
+    assert_array_equal(draws(7, 3), expected)
+    assert_array_equal(draws(np.int64(7), 3), expected)
     # An image's draws do not depend on how many follow, nor on what the generator drew itself.
-    np.testing.assert_array_equal(draws(7, 50)[:3], expected)
+    assert_array_equal(draws(7, 50)[:3], expected)
     drawn = np.random.default_rng(7)
     drawn.uniform(size=100)
-    np.testing.assert_array_equal(draws(drawn, 3), expected)
+    assert_array_equal(draws(drawn, 3), expected)
     assert len(np.unique(draws(7, 50))) == 200
     assert not np.array_equal(draws(7, 3), draws(8, 3))
     # One image's appetite does not move its neighbours.
     greedy = streams(7, 2)
     greedy[0].uniform(size=1000)
-    np.testing.assert_array_equal(greedy[1].uniform(size=4), expected[1])
+    assert_array_equal(greedy[1].uniform(size=4), expected[1])
 
 
 def test_a_generator_carried_over_batches_gives_what_one_batch_gives():
@@ -228,14 +229,14 @@ def test_a_generator_carried_over_batches_gives_what_one_batch_gives():
         carried = np.random.default_rng(7)
         assert streams(carried, 0) == []
         parts = [draws(carried, size) for size in sizes]
-        np.testing.assert_array_equal(np.concatenate(parts), draws(7, 6))
+        assert_array_equal(np.concatenate(parts), draws(7, 6))
 
 
 def test_no_global_seed_is_read_or_moved_and_none_is_fresh():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     draws(7, 3)
     assert not np.array_equal(draws(None, 1), draws(None, 1))
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
 
 
 def test_generators_are_returned_as_they_are_and_a_seed_is_numpy_s():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import functional, photo
+from numpy.testing import assert_array_equal
 
 from pdutils import _efficientnet, downloads, metrics
 from pdutils._utils import DataError
@@ -49,7 +50,7 @@ def test_the_demo_gets_the_adversary_that_was_made_against_it_and_no_other_netwo
     drawing = examples.demo_images()[0]
     case, other = (examples.load_case(network, drawing.name) for network in (demo, untrained))
     shipped = load_image(drawing.adversary)
-    np.testing.assert_array_equal(case.adversary, shipped)
+    assert_array_equal(case.adversary, shipped)
     assert demo.class_names[case.attacked_label] == drawing.adversarial_label
     assert demo.class_names[case.label] == drawing.label
     assert "shipped" in case.origin
@@ -62,7 +63,7 @@ def test_the_demo_gets_the_adversary_that_was_made_against_it_and_no_other_netwo
 @pytest.mark.parametrize("image", examples.PHOTOS)
 def test_a_photo_by_name_has_its_class_where_the_network_knows_it(imagenet, toy, image):
     clean, label = examples.load_clean(imagenet, image)
-    np.testing.assert_array_equal(clean, load_image(examples.photo_path(image), 32))
+    assert_array_equal(clean, load_image(examples.photo_path(image), 32))
     assert imagenet.class_names[label] == examples.PHOTOS[image]
     assert examples.load_clean(toy, image)[1] is None
     assert examples.load_case(toy, image).name == image
@@ -93,7 +94,7 @@ def test_the_authors_badger_is_a_name_where_it_is_cached(real, monkeypatch, imag
     assert examples.image_names(imagenet)[-1] == "badger"
     clean, label = examples.load_clean(imagenet, "badger")
     path = real / "cache" / "pixel-deflection" / "originals" / downloads.AUTHORS_IMAGES[0]
-    np.testing.assert_array_equal(clean, load_image(path, 32))
+    assert_array_equal(clean, load_image(path, 32))
     assert imagenet.class_ids[label] == "n02447366"
 
 
@@ -108,7 +109,7 @@ def test_an_adversary_that_is_made_now_stops_at_the_first_half_step_that_succeed
         return gradient.igsm(toy, case.clean, seen, eps=16, step=0.5, iterations=steps)
 
     needed = next(n for n in range(1, 101) if toy.predict(after(n)).argmax() != seen)
-    np.testing.assert_array_equal(case.adversary, after(needed))
+    assert_array_equal(case.adversary, after(needed))
 
 
 @pytest.mark.slow
@@ -124,8 +125,7 @@ def test_the_coffee_of_a_real_network_becomes_a_soup_and_denoising_brings_it_bac
     fooled = network.predict(case.adversary)
     assert abs(fooled[case.attacked_label] - 0.57) < 0.1
     assert fooled[espresso] < 0.1
-    defense = Defense(deflections=200, runs=3)
-    assert defense.predict(network, case.adversary, rng=0)[espresso] > 0.5
+    assert Defense(deflections=200, runs=3).predict(network, case.adversary, rng=0)[espresso] > 0.5
 
 
 def test_an_image_file_is_attacked_live_and_its_name_or_the_caller_tells_its_class(
@@ -160,8 +160,8 @@ def test_fresh_drawings_are_right_new_and_the_same_for_the_same_seed(demo):
     )
     assert len(one) == 2
     assert two.origin == "fresh drawings (seed 3), 4 right of 4 drawn"
-    np.testing.assert_array_equal(one.images, two.images[:2])
-    np.testing.assert_array_equal(demo.predict(two.images).argmax(axis=1), two.labels)
+    assert_array_equal(one.images, two.images[:2])
+    assert_array_equal(demo.predict(two.images).argmax(axis=1), two.labels)
     assert two.masks.shape == (4, 224, 224)
     assert not np.array_equal(one.images, other.images)
 
@@ -174,14 +174,14 @@ def test_a_folder_gives_only_images_that_are_right_and_counts_the_others(toy, tm
     found = examples.load_collection(toy, 10, folder=tmp_path)
     assert len(found) == 3
     assert found.origin == f"photos from {tmp_path.name}, 3 right of 6 read"
-    np.testing.assert_array_equal(toy.predict(found.images).argmax(axis=1), found.labels)
+    assert_array_equal(toy.predict(found.images).argmax(axis=1), found.labels)
     assert found.masks is None
     (tmp_path / "ant_7.png").write_bytes(b"not a picture")
     (tmp_path / "notes.heic").touch()
     found = examples.load_collection(toy, 10, folder=tmp_path)
     assert found.origin.endswith("of 6 read, 1 unreadable; passed over 1 entry: 1 .heic")
     firsts = [examples.load_collection(toy, 1, folder=tmp_path, seed=s) for s in (0, 0, 1, 2, 3)]
-    np.testing.assert_array_equal(firsts[0].images, firsts[1].images)
+    assert_array_equal(firsts[0].images, firsts[1].images)
     assert len({first.images.tobytes() for first in firsts}) > 1
 
 
