@@ -255,10 +255,7 @@ def _defend(options: argparse.Namespace) -> int:
 
 
 def _inputs(options: argparse.Namespace) -> tuple[list[tuple[Path, str]], list[Path]]:
-    """Give the labelled pictures of a folder, if it is one, and the file of each picture's map.
-
-    What cannot be read or written is refused before a classifier is loaded, or even downloaded.
-    """
+    """Find labelled pictures and maps, and refuse what is wrong before a classifier is loaded."""
     from pdutils.evaluation.datasets import maps_by_name
     from pdutils.images import Pictures, check_target, find_pictures, load_image, load_map
 
@@ -473,10 +470,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _checked_drawings(options: argparse.Namespace) -> int | None:
-    """Give how many drawings are asked for, if any are.
-
-    What is misspelled is refused before a classifier is loaded, or even downloaded.
-    """
+    """Count the drawings, if any, and refuse what is misspelled before a classifier is loaded."""
     from pdutils.evaluation.registry import parse_attack, parse_defense
 
     for text in options.attacks:

@@ -83,8 +83,7 @@ def choose_notebooks(
 def _defaults(notebook: Path) -> dict[str, Any]:
     """Give the parameters of a notebook with their own values; None where that is no literal.
 
-    Papermill's own inspection goes by lines, and drops one whose text holds a second equals sign,
-    as that of an attack does.
+    Papermill's own inspection goes by lines, and drops one whose text holds a second equals sign.
     """
     cells = [c for c in _read(notebook).cells if "parameters" in c.metadata.get("tags", [])]
     found: dict[str, Any] = {}
@@ -101,9 +100,8 @@ def _defaults(notebook: Path) -> dict[str, Any]:
 def parse_value(text: str, default: Any = None) -> Any:
     """Read a parameter's value as it is typed; it takes the kind of the notebook's own, `default`.
 
-    A whole number may become any, since many a knob has a whole default; the entries of a list or
-    a dictionary take the kind of the default's first. Without a default a text stays one unless it
-    reads as a literal of Python, true, false or none.
+    A whole number may become any, since many a knob has a whole default. Without a default what
+    reads as a literal of Python, true, false or none is one, and all else is a text.
     """
     if isinstance(default, str):
         return text
@@ -187,7 +185,6 @@ def run_notebooks(
 
     Each has `timeout` seconds from its first cell on. One that fails does not stop the others; its
     error is written too. Each file appears whole or not at all, as soon as its notebook has ended.
-    Progress goes to stderr: a bar on a terminal, else one line a notebook.
     """
     if timeout < 1 or jobs < 1:
         raise ValueError(f"expected a timeout and jobs of at least 1, got {timeout} and {jobs}")

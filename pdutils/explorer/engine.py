@@ -401,10 +401,7 @@ class _Stages:
         return self.once("map", key, make, counts=True)
 
     def run(self, rng: np.random.Generator, number: int) -> tuple[Array, Array, Array, Array]:
-        """Defend and classify once, with random numbers that only this run draws.
-
-        Give the deflected and the defended image, and what the network sees in them.
-        """
+        """Give one run's deflected and defended image, and what the network sees in each."""
         network, image, chances = self.network, self.adversary[0], self.activation_map
         if number:
             self.progress("Defending", number, self.settings.runs)

@@ -448,9 +448,8 @@ def _small(pixels: Pixels) -> Pixels:
 
 
 def _thumbnail(choice: Choice) -> dict[str, Any]:
-    picture = _small(_shown(load_image(choice.path, 2 * _THUMBNAIL)))
-    title = choice.title.replace("_", " ")
-    return {"name": choice.name, "title": title, "picture": _packed(picture)}
+    picture = _packed(_small(_shown(load_image(choice.path, 2 * _THUMBNAIL))))
+    return {"name": choice.name, "title": choice.title.replace("_", " "), "picture": picture}
 
 
 def _still(result: Result) -> bytes:

@@ -57,7 +57,7 @@ def png_of(name: str = "fox_000") -> bytes:
 
 def test_the_page_begins_with_the_network_that_its_parameters_name(monkeypatch):
     begun = []
-    monkeypatch.setattr(widget_module, "explorer", begun.append)
+    monkeypatch.setattr("pdutils.explorer.explorer", begun.append)
     notebook = load_notebook_node(str(Path(__file__).parents[2] / "app" / "explorer.ipynb"))
     asked = {"classifier": "mobilenet_v2", "weights": "some.weights.h5"}
     cells = parameterize_notebook(notebook, asked).cells
