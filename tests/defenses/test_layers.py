@@ -212,7 +212,7 @@ def changes(before, after, whole_pixels=False):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (6, 5)], ids=str)
 @by_reading
-def test_values_come_from_the_window_and_in_the_paper_only_from_row_and_column_0(reading, size):
+def test_values_come_from_the_window_and_only_in_the_paper_from_row_and_column_0(reading, size):
     images, least = numbered(*size, n=50), 0 if reading == "paper" else 1
     for maps, window in ((uneven_maps(50, *size), 3), (None, 2**40)):
         after = deflected(images, 20, window, reading, maps=maps)
