@@ -43,11 +43,6 @@ def loop(image, writes):
     return result
 
 
-def in_order(*writes):
-    """Writes from tuples of (to_row, to_column, from_row, from_column, channel)."""
-    return Writes(*np.array(writes, dtype=np.int64).reshape(-1, 5).T)
-
-
 @pytest.mark.parametrize("window", [1, 400])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @each_reading
@@ -70,7 +65,7 @@ def test_deflection_equals_a_plain_loop_over_the_same_draws(reading, size, windo
 def test_any_writes_on_four_pixels_equal_the_loop(steps, whole_pixels):
     if whole_pixels:
         steps = [(*step[:4], ALL) for step in steps]
-    image, writes = places_picture(2, 2), in_order(*steps)
+    image, writes = places_picture(2, 2), Writes(*np.array(steps, int).reshape(-1, 5).T)
     result = apply_writes(image, writes)
     assert_array_equal(result, loop(image, writes))
     assert not np.shares_memory(result, image)

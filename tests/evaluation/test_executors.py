@@ -40,9 +40,8 @@ def running():
 
 @pytest.fixture(params=["processes", "cluster"])
 def scheduler(request) -> str:
-    if request.param == "processes":
-        return "local:2"
-    return request.getfixturevalue("running").scheduler_address
+    local = request.param == "processes"
+    return "local:2" if local else request.getfixturevalue("running").scheduler_address
 
 
 def trouble(x: int, error: type[Exception] | None = None, mark: Path | None = None) -> int:
