@@ -73,12 +73,6 @@ def spell_value(value: Value) -> str:
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def check_name(kind: str, name: str, known: Collection[str]) -> None:
-    """Check the name of an attack or a defence."""
-    if name not in known:
-        raise ValueError(f"{kind}: expected one of {', '.join(known)}; got {name!r}")
-
-
 def check_known(name: str, knobs: Mapping[str, Value], known: Collection[str]) -> None:
     """Check that what is called `name` has these knobs."""
     if unknown := sorted(set(knobs) - set(known)):

@@ -161,6 +161,19 @@ def check_whole(name: str, value: object, low: int, high: int | None = None) -> 
         raise ValueError(f"{name}: expected a whole number {span}, got {value!r}")
 
 
+#: The least number above 0.
+ABOVE_0 = math.ulp(0.0)
+
+
+def check_number(name: str, value: object, low: float, high: float = math.inf) -> None:
+    """Check a number of at least `low`, which may be `ABOVE_0`, and at most `high`."""
+    if not is_finite(value) or not low <= value <= high:
+        span = "above 0" if low == ABOVE_0 else f"of at least {low:g}"
+        if high < math.inf:
+            span = f"{span} and at most {high:g}" if low == ABOVE_0 else f"from {low:g} to {high:g}"
+        raise ValueError(f"{name}: expected a number {span}, got {value!r}")
+
+
 def check_odd(name: str, value: object) -> None:
     """Check the side of a window that has a pixel in its middle."""
     if not is_whole(value) or not 1 <= value <= LARGEST or value % 2 == 0:

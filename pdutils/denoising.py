@@ -21,13 +21,14 @@ from skimage import color as colors
 from skimage import restoration
 
 from pdutils._utils import (
+    ABOVE_0,
     ROUNDING,
     Array,
     as_batch,
+    check_number,
     check_odd,
     check_one_of,
     check_whole,
-    is_finite,
 )
 
 Shrinkage = Literal["BayesShrink", "VisuShrink"]
@@ -47,10 +48,10 @@ _SPREAD = np.sqrt(np.square(TO_YCBCR).sum(axis=0))
 
 #: A sigma that leaves no detail, while its square in grey levels is still a float32.
 BOUNDLESS = 1e15
+
 #: The side of a block whose cosine coefficients are thresholded, as in JPEG; and how many images'
 #: coefficients fit into a core's cache together.
 _BLOCK, _PART = 8, 8
-_ABOVE_0 = float(np.nextafter(0, 1))
 
 
 def _at_the_door(denoiser: _Denoiser) -> _Denoiser:
@@ -212,7 +213,7 @@ def denoise_tv(images: Array, *, weight: float = 0.1) -> Array:
 
     `weight` is above 0, on images in [0, 1]: the greater, the smoother.
     """
-    _check_at_least("weight", weight, _ABOVE_0)
+    check_number("weight", weight, ABOVE_0)
     result: Array = restoration.denoise_tv_chambolle(images, weight=weight, channel_axis=-1)
     return result
 
@@ -233,8 +234,8 @@ def denoise_bilateral(
     if sigma_color == "std":
         # An image of one value is its own average, by whatever measure.
         sigma_color = float(values.std()) or 1.0
-    _check_at_least("sigma_color", sigma_color, _ABOVE_0)
-    _check_at_least("sigma_spatial", sigma_spatial, _ABOVE_0)
+    check_number("sigma_color", sigma_color, ABOVE_0)
+    check_number("sigma_spatial", sigma_spatial, ABOVE_0)
     # scikit-image 0.26 reads its table of spatial weights askew, which smears the picture.
     height, width, _ = values.shape
     down, across = (math.ceil(min(3 * sigma_spatial, side - 1)) for side in (height, width))
@@ -270,11 +271,11 @@ def denoise_nl_means(
     may be are at least 1 pixel and reach no further than the image is long. The authors of pixel
     deflection took `sigma=0, h=0.1, patch_size=7, patch_distance=11`.
     """
-    _check_at_least("sigma", sigma, _ABOVE_0 if h is None else 0)
+    check_number("sigma", sigma, ABOVE_0 if h is None else 0)
     check_whole("patch_size", patch_size, 1)
     check_whole("patch_distance", patch_distance, 1)
     h = 0.8 * sigma if h is None else h
-    _check_at_least("h", h, _ABOVE_0)
+    check_number("h", h, ABOVE_0)
     sides = images.shape[:2]
     if min(sides) < 2:
         # The library answers NaN for a single row or column.
@@ -344,7 +345,7 @@ def denoise_dct(images: Array, *, sigma: float = 0.04, step: int = 2) -> Array:
     `sigma` is the noise in RGB, on images in [0, 1]; 0 gives the images back. A block is `step`
     pixels (1, 2, 4 or 8) away from the next, either way: the time goes with (8 / step)^2.
     """
-    _check_at_least("sigma", sigma, 0)
+    check_number("sigma", sigma, 0)
     if not isinstance(step, (int, np.integer)) or step not in (1, 2, 4, 8):
         raise ValueError(f"step: expected a number of pixels out of 1, 2, 4, 8, got {step!r}")
     if sigma == 0:
@@ -391,10 +392,4 @@ def check_wavelet_knobs(sigma: float, mode: str, sigma_scale: str) -> None:
     """Check the knobs that the wavelet denoiser and its Keras layer share."""
     check_one_of("mode", mode, get_args(Mode))
     check_one_of("sigma_scale", sigma_scale, get_args(SigmaScale))
-    _check_at_least("sigma", sigma, 0)
-
-
-def _check_at_least(name: str, value: float, least: float) -> None:
-    if not is_finite(value) or value < least:
-        wanted = "a number above 0" if least == _ABOVE_0 else f"at least {least}"
-        raise ValueError(f"{name}: expected {wanted}, got {value!r}")
+    check_number("sigma", sigma, 0)

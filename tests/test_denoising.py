@@ -339,7 +339,7 @@ WORDS = ("wavelet", "mode", "shrinkage", "color", "sigma_scale")
         ("median", {"weight": 1, "sigma": 0}, r"median: no option sigma, weight; known: size"),
         ("wavelet", {"size": 3}, r"wavelet: no option size; known: sigma, wavelet, mode"),
         ("nl_means", {"sigma": 0}, r"sigma: expected a number above 0, got 0"),
-        ("nl_means", {"sigma": -1, "h": 0.1}, r"sigma: expected at least 0, got -1"),
+        ("nl_means", {"sigma": -1, "h": 0.1}, r"sigma: expected a number of at least 0, got -1"),
         *(("wavelet", {word: "no"}, rf"{word}: expected one of \(.*, got 'no'") for word in WORDS),
     ],
 )

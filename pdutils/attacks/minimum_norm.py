@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import Array, as_batch, check_whole, is_finite, on_grid
+from pdutils._utils import ABOVE_0, Array, as_batch, check_number, check_whole, on_grid
 from pdutils.attacks.gradient import Classifier, Labels, LabelsLike
 
 #: The longer and longer perturbations that are tried until one survives its rounding.
 _FACTORS = 1.05 ** np.arange(48)
-
-_ABOVE_0 = float(np.nextafter(0, 1))
 
 
 def fgsm_smallest(
@@ -84,7 +82,7 @@ def deepfool(
         raise ValueError("targeted: expected False, for DeepFool has no targeted form")
     check_whole("iterations", iterations, 1)
     check_whole("candidates", candidates, 2)
-    _check_number("overshoot", overshoot, 0)
+    check_number("overshoot", overshoot, 0)
     judge = _Judge(classifier, images, labels, False, batch_size)
     if judge.goals.size:
         from pdutils.attacks import _art
@@ -135,11 +133,11 @@ def carlini_wagner(
     initial_const : float
         The first of them, above 0, against the squared norm of images in [0, 1].
     """
-    _check_number("confidence", confidence, 0)
-    _check_number("learning_rate", learning_rate, _ABOVE_0)
+    check_number("confidence", confidence, 0)
+    check_number("learning_rate", learning_rate, ABOVE_0)
     check_whole("iterations", iterations, 1)
     check_whole("search_steps", search_steps, 1)
-    _check_number("initial_const", initial_const, _ABOVE_0)
+    check_number("initial_const", initial_const, ABOVE_0)
     judge = _Judge(classifier, images, labels, targeted, batch_size)
     if judge.goals.size:
         knobs = {"confidence": confidence, "targeted": targeted, "learning_rate": learning_rate}
@@ -176,7 +174,7 @@ def jsma(
     check_whole("step", step, -255, 255)
     if step == 0:
         raise ValueError("step: expected -255 to 255 grey levels but not 0, got 0")
-    _check_number("max_share", max_share, _ABOVE_0, 1)
+    check_number("max_share", max_share, ABOVE_0, 1)
     judge = _Judge(classifier, images, labels, targeted, batch_size)
     if judge.goals.size:
         knobs = {"theta": step / 255, "gamma": max_share}
@@ -213,7 +211,7 @@ def lbfgs(
     """
     check_whole("iterations", iterations, 1)
     check_whole("search_steps", search_steps, 1)
-    _check_number("initial_const", initial_const, _ABOVE_0)
+    check_number("initial_const", initial_const, ABOVE_0)
     judge = _Judge(classifier, images, labels, targeted, batch_size)
     for i, target in enumerate(judge.targets() if judge.goals.size else []):
         const, least = initial_const, np.inf
@@ -305,10 +303,3 @@ class _Judge:
         probabilities = self.classifier.predict(self.clean, batch_size=self.size)
         probabilities[np.arange(len(self.goals)), self.goals] = -1
         return np.asarray(probabilities.argmax(axis=1))
-
-
-def _check_number(name: str, value: object, low: float, high: float = np.inf) -> None:
-    if not is_finite(value) or not low <= value <= high:
-        above = "above 0" if low == _ABOVE_0 else f"of at least {low:g}"
-        span = above if high == np.inf else f"{above} and at most {high:g}"
-        raise ValueError(f"{name}: expected a number {span}, got {value!r}")

@@ -10,7 +10,6 @@ import numpy as np
 
 from pdutils._notation import (
     check_known,
-    check_name,
     knobs_of,
     read,
     read_value,
@@ -23,9 +22,9 @@ from pdutils._utils import (
     as_batch,
     as_map_batch,
     check_images,
+    check_number,
     check_one_of,
     check_whole,
-    is_number,
     streams,
 )
 from pdutils.activation import (
@@ -95,8 +94,7 @@ class Defense:
         check_one_of("upscale", self.upscale, get_args(Upscale))
         check_one_of("aggregate", self.aggregate, get_args(Aggregate))
         check_whole("runs", self.runs, 1)
-        if not is_number(self.bias) or not -1 <= self.bias <= 1:
-            raise ValueError(f"bias: expected a number from -1 to 1, got {self.bias!r}")
+        check_number("bias", self.bias, -1, 1)
         known = DENOISERS.get(self.denoiser or "")
         defaults = knobs_of(known).items() if known else ()
         own = {knob: v for knob, v in self.denoiser_options.items() if (knob, v) not in defaults}
@@ -109,7 +107,7 @@ class Defense:
         For example ``pd+rcam+wd:deflections=600,sigma=0.02``.
         """
         name, knobs = read("defense", text)
-        check_name("defense", name, list(NAMES))
+        check_one_of("defense", name, tuple(NAMES))
         check_known(name, knobs, knobs_of_name(name))
         options = {knob: knobs.pop(knob) for knob in [*knobs] if knob not in _TOLD}
         try:

@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image
 
 from pdutils._utils import (
+    ABOVE_0,
     Array,
     Rng,
     as_batch,
+    check_number,
     check_odd,
     check_whole,
-    is_finite,
-    is_number,
     streams,
 )
 from pdutils.denoising import DENOISERS
@@ -56,8 +56,7 @@ def nl_means(images: Array, *, search: int = 11, patch: int = 3, strength: float
     """
     check_odd("search", search)
     check_odd("patch", patch)
-    if not is_finite(strength) or strength <= 0:
-        raise ValueError(f"strength: expected grey levels above 0, got {strength!r}")
+    check_number("strength", strength, ABOVE_0)
     batch, single = as_batch(images)
     result = np.stack([_nl_means(image, search, patch, strength) for image in batch])
     return result[0] if single else result
@@ -125,7 +124,7 @@ def crop_rescale(images: Array, *, side: float = 0.4, rng: Rng = None) -> Array:
     Source: Guo et al. 2018, who cut 90 x 90 of 224 x 224 pixels and average the predictions of 30
     crops; this gives one, its sides in (0, 1] as a share of the image's.
     """
-    _check_share("side", side)
+    check_number("side", side, ABOVE_0, 1)
     batch, single = as_batch(images)
     frame = batch.shape[1:3]
     height, width = (max(1, round(length * side)) for length in frame)
@@ -190,9 +189,8 @@ def _laid_on_ground(
     images: Array, smallest: float, fill: float, rng: Rng, *, sizes: bool, places: bool
 ) -> Array:
     """Lay each image, made smaller, on a grey ground: at a random size, place, or both."""
-    _check_share("smallest", smallest)
-    if not is_number(fill) or not 0 <= fill <= 255:
-        raise ValueError(f"fill: expected a grey level from 0 to 255, got {fill!r}")
+    check_number("smallest", smallest, ABOVE_0, 1)
+    check_number("fill", fill, 0, 255)
     batch, single = as_batch(images)
     frame = batch.shape[1:3]
     result = np.full_like(batch, fill)
@@ -212,8 +210,3 @@ def _resized(image: Array, size: tuple[int, ...]) -> Array:
     planes, way = np.ascontiguousarray(np.moveaxis(image, -1, 0)), Image.Resampling.BILINEAR
     scaled = [Image.fromarray(plane).resize((size[1], size[0]), way) for plane in planes]
     return np.stack([np.asarray(plane) for plane in scaled], axis=-1)
-
-
-def _check_share(name: str, value: float) -> None:
-    if not is_number(value) or not 0 < value <= 1:
-        raise ValueError(f"{name}: expected a share in (0, 1], got {value!r}")

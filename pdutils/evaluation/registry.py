@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import attacks
-from pdutils._notation import Value, check_known, check_name, knobs_of, read, spell, spell_value
-from pdutils._utils import Array, Rng, as_batch, on_grid, streams
+from pdutils._notation import Value, check_known, knobs_of, read, spell, spell_value
+from pdutils._utils import Array, Rng, as_batch, check_one_of, on_grid, streams
 from pdutils.defenses.pipeline import (
     NAMES,
     Classifier,
@@ -57,7 +57,7 @@ class _Named:
 
     def __post_init__(self) -> None:
         attack = isinstance(self, NamedAttack)
-        check_name("attack" if attack else "defense", self.name, ATTACKS if attack else DEFENSES)
+        check_one_of("attack" if attack else "defense", self.name, ATTACKS if attack else DEFENSES)
         check_known(self.name, self.knobs, _knobs(self.name))
         object.__setattr__(self, "text", spell(self.name, self.knobs))
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import Array, check_one_of, check_whole, is_number, streams
+from pdutils._utils import ABOVE_0, Array, check_number, check_one_of, check_whole, streams
 from pdutils.attacks.gradient import fgsm, igsm
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.classifiers import is_at_hand as is_at_hand
@@ -108,8 +108,7 @@ class Settings:
             check_whole(name, getattr(self, name), *bounds)
         if not isinstance(self.stop, bool):
             raise ValueError(f"stop: expected true or false, got {self.stop!r}")
-        if not is_number(self.sigma) or not 0 < self.sigma <= 1:
-            raise ValueError(f"sigma: expected a number in (0, 1], got {self.sigma!r}")
+        check_number("sigma", self.sigma, ABOVE_0, 1)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Settings":

@@ -199,7 +199,7 @@ REFUSED = """
 1 | evaluate drawings:0 | expected drawings:N with N at least 1
 1 | evaluate drawings:3 {network} | classes of the demo
 2 | evaluate drawings:2 --images-list x | --images-list goes with a folder
-1 | evaluate photos {network} --attacks magic | attack: expected one of none, fgsm
+1 | evaluate photos {network} --attacks magic | attack: expected one of ('none', 'fgsm
 1 | evaluate photos {network} --defenses pd:window=0 | pd: window: expected
 1 | evaluate photos {network} --images-list nowhere.txt | nowhere.txt: no such list
 1 | evaluate photos {network} --limit 0 | n: expected at least 1 image

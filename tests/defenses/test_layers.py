@@ -645,7 +645,7 @@ def robust(**knobs):
         (PixelDeflection, {"deflections": -1}, r"deflections: expected .* of at least 0, got -1"),
         (PixelDeflection, {"window": 0}, r"window: expected a whole .* of at least 1, got 0"),
         (PixelDeflection, {"reading": "book"}, r"reading: .*'blog', 'repo', 'paper'.*got 'book'"),
-        (WaveletDenoising, {"sigma": -0.1}, r"sigma: expected at least 0, got -0.1"),
+        (WaveletDenoising, {"sigma": -0.1}, r"sigma: expected a number of at least 0, got -0.1"),
         (WaveletDenoising, {"mode": "medium"}, r"mode: expected one of .*got 'medium'"),
         (WaveletDenoising, {"sigma_scale": "hsv"}, r"sigma_scale: expected one of .*got 'hsv'"),
     ],

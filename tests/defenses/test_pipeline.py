@@ -226,7 +226,7 @@ def test_wrong_knobs_are_told_at_once(knobs, message):
         ({"activation": "rcam", "k": 7}, r"k: expected 1 to 6 classes, got 7"),
         ({"denoiser": "blur"}, r"method: expected one of"),
         ({"denoiser": "median", "denoiser_options": {"sigma": 1}}, r"median: no option sigma"),
-        ({"denoiser_options": {"sigma": -1}}, r"sigma: expected at least 0, got -1"),
+        ({"denoiser_options": {"sigma": -1}}, r"sigma: expected a number of at least 0, got -1"),
     ],
 )
 def test_wrong_knobs_of_the_parts_are_told_in_use(toy, knobs, message):
@@ -328,11 +328,11 @@ def test_what_no_name_describes_has_no_text(defense):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("jpeg", r"^defense: expected one of none, wd, pd, .*\+dct; got 'jpeg'$"),
+        ("jpeg", r"^defense: expected one of \('none', 'wd', 'pd', .*\+dct'\), got 'jpeg'$"),
         ("pd:runs=3", r"^pd: no knob runs; known: deflections, window, reading$"),
         ("pd+wd:bias=0.1", r"^pd\+wd: no knob bias; known: "),
         ("pd+cam:bias=2", r"^pd\+cam: bias: expected a number from -1 to 1, got 2$"),
-        ("wd:sigma=-1", r"^wd: sigma: expected at least 0, got -1$"),
+        ("wd:sigma=-1", r"^wd: sigma: expected a number of at least 0, got -1$"),
         ("pd:window", r"^defense: expected NAME or NAME:KNOB=VALUE"),
     ],
 )

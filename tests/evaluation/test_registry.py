@@ -72,8 +72,8 @@ def test_every_number_survives_its_text(eps, iterations, flag):
     [
         (parse_attack, "pgd:", r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got 'pgd:'"),
         (parse_attack, 4, r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got 4"),
-        (parse_attack, "", r"attack: expected one of none, fgsm, .*bpda; got ''"),
-        (parse_attack, "pd+wd", r"attack: expected one of none, fgsm, .*bpda; got 'pd"),
+        (parse_attack, "", r"attack: expected one of \('none', 'fgsm', .*'bpda'\), got ''"),
+        (parse_attack, "pd+wd", r"attack: expected one of \('none', 'fgsm', .*'bpda'\), got 'pd"),
         (parse_attack, "fgsm:stop=1,step=2", r"^fgsm: no knob step, stop; known: eps, targeted$"),
         (parse_attack, "none:eps=4", r"^none: no knob eps; it has none$"),
         (parse_attack, "bpda:rng=1", r"bpda: no knob rng; known: eps, "),
@@ -82,7 +82,11 @@ def test_every_number_survives_its_text(eps, iterations, flag):
         (parse_attack, "igsm:eps=4,eps=5", r"igsm: eps is given twice, in 'igsm:eps=4,eps=5'"),
         (parse_attack, "igsm:targeted=1", r"igsm: targeted: expected true or false, got 1"),
         (parse_defense, "pd:eps=4,", r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got"),
-        (parse_defense, "igsm", r"defense: expected one of none, wd, pd, .*scale; got '"),
+        (
+            parse_defense,
+            "igsm",
+            r"defense: expected one of \('none', 'wd', 'pd', .*scale'\), got '",
+        ),
         (parse_defense, "pd+cam:k=3", r"^pd\+cam: no knob k; known: .*, bias$"),
         (parse_defense, "random_pad:rng=3", r"^random_pad: no knob rng; known: smallest, fill$"),
         (parse_defense, "pd:deflections=-1", r"^pd: deflections: expected .* got"),

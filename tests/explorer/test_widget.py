@@ -206,7 +206,7 @@ def test_what_cannot_be_leaves_a_sentence_and_the_last_result(widget):
     before = widget.shown
     for changes, words in (
         ({"deflections": -1}, "deflections: expected a whole number from 0 to 20000, got -1"),
-        ({"sigma": None}, "sigma: expected a number in (0, 1], got None"),
+        ({"sigma": None}, "sigma: expected a number above 0 and at most 1, got None"),
         ({"image": "/etc/passwd"}, "no picture '/etc/passwd' on offer"),
         ({"classifier": "my_model"}, "no network 'my_model' on offer"),
         ({"weights": "/etc/passwd"}, "weights: no setting of the explorer"),
