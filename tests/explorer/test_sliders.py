@@ -62,9 +62,8 @@ def test_deflection_has_three_knobs(demo, case):
     for name, value in (("window", 3), ("seed", 7), ("deflections", 0)):
         settings[name] = value
         widget.controls[name].value = value
-        by_hand = pixel_deflection(
-            case.adversary, settings["deflections"], settings["window"], rng=settings["seed"]
-        )
+        deflections, window, seed = settings.values()
+        by_hand = pixel_deflection(case.adversary, deflections, window, rng=seed)
         said = "deflections {deflections}, window {window}, seed {seed}".format(**settings)
         number = f"{count(by_hand, case.adversary)} pixels changed"
         assert widget.text == f"{said}: {answers(demo, case, by_hand)}; {number}"
@@ -88,13 +87,11 @@ def test_maps_by_k_and_definition(demo, case):
     for k, combine in ((2, "paper"), (2, "geometric")):
         widget.controls["k"].value = k
         widget.controls["combine"].value = combine
-        clean = robust_cam(demo, case.clean, k=k, combine=combine)
-        adversary = robust_cam(demo, case.adversary, k=k, combine=combine)
-        assert widget.text == (
-            f"k {k}, definition {combine}: clean, mean {clean.mean():.2f}; "
-            f"adversary, mean {adversary.mean():.2f}; "
-            f"correlation {correlation(clean, adversary):.2f}"
-        )
+        made = [robust_cam(demo, of, k=k, combine=combine) for of in (case.clean, case.adversary)]
+        clean, adversary = (f"{one.mean():.2f}" for one in made)
+        means = f"clean, mean {clean}; adversary, mean {adversary}"
+        said = f"k {k}, definition {combine}: {means}; correlation {correlation(*made):.2f}"
+        assert widget.text == said
 
 
 def test_placement_counts_the_hot_zone(demo, case, rcam):

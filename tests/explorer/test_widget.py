@@ -84,12 +84,11 @@ def test_it_loads_its_network_while_it_is_on_the_screen(demo, monkeypatch):
 
     monkeypatch.setattr("pdutils.explorer.engine.load_classifier", load)
     widget = explorer()
-    assert widget.busy == {"what": "Loading demo", "done": 0, "total": 0}
-    assert widget.shown == {}
+    loading = {"what": "Loading demo", "done": 0, "total": 0}
+    assert (widget.busy, widget.shown) == (loading, {})
     may_load.set()
     widget.settle()
-    assert widget.shown["name"] == "badger_000"
-    assert widget.busy == {}
+    assert (widget.busy, widget.shown["name"]) == ({}, "badger_000")
 
 
 def test_pictures_and_numbers_are_those_of_the_result(widget, demo):
