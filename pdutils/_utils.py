@@ -337,7 +337,9 @@ def _note_fork() -> None:
     _left_behind = _left_behind or getattr(context, "_context_handle", None) is not None
 
 
-os.register_at_fork(after_in_child=_note_fork)
+# Not on Windows, which knows no forks.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 #: In what the functions of this package compute, whatever a model of one's own computes in.
 _EXPECTED = {"backend": "tensorflow", "floatx": "float32", "image_data_format": "channels_last"}

@@ -94,12 +94,13 @@ def _carry_out(arguments: list[str]) -> int:
 
 def _is_unheard() -> bool:
     """Tell whether nobody reads any more what is printed; other pipes may break too."""
-    watch = select.poll()
-    # Not every stream is one of the system's.
+    # Not every stream is one of the system's, nor can every system tell.
     with suppress(AttributeError, OSError, ValueError):
+        watch = select.poll()
         for stream in (sys.stdout, sys.stderr):
             watch.register(stream.fileno(), 0)
-    return bool(watch.poll(0))
+        return bool(watch.poll(0))
+    return False
 
 
 def _sentence(error: Exception) -> str:

@@ -6,7 +6,6 @@ rerun does what is missing. One run writes at a time (it holds a lock on the emp
 `FILE.lock`, which ends with its process); others may read meanwhile.
 """
 
-import fcntl
 import os
 import sqlite3
 import time
@@ -377,14 +376,17 @@ def _is_new(path: Path) -> bool:
 @contextmanager
 def _locked(path: str) -> Iterator[None]:
     """Hold the lock of a file, or refuse at once; the system drops it when the process ends."""
-    with naming(f"{path}.lock"), open(f"{path}.lock", "ab") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{path}: another run writes to it at this moment; wait for its end, or take "
-                "another file"
-            ) from None
+            lock = sqlite3.connect(f"{path}.lock", timeout=0, isolation_level=None)
+            stack.enter_context(closing(lock)).execute("BEGIN EXCLUSIVE")
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+                raise StoreError(
+                    f"{path}: another run writes to it at this moment; wait for its end, or take "
+                    "another file"
+                ) from None
+            raise OSError(f"{path}: its lock {path}.lock cannot be taken ({error})") from error
         yield
 
 

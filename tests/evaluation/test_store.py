@@ -283,7 +283,10 @@ def test_a_killed_run_s_file_is_gone_on_with_and_refused_without_its_companion(t
     assert len(read(left)) == 96
 
 
-_HOLD = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(); input()"
+_HOLD = (
+    "import sqlite3, sys; lock = sqlite3.connect(sys.argv[1], isolation_level=None); "
+    "lock.execute('BEGIN EXCLUSIVE'); print(); input()"
+)
 
 
 def test_the_lock_of_another_process_ends_with_it(path):
