@@ -77,8 +77,10 @@ def build(folder: Path) -> int:
 def _sources(folder: Path, docs: Path) -> dict[Path, bytes]:
     """Lay chapters and notebooks side by side; the pictures of the notebooks go to the folder."""
     shipped = demo_root() / "notebooks"
-    files = {path.relative_to(docs): path.read_bytes() for path in docs.rglob("*.*")}
-    for path in [*shipped.glob("*.*"), *sorted(folder.glob("[!.]*.ipynb"))]:
+    # What JupyterLab leaves beside a page that was opened in it is none.
+    chapters = [path for path in docs.rglob("[!.]*.*") if path.parent.name != ".ipynb_checkpoints"]
+    files = {path.relative_to(docs): path.read_bytes() for path in chapters}
+    for path in [*shipped.glob("[!.]*.*"), *sorted(folder.glob("[!.]*.ipynb"))]:
         files[Path("notebooks", path.name)] = path.read_bytes()
     pictures = _Pictures(folder / "_images")
     cards, covers = {}, []
