@@ -30,7 +30,7 @@ NOTEBOOKS = runner.find_notebooks()
 
 #: Counts that every notebook takes lower, so that all of them run in a minute.
 SMALL = {
-    "images": 3,
+    "images": 2,
     "images_slow": 1,
     "draws": 2,
     "runs": 2,
