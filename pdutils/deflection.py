@@ -100,11 +100,11 @@ def deflect(
 ) -> Array:
     """Do as `pixel_deflection`, for images and maps (N, ...) that were checked before."""
     chances = [None] * len(batch) if maps is None else maps
-    each = zip(batch, chances, generators, strict=True)
-    size = batch.shape[1:3]
-    return np.stack(
-        [apply_writes(x, draw_writes(size, deflections, window, m, reading, g)) for x, m, g in each]
-    )
+    result = batch.copy()
+    for image, place, one, rng in zip(batch, result, chances, generators, strict=True):
+        writes = draw_writes(image.shape[:2], deflections, window, one, reading, rng)
+        apply_writes(image, writes, place)
+    return result
 
 
 def draw_writes(
@@ -133,8 +133,12 @@ def draw_writes(
     return Writes(row, column, near(row, shape[0]), near(column, shape[1]), channel)
 
 
-def apply_writes(image: Array, writes: Writes) -> Array:
-    """Give what a loop over the writes makes of an image (H, W, 3), bit for bit, without a loop."""
+def apply_writes(image: Array, writes: Writes, result: Array | None = None) -> Array:
+    """Give what a loop over the writes makes of an image (H, W, 3), bit for bit, without a loop.
+
+    `result` is a copy of the image to carry them out in.
+    """
+    result = image.copy() if result is None else result
     width, channels = image.shape[1:]
     target = writes.to_row * width + writes.to_column
     source = writes.from_row * width + writes.from_column
@@ -142,11 +146,10 @@ def apply_writes(image: Array, writes: Writes) -> Array:
     whole = len(writes) > 0 and writes.channel[0] == _ALL_CHANNELS
     if not whole:
         target, source = target * channels + writes.channel, source * channels + writes.channel
-    places = image.reshape((-1, channels) if whole else -1)
-    result = places.copy()
+    places, written = (a.reshape((-1, channels) if whole else -1) for a in (image, result))
     # Of values assigned to one place NumPy keeps the last, as the loop does.
-    result[target] = places[_first_sources(target, source, len(places))]
-    return result.reshape(image.shape)
+    written[target] = places[_first_sources(target, source, len(places))]
+    return result
 
 
 def _first_sources(target: Ints, source: Ints, places: int) -> Ints:
@@ -156,9 +159,14 @@ def _first_sources(target: Ints, source: Ints, places: int) -> Ints:
     written[target] = True
     # Few writes read a place that another one writes to: only those need the search.
     reader = np.flatnonzero(written[source])
+    if len(reader) == 0:
+        return source
+    written[:] = False
+    written[source[reader]] = True
+    writer = np.flatnonzero(written[target])
     # Keys sort by place, then by time: what stands before (source, j) is the last write to that
     # source before j, if there is one.
-    keys = np.sort(target * n + earlier)
+    keys = np.sort(target[writer] * n + writer)
     found = keys[np.searchsorted(keys, source[reader] * n + reader) - 1]
     before = (found // n == source[reader]) & (found % n < reader)
     earlier[reader] = np.where(before, found % n, reader)
