@@ -485,6 +485,9 @@ ASKING = {
     "inception_v3": (299, True, {}),
     "convnext_tiny": (224, False, {}),
     "vgg16": (224, False, {}),
+    "mobilenet_v3_small_1": (224, False, {}),
+    "efficientnet_v2b0": (224, True, {}),
+    "nasnet_mobile": (224, True, {}),
 }
 
 #: Where options choose among weights, a model's name is the key's first part.
