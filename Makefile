@@ -44,10 +44,10 @@ check: $(STAMP) ## style and types
 	$(RUN) -m mypy
 
 lab: $(STAMP) ## open JupyterLab on the notebooks and their table
-	JUPYTER_CONFIG_PATH=app/jupyter $(RUN) -m jupyterlab --notebook-dir=. \
+	JUPYTER_CONFIG_PATH=tools $(RUN) -m jupyterlab --notebook-dir=. \
 		--LabApp.default_url=/lab/tree/notebooks/README.md $(ARGS)
 
-app: $(STAMP) ## serve the explorer as a page on localhost (ARGS="--port 9000 --no-browser")
+app: $(STAMP) ## serve the explorer as a page on localhost (ARGS="--host 0.0.0.0": to the network)
 	$(RUN) -m pdutils app $(ARGS)
 
 bench: $(STAMP) ## measure what the defence costs; results/bench.json (ARGS=--quick)

@@ -6,8 +6,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-#: The demo's files, and the explorer's page.
-SHIPPED = ("data", "maps", "app")
+#: The demo's files.
+SHIPPED = ("data", "maps")
 
 
 class BuildWithDemo(build_py):

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 Array = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 
 #: How far apart values may lie, as a share of the size of what they were made of, and differ by
 #: rounding alone: sums of many float32 terms, on any processor.

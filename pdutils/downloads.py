@@ -24,7 +24,9 @@ class Download(NamedTuple):
 
 
 class DownloadError(OSError):
-    """A file is neither in the cache nor to be had from the network."""
+    """A file is neither in the cache nor to be had from the network; `brief` says it in short."""
+
+    brief = ""
 
 
 def _table(name: str) -> list[list[str]]:
@@ -79,13 +81,17 @@ def download(name: str, source: Download) -> Path:
         with whole_file(target) as temporary:
             _transfer(source.url, temporary)
             if not is_whole(temporary, source.known_hash):
-                raise ValueError("what came is not the expected file")
+                raise ValueError("What came is not the expected file")
     except (requests.RequestException, OSError, ValueError) as error:
-        raise DownloadError(
-            f"{name} is not in the cache ({cache_dir()}) and could not be downloaded, since "
-            f"{_reason(error)}: put the file there from {source.url}, or use the classifier "
-            "'efficientnet_lite0' or 'demo', which need no download."
-        ) from error
+        reason = _reason(error)
+        failure = DownloadError(
+            f"{reason}: {name} is not in the cache ({cache_dir()}) and could not be downloaded; "
+            f"put the file there from {source.url}, or use the classifier 'efficientnet_lite0' "
+            "or 'demo', which need no download."
+        )
+        failure.brief = f"{reason}: {Path(name).name} could not be downloaded. "
+        failure.brief += "efficientnet_lite0 and demo need no download."
+        raise failure from error
     return target
 
 
@@ -167,13 +173,13 @@ def _reason(error: Exception) -> str:
 
     # A server that falls silent in the middle is no Timeout to requests, but its words say so.
     if isinstance(error, requests.Timeout) or "timed out" in str(error):
-        return "the server did not answer in time"
+        return "The server did not answer in time"
     if isinstance(error, requests.HTTPError):
-        return f"the server answered {error.response.status_code}"
+        return f"The server answered {error.response.status_code}"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the download was cut off"
+        return "The download was cut off"
     if isinstance(error, requests.RequestException):
-        return "there is no network connection to its server"
+        return "No network connection"
     if isinstance(error, OSError):
-        return f"the cache cannot be used ({error.strerror or error})"
+        return f"The cache cannot be used ({error.strerror or error})"
     return str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from pdutils._utils import Array, check_images, check_map, min_max, on_grid, whole_file
+from pdutils._utils import Array, Pixels, check_images, check_map, min_max, on_grid, whole_file
 
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -63,6 +63,29 @@ def load_image(path: str | os.PathLike[str], size: int | tuple[int, int] | None 
     with _reading(path):
         rgb = _to_rgb(picture)
     return np.asarray(rgb if size is None else _resized(rgb, size), dtype=np.float32)
+
+
+def show_cut(
+    path: str | os.PathLike[str], size: tuple[int, int], longest: int
+) -> tuple[str, Pixels] | None:
+    """Say and draw what `load_image` takes of a picture for a size: the rest of it is dark.
+
+    The drawing (h, w, 3) has `longest` pixels on its longer side. None where nothing is cut off.
+    """
+    picture = _decoded(path)
+    if picture.size == size[::-1]:
+        return None
+    box = _centre(picture, *size)
+    across, down = round(box[2] - box[0]), round(box[3] - box[1])
+    words = f"the middle {across} x {down} of {picture.width} x {picture.height} pixels"
+    picture.thumbnail((longest, longest), reducing_gap=2)
+    with _reading(path):
+        whole = np.asarray(_to_rgb(picture))
+    left, top, right, bottom = _centre(picture, *size)
+    rows, columns = np.arange(whole.shape[0])[:, None], np.arange(whole.shape[1])
+    taken = (rows >= top - 0.5) & (rows < bottom - 0.5)
+    taken = taken & (columns >= left - 0.5) & (columns < right - 0.5)
+    return words, np.where(taken[..., None], whole, whole // 4)
 
 
 def load_map(path: str | os.PathLike[str]) -> Array:
@@ -202,11 +225,15 @@ def _resized(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     if picture.size == (width, height):
         return picture
     # The centre is scaled alone: all of a very long picture could fill the memory.
+    box = _centre(picture, height, width)
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def _centre(picture: Image.Image, height: int, width: int) -> tuple[float, float, float, float]:
     zoom = 8 / 7 * max(width / picture.width, height / picture.height)
     across, down = width / zoom, height / zoom
     left, top = (picture.width - across) / 2, (picture.height - down) / 2
-    box = (left, top, left + across, top + down)
-    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return left, top, left + across, top + down
 
 
 # --- folders of pictures

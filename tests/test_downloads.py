@@ -95,10 +95,15 @@ def refusal(name: str, url: str, known: str | None = None) -> str:
     with pytest.raises(DownloadError) as caught:
         downloads.download(name, Download(url, known))
     text = str(caught.value)
-    assert text.startswith(f"{name} is not in the cache (")
+    assert f": {name} is not in the cache (" in text
     assert text.endswith(
-        f": put the file there from {url}, or use the classifier 'efficientnet_lite0' or 'demo', "
+        f"; put the file there from {url}, or use the classifier 'efficientnet_lite0' or 'demo', "
         "which need no download."
+    )
+    reason = text.partition(":")[0]
+    assert caught.value.brief == (
+        f"{reason}: {Path(name).name} could not be downloaded. "
+        "efficientnet_lite0 and demo need no download."
     )
     assert text.count(". ") == text.count("\n") == 0
     return text
@@ -146,7 +151,7 @@ def test_what_is_cached_is_found_without_a_network_and_only_whole(cache, no_netw
         (cache / "models" / "a.bin").write_bytes(b"damaged")
         path.write_bytes(CONTENT[:-1])
         assert downloads.find_cached("models/a.bin", Download(FAR, known)) is None
-        assert "no network connection" in refusal("models/a.bin", FAR, known)
+        assert "No network connection: " in refusal("models/a.bin", FAR, known)
         path.write_bytes(CONTENT)
         assert downloads.find_cached("models/a.bin", Download(FAR, known)) == path
         assert downloads.download("models/a.bin", Download(FAR, known)) == path
@@ -186,10 +191,10 @@ def test_a_damaged_file_is_replaced_and_without_a_hash_what_is_whole_is_kept(
 @pytest.mark.parametrize(
     ("path", "content", "known", "reason"),
     [
-        ("/cut", CONTENT, sha256(CONTENT), "the download was cut off"),
-        ("/cut", CONTENT, None, "the download was cut off"),
-        ("/404", CONTENT, sha256(CONTENT), "the server answered 404"),
-        ("/503", CONTENT, None, "the server answered 503"),
+        ("/cut", CONTENT, sha256(CONTENT), "The download was cut off"),
+        ("/cut", CONTENT, None, "The download was cut off"),
+        ("/404", CONTENT, sha256(CONTENT), "The server answered 404"),
+        ("/503", CONTENT, None, "The server answered 503"),
         ("/silent", CONTENT, None, "did not answer in time"),
         ("/stalled", CONTENT, None, "did not answer in time"),
         ("/a.h5", CONTENT, sha256(b"another"), "not the expected file"),
@@ -216,11 +221,11 @@ def test_no_connection_is_one_clear_sentence(cache, request):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/a.bin"
-    assert "no network connection" in refusal("a.bin", url)
+    assert "No network connection: " in refusal("a.bin", url)
     assert files(cache) == []
     request.getfixturevalue("no_network")
-    assert "no network connection" in refusal("a.bin", FAR)
-    with pytest.raises(DownloadError, match="no network connection"):
+    assert "No network connection: " in refusal("a.bin", FAR)
+    with pytest.raises(DownloadError, match="No network connection: "):
         downloads.fetch(MAP)
 
 

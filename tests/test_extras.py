@@ -151,7 +151,8 @@ FOR = {
     "pdutils.plots": {"notebooks", "app"},
     "pdutils.tables": {"evaluation", "cluster", "notebooks"},
     "pdutils.cli.runner": {"notebooks"},
-    "pdutils.explorer.widget": {"notebooks", "app"},
+    "pdutils.explorer.widget": {"notebooks"},
+    "pdutils.explorer.page": {"notebooks", "app"},
     "pdutils.defenses.art": {"art", "notebooks"},
 }
 

@@ -580,32 +580,28 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _app_options(add: Any) -> None:
+    add("--classifier", metavar="NAME", default="efficientnet_lite0",
+        help="the network that it begins with (%(default)s)")  # fmt: skip
+    add("--weights", metavar="FILE", default="", help="a file of weights for it")
+    add("--host", metavar="NAME", default="localhost",
+        help="where to listen (%(default)s: this machine alone; 0.0.0.0: its network)")  # fmt: skip
     add("--port", metavar="N", type=int, help="(8866, or the next that is free)")
     add("--no-browser", action="store_true", help="do not open it")
-    add("voila", nargs="*", metavar="OPTION", help="of Voila, after --")
 
 
-def _app(options: argparse.Namespace) -> NoReturn:
-    """Serve the explorer as a page on localhost, until Ctrl-C.
+def _app(options: argparse.Namespace) -> int:
+    """Serve the explorer as a page, on localhost unless told otherwise, until Ctrl-C.
 
     For example:
       python -m pdutils app --port 9000 --no-browser
-      python -m pdutils app -- --Voila.ip=0.0.0.0
+      python -m pdutils app --host 0.0.0.0
     """
-    from importlib.metadata import distribution
+    from pdutils.explorer.engine import Settings
+    from pdutils.explorer.page import serve
 
-    from pdutils._utils import extra
-    from pdutils.demo.examples import demo_root
-
-    with extra("app"):
-        # Loading it takes seconds, in a process that another one takes the place of.
-        distribution("voila")
-    app = demo_root() / "app"
-    command = [sys.executable, "-m", "voila", str(app / "explorer.ipynb")]
-    command += [f"--Voila.config_file_paths={app / 'jupyter'}", *options.voila]
-    command += [f"--port={options.port}"] if options.port is not None else []
-    command += ["--no-browser"] if options.no_browser else []
-    os.execve(sys.executable, command, os.environ | {"JUPYTER_PATH": str(app / "jupyter")})
+    start = Settings(classifier=options.classifier, weights=options.weights)
+    serve(start, host=options.host, port=options.port, browser=not options.no_browser)
+    return 0
 
 
 _COMMANDS: dict[Callable[[argparse.Namespace], int], Callable[[Any], None]] = {

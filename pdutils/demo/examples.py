@@ -277,7 +277,7 @@ def checkout() -> Path | None:
 
 
 def demo_root() -> Path:
-    """Give the folder of `data/`, `maps/` and `app/`: the checkout, or what is in the wheel."""
+    """Give the folder of `data/` and `maps/`: the checkout, or what is in the wheel."""
     return checkout() or _SHIPPED
 
 

@@ -1,4 +1,4 @@
-"""The defence under sliders: plain ones for the notebooks, and the explorer as a widget.
+"""The defence under sliders: plain ones for the notebooks; the explorer as widget and as page.
 
 Begin with `sliders` for one picture that follows its knobs, `widget.explorer` for all of them.
 """
@@ -11,5 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "sliders": [],
         "engine": ["Explorer", "Settings", "as_code"],
         "widget": ["ExplorerWidget", "explorer"],
+        "page": ["serve"],
     },
 )

@@ -6,8 +6,6 @@ keeps what each stage gave, so that a changed setting costs only the stages that
 
 import copy
 import itertools
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
@@ -24,6 +22,7 @@ from pdutils.classifiers import is_at_hand as is_at_hand
 from pdutils.defenses.pipeline import DENOISERS, Defense
 from pdutils.demo import examples
 from pdutils.demo.examples import ITERATIONS, linf, load_case, load_clean, relative_l2
+from pdutils.explorer.workshop import Workshop
 
 #: Told what is being done, how much of it is done, and how much there is (0: nobody knows).
 Progress = Callable[[str, int, int], None]
@@ -48,6 +47,9 @@ WORDS |= {name: get_args(_KINDS[name]) for name in ("mode", "sigma_scale")}
 
 #: The denoisers that are told how much noise to expect.
 WITH_SIGMA = ("wavelet", "dct", "nl_means")
+
+#: Who says what a picture shows: its file or collection, the settings, or the network itself.
+Truth = Literal["known", "chosen", "first"]
 
 _T = TypeVar("_T")
 
@@ -140,6 +142,7 @@ class Step(NamedTuple):
 class Result:
     """One image attacked, defended and classified; images are RGB in [0, 255], (H, W, 3).
 
+    `label` is known, chosen in the settings, or else the network's own first answer: `truth`.
     `deflected` and `defended` are the first run's, `runs` is what the network sees in each, (runs,
     K); the last steps are means over them. `seconds` are those of the defence and its predictions
     when they were computed, `computed` the stages that this result needed anew.
@@ -152,6 +155,7 @@ class Result:
     adversary: Array
     origin: str
     label: int
+    truth: Truth
     activation_map: Array | None
     deflected: Array
     defended: Array
@@ -233,13 +237,17 @@ class Choice(NamedTuple):
 class Explorer:
     """Computes results, each stage only when something that it depends on has changed.
 
-    `networks` are loaded already, by their name and file of weights. They may be shared; the
-    explorer itself belongs to one visitor.
+    `networks` are loaded already, by their name and file of weights. Explorers may share a
+    `workshop`: what one has computed costs the others nothing, and they take turns.
     """
 
-    def __init__(self, networks: Mapping[tuple[str, str], Classifier] | None = None) -> None:
-        loaded = {key: (network, 0.0) for key, network in (networks or {}).items()}
-        self._kept: _Kept = {"network": OrderedDict(loaded)}
+    def __init__(
+        self,
+        networks: Mapping[tuple[str, str], Classifier] | None = None,
+        *,
+        workshop: Workshop | None = None,
+    ) -> None:
+        self.workshop = workshop or Workshop(networks)
 
     def result(self, settings: Settings, *, progress: Progress | None = None) -> Result:
         """Attack, defend and classify; the result is equal to what the lines of `as_code` give.
@@ -247,14 +255,16 @@ class Explorer:
         `progress` is told of what takes long. What it raises ends the computation; the stages that
         are done are kept.
         """
-        return _Stages(settings, self._kept, progress).result()
+        with self.workshop.turns:
+            return _Stages(settings, self.workshop, progress).result()
 
     def warm(self, settings: Settings) -> None:
         """Have TensorFlow compile what later results on this network and image will need."""
-        stages = _Stages(settings, self._kept)
-        image, label, _ = stages.clean
-        stages.network.loss_gradient(image, label)
-        stages.network.features(image)
+        with self.workshop.turns:
+            stages = _Stages(settings, self.workshop)
+            image, label, *_ = stages.clean
+            stages.network.loss_gradient(image, label)
+            stages.network.features(image)
 
 
 def adversary_key(settings: Settings) -> tuple[Any, ...]:
@@ -319,49 +329,51 @@ def _spelled(defense: Defense) -> str:
     return f"replace({parsed}{knobs})" if knobs else parsed
 
 
-_Kept = dict[str, OrderedDict[Any, tuple[Any, float]]]
-
-
 class _Stages:
     """The stages of one result, each taken from what was kept or made anew."""
 
-    def __init__(self, settings: Settings, kept: _Kept, progress: Progress | None = None) -> None:
-        self.kept = kept
-        self.progress = progress or (lambda what, done, total: None)
+    def __init__(
+        self, settings: Settings, workshop: Workshop, progress: Progress | None = None
+    ) -> None:
+        self.workshop = workshop
+        self.tell = progress or (lambda what, done, total: None)
         self.computed: list[str] = []
-        self.seconds = 0.0
+        self.seconds: dict[Any, float] = {}
         self.settings = settings
+        self.network = workshop.network(settings.classifier, settings.weights, self.load)
         # A network of few classes has a map over all of them.
         k = min(settings.k, len(self.network.class_ids))
         image = settings.image or choices(self.network.name)[0].name
         self.settings = replace(settings, k=k, image=image)
         self.defense = self.settings.defense()
 
-    @cached_property
-    def network(self) -> Classifier:
-        name, weights = self.settings.classifier, self.settings.weights
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Tell of a long job, and let others have their turns in its middle."""
+        self.tell(what, done, total)
+        self.workshop.turns.pass_on()
 
-        def load() -> Classifier:
-            self.progress(f"Loading {name}", 0, 0)
-            return load_classifier(name, weights or None)
+    def load(self) -> Classifier:
+        self.tell(f"Loading {self.settings.classifier}", 0, 0)
+        self.computed.append("network")
+        return load_classifier(self.settings.classifier, self.settings.weights or None)
 
-        return self.once("network", (name, weights), load)
+    @property
+    def clean(self) -> tuple[Array, int, Array, Truth]:
+        """The clean image, its class, what the network sees in it, and who says its class."""
 
-    @cached_property
-    def clean(self) -> tuple[Array, int, Array]:
-        """The clean image, its class, and what the network sees in it."""
-
-        def load() -> tuple[Array, int, Array]:
+        def load() -> tuple[Array, int, Array, Truth]:
             image, label = load_clean(self.network, self.settings.image, label=self.settings.label)
             seen = self.network.predict(image)
-            return image, int(seen.argmax()) if label is None else label, seen
+            if label is None:
+                return image, int(seen.argmax()), seen, "first"
+            return image, label, seen, "chosen" if self.settings.label else "known"
 
         return self.once("clean", adversary_key(self.settings)[: len(_TEXTS)], load)
 
-    @cached_property
+    @property
     def adversary(self) -> tuple[Array, str, Array]:
         """The adversary, where it comes from, and what the network sees in it."""
-        settings, attack, (clean, _, answer) = self.settings, self.settings.attack, self.clean
+        settings, attack, (clean, _, answer, _) = self.settings, self.settings.attack, self.clean
 
         def make() -> tuple[Array, str, Array]:
             # Where the network is wrong about the clean image, it is led away from what it saw.
@@ -393,7 +405,7 @@ class _Stages:
         network.loss_gradient = gradient  # type: ignore[method-assign]
         return network
 
-    @cached_property
+    @property
     def activation_map(self) -> Array | None:
         key = (*adversary_key(self.settings), self.defense.map_key)
         make = partial(self.defense.activation_map, self.network, self.adversary[0])
@@ -422,7 +434,7 @@ class _Stages:
         return deflected, defended, halfway, seen
 
     def result(self) -> Result:
-        (clean, label, first), (adversary, origin, second) = self.clean, self.adversary
+        (clean, label, first, truth), (adversary, origin, second) = self.clean, self.adversary
         # The random numbers that `Defense.predict` gives the runs.
         (rng,) = streams(self.settings.seed, 1)
         generators = [rng, *rng.spawn(self.settings.runs - 1)]
@@ -438,27 +450,21 @@ class _Stages:
             adversary=adversary,
             origin=origin,
             label=label,
+            truth=truth,
             activation_map=self.activation_map,
             deflected=runs[0][0],
             defended=runs[0][1],
             runs=final,
             steps=tuple(map(Step, names, rows)),
-            seconds=self.seconds,
+            seconds=sum(self.seconds.values()),
             computed=tuple(dict.fromkeys(self.computed)),
         )
 
     def once(self, stage: str, key: Any, make: Callable[[], _T], *, counts: bool = False) -> _T:
         """Give what a stage makes, made anew only for a new key; its time counts either way."""
-        kept = self.kept.setdefault(stage, OrderedDict())
-        if key not in kept:
-            start = time.perf_counter()
-            value = make()
-            kept[key] = value, time.perf_counter() - start
+        value, seconds, is_new = self.workshop.once((stage, *key), make)
+        if is_new:
             self.computed.append(stage)
-            # Of values more than the runs that a result can have; networks are large.
-            if len(kept) > (3 if stage == "network" else 64):
-                kept.popitem(last=False)
-        kept.move_to_end(key)
-        found: tuple[_T, float] = kept[key]
-        self.seconds += found[1] if counts else 0.0
-        return found[0]
+        if counts:
+            self.seconds[stage, *key] = seconds
+        return value

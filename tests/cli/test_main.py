@@ -30,6 +30,7 @@ from pdutils.evaluation.datasets import DrawingSource, chosen, folder_source
 from pdutils.evaluation.evaluate import Bench
 from pdutils.evaluation.store import StoredRecords, StoreError
 from pdutils.evaluation.study import Study
+from pdutils.explorer.engine import Settings
 from pdutils.images import load_image, save_image, save_map
 
 
@@ -497,14 +498,36 @@ def test_an_exception_becomes_a_status_and_a_line(run, monkeypatch, raised, stat
 
 
 @pytest.mark.parametrize(
+    ("options", "start", "where"),
+    [
+        ("", {"classifier": "efficientnet_lite0"}, ("localhost", None, True)),
+        (
+            "--classifier vgg19 --weights w.h5 --host 0.0.0.0 --port 9000 --no-browser",
+            {"classifier": "vgg19", "weights": "w.h5"},
+            ("0.0.0.0", 9000, False),
+        ),
+    ],
+)
+def test_app_serves_this_machine_alone_unless_told_otherwise(
+    run, monkeypatch, options, start, where
+):
+    served = []
+    monkeypatch.setattr("pdutils.explorer.page.serve", lambda *a, **k: served.append((*a, k)))
+    assert run(f"app {options}") == (0, "", "")
+    names = ("host", "port", "browser")
+    assert served == [(Settings(**start), dict(zip(names, where, strict=True)))]
+
+
+@pytest.mark.parametrize(
     ("command", "missing", "name"),
-    [("app", "voila", "app"), ("run", "papermill", "notebooks"), ("run", "zmq", "notebooks")],
+    [("app", "tornado", "app"), ("run", "papermill", "notebooks"), ("run", "zmq", "notebooks")],
 )
 def test_a_missing_extra_is_told_in_one_line(run, monkeypatch, command, missing, name):
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: iter(()))
     monkeypatch.delitem(sys.modules, "pdutils.cli.runner")
     monkeypatch.delattr("pdutils.cli.runner")
+    monkeypatch.delitem(sys.modules, "pdutils.explorer.page", raising=False)
     line = f"error: {missing} is not installed; bring it with: pip install 'pdutils[{name}]'\n"
     assert run(command) == (1, "", line)
 

@@ -81,13 +81,11 @@ class Face:
         self.root.get_by_role("button", name=name).click()
 
     def settled(self) -> None:
-        self.page.wait_for_function(
-            """() => {
-                const { asked, shown, failed } = document.querySelector('.pdx').dataset;
-                return asked === shown || asked === failed;
-            }""",
-            timeout=PATIENCE,
-        )
+        # A page that runs no code but its own runs none of Playwright's that waits, either.
+        expect(self.page.locator(".pdx[data-asked]")).to_be_attached()
+        asked = self.root.get_attribute("data-asked")
+        done = f".pdx[data-shown='{asked}'], .pdx[data-failed='{asked}']"
+        expect(self.page.locator(done)).to_be_attached(timeout=PATIENCE)
 
     def settings(self) -> Settings:
         """Read the settings off the controls."""
@@ -160,10 +158,9 @@ def visitor(browser, site) -> Iterator[Face]:
     context.close()
 
 
-def test_the_page_says_what_it_is_while_it_loads_and_listens_on_this_machine_alone(visitor, site):
+def test_the_page_says_what_it_is_and_listens_on_this_machine_alone(visitor, site):
     page = visitor.page
     expect(page.get_by_role("heading", level=1)).to_have_text("Bring the right answer back")
-    expect(page.get_by_text("Starting the explorer")).to_be_visible()
     assert page.title() == "Pixel deflection: the explorer"
     assert "notebooks" in page.locator("header").inner_text()
     port = int(site.rpartition(":")[2])
@@ -230,7 +227,7 @@ def test_moves_made_quickly_end_in_the_last_and_nothing_flickers(visitor, by_han
 def test_a_wrong_number_leaves_a_sentence_and_the_page_lives_on(visitor, by_hand):
     before = visitor.line()
     visitor.control("seed").fill("-5")
-    visitor.press("seed", "Enter")
+    visitor.control("seed").press("Enter")
     alert = visitor.root.get_by_role("alert")
     expect(alert).to_have_text(re.compile(r"seed: expected a whole number from 0 to \d+, got -5"))
     assert visitor.line() == before
@@ -261,7 +258,13 @@ def test_pictures_of_ones_own(visitor, by_hand, tmp_path):
     own = tmp_path / "own.png"
     own.write_bytes(png)
     wanted = visitor.root.evaluate("root => root.querySelector('.pdx-thumbs input:checked').value")
-    assert wanted.endswith("my-otter.png")
+    assert re.fullmatch(r"own/\d/my-otter\.png", wanted)
+    expect(visitor.root).to_contain_text("Nobody said what this shows")
+    expect(visitor.root).to_contain_text("This network knows badger, skunk,")
+    visitor.control("label").fill("hamster")
+    visitor.control("label").press("Enter")
+    visitor.settled()
+    expect(visitor.root.locator(".pdx-verdict")).to_contain_text("takes hamster for otter")
     np.testing.assert_array_equal(
         visitor.pixels(0), by_hand.result(Settings(image=str(own), attack="none")).clean
     )
@@ -341,8 +344,9 @@ def test_every_control_is_reached_by_the_keyboard_and_has_a_label(visitor):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 800])
+@pytest.mark.parametrize("width", [1280, 800, 390])
 def test_axe_finds_nothing_serious(visitor, width, scheme):
+    settle_down(visitor.page)
     visitor.page.emulate_media(color_scheme=scheme)
     visitor.page.set_viewport_size({"width": width, "height": 900})
     expect(visitor.root).to_have_attribute("data-theme", scheme)
@@ -351,13 +355,78 @@ def test_axe_finds_nothing_serious(visitor, width, scheme):
     visitor.page.set_viewport_size({"width": 1280, "height": 900})
 
 
+def test_the_address_holds_what_is_seen_for_a_link_a_reload_and_the_way_back(
+    visitor, browser, site, by_hand
+):
+    page = visitor.page
+    visitor.choose("denoiser", "median")
+    before = page.url
+    page.wait_for_timeout(1600)
+    visitor.choose("denoiser", "wavelet")
+    wanted = visitor.settings()
+    assert f"#classifier={wanted.classifier}&image={wanted.image}" in page.url
+    page.go_back()
+    expect(visitor.control("denoiser")).to_have_value("median")
+    assert page.url == before
+    page.go_forward()
+    expect(visitor.control("denoiser")).to_have_value("wavelet")
+    page.reload()
+    assert settle_down(page).settings() == wanted
+    visitor.button("Copy link")
+    context = browser.new_context()
+    other = context.new_page()
+    other.goto(page.evaluate("navigator.clipboard.readText()"))
+    neighbour = settle_down(other)
+    assert neighbour.shows(by_hand).settings == wanted
+    neighbour.choose("denoiser", "none")
+    assert visitor.settings() == wanted
+    context.close()
+
+
+def test_the_first_visit_has_a_tour_and_the_second_none(browser, site):
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(site)
+    tour = page.get_by_role("region", name="For your first visit")
+    expect(tour).to_contain_text("Which single knob brings the espresso back?")
+    tour.get_by_role("button", name="Got it").click()
+    page.reload()
+    settle_down(page)
+    expect(tour).to_have_count(0)
+    context.close()
+
+
+def test_a_server_that_is_gone_leaves_grey_pictures_and_a_button_that_finds_the_next(
+    browser, by_hand
+):
+    address = f"http://localhost:{free_port()}"
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE)
+    gone = page.get_by_text("The connection to the server is lost")
+    with served(made("app", address, "--classifier demo"), address, {}):
+        page.goto(f"{address}/#classifier=demo&image=fox_000&denoiser=wavelet")
+        face = settle_down(page)
+        face.press("window", "ArrowRight")
+        wanted = face.shows(by_hand).settings
+    expect(gone).to_be_visible()
+    canvas = face.root.locator(".pdx-stage > canvas:first-child").first
+    assert "grayscale" in canvas.evaluate("c => getComputedStyle(c).filter")
+    assert not re.search(r"\d\.\d\d", face.root.inner_text())
+    with served(made("app", address, "--classifier demo"), address, {}):
+        page.get_by_role("button", name="Connect again").click()
+        expect(gone).to_be_hidden()
+        # The first result of the new visit, which no move has asked for.
+        expect(page.locator(".pdx[data-shown='']")).to_be_attached()
+        assert face.shows(by_hand).settings == wanted
+    page.close()
+
+
 def test_two_visitors_do_not_disturb_each_other(visitor, browser, site, by_hand):
     before = visitor.settings()
     page = browser.new_page()
     with watched(page, site) as seen:
         page.goto(site, wait_until="commit")
-        # While the network of the first look is loading still.
-        other = Face(page)
+        other = settle_down(page)
         other.choose("classifier", "demo")
         other.picture("fox")
         other.choose("denoiser", "median")

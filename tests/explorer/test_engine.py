@@ -10,6 +10,7 @@ from pdutils.classifiers import is_at_hand, load_classifier
 from pdutils.defenses.pipeline import Defense
 from pdutils.demo.examples import demo_image, load_case
 from pdutils.denoising import DENOISERS
+from pdutils.explorer import workshop
 from pdutils.explorer.engine import (
     Choice,
     Explorer,
@@ -184,7 +185,8 @@ def test_a_run_more_costs_one_run(explorer, monkeypatch):
     assert len(calls) == 1
 
 
-def test_many_moves_do_not_fill_the_memory(explorer):
+def test_many_moves_do_not_fill_the_memory(explorer, monkeypatch):
+    monkeypatch.setattr(workshop, "BUDGET", 60 * 64 * 64 * 3 * 4)
     for seed in range(70):
         explorer.result(settings(seed=seed, deflections=1))
     assert explorer.result(settings(seed=69, deflections=1)).computed == ()
@@ -317,6 +319,29 @@ def test_a_network_is_loaded_once_and_a_warm_explorer_has_the_clean_image(monkey
     assert (loaded, told) == ([("demo", None)], [])
     Explorer().result(settings(), progress=lambda *news: told.append(news))
     assert told == [("Loading demo", 0, 0)]
+
+
+@pytest.mark.slow
+def test_what_the_notebook_and_the_tour_give_to_try_can_be_done_at_their_beginning():
+    explorer, begun = Explorer(), Settings(classifier="efficientnet_lite0", image="coffee")
+
+    def back(n: int, **changes) -> int:
+        """In how many of the first n draws the espresso is back."""
+        drawn = [dataclasses.replace(begun, seed=seed, **changes) for seed in range(n)]
+        found = [explorer.result(each) for each in drawn]
+        return sum(int(each.probabilities.argmax()) == each.label for each in found)
+
+    wavelets, strong = {"denoiser": "wavelet"}, {"attack": "igsm", "stop": False}
+    assert explorer.result(begun).sentence.startswith("consomme 0.57 -> consomme")
+    assert back(4) == 0
+    assert back(4, **wavelets) == back(4, **wavelets, deflections=0) == 4
+    assert back(4, deflections=3000) == 4
+    assert 0 < back(12, deflections=1500) < 9
+    assert back(4, deflections=1500, runs=20) in (0, 4)
+    assert back(4, deflections=3000, activation="rcam") < 4
+    assert back(4, **strong, deflections=3000) == 0
+    assert back(4, **strong, **wavelets, sigma=0.08) == 4
+    assert back(4, **strong, **wavelets, sigma=0.2) == 0
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import re
@@ -8,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
 from pdutils import downloads
@@ -17,9 +16,11 @@ from pdutils._utils import on_grid
 from pdutils.classifiers import Classifier, load_classifier
 from pdutils.demo.examples import demo_image, load_case
 from pdutils.denoising import DENOISERS
+from pdutils.explorer import visit as visit_module
 from pdutils.explorer import widget as widget_module
 from pdutils.explorer.engine import Explorer, Settings
-from pdutils.explorer.widget import PICTURES, UPLOAD_LIMIT, ExplorerWidget, explorer, summary
+from pdutils.explorer.visit import PICTURES, UPLOAD_LIMIT, summary
+from pdutils.explorer.widget import ExplorerWidget, explorer
 from pdutils.images import load_image
 
 
@@ -53,16 +54,6 @@ def decoded(packed: bytes) -> np.ndarray:
 
 def png_of(name: str = "fox_000") -> bytes:
     return demo_image(name).image.read_bytes()
-
-
-def test_the_page_begins_with_the_network_that_its_parameters_name(monkeypatch):
-    begun = []
-    monkeypatch.setattr("pdutils.explorer.explorer", begun.append)
-    notebook = load_notebook_node(str(Path(__file__).parents[2] / "app" / "explorer.ipynb"))
-    asked = {"classifier": "mobilenet_v2", "weights": "some.weights.h5"}
-    cells = parameterize_notebook(notebook, asked).cells
-    exec("\n".join(cell.source for cell in cells if cell.cell_type == "code"), {})
-    assert begun == [Settings(**asked)]
 
 
 def test_it_begins_with_the_result_of_its_settings(demo):
@@ -145,7 +136,7 @@ def test_a_result_comes_whole_and_only_with_the_pictures_that_changed(widget, mo
 
     # What is the same is not encoded again.
     with monkeypatch.context() as patch:
-        patch.setattr(widget_module, "_packed", None)
+        patch.setattr(visit_module, "_packed", None)
         message = {"type": "move", "id": "x-7", "settings": {"sigma": 0.1}, "final": False}
         said(widget, message)
     assert (widget.shown["id"], widget.settings["sigma"], widget.error) == ("x-7", 0.1, {})
@@ -209,9 +200,9 @@ def test_what_cannot_be_leaves_a_sentence_and_the_last_result(widget):
         ({"image": "/etc/passwd"}, "no picture '/etc/passwd' on offer"),
         ({"classifier": "my_model"}, "no network 'my_model' on offer"),
         ({"weights": "/etc/passwd"}, "weights: no setting of the explorer"),
-        ({"label": "fox"}, "label: no setting of the explorer"),
+        ({"label": "fox"}, "label: expected none, since what this picture shows is known"),
         ({"colour": 1}, "colour: no setting of the explorer"),
-        ({"classifier": ["demo"]}, "no network ['demo'] on offer"),
+        ({"classifier": ["demo"]}, "classifier: expected a text, got ['demo']"),
     ):
         said(widget, {"type": "move", "id": "m", "settings": changes, "final": True})
         assert (widget.error, widget.shown) == ({"text": words, "id": "m"}, before)
@@ -237,6 +228,37 @@ def test_whatever_goes_wrong_becomes_a_sentence(widget, monkeypatch):
         # The setting that failed is not carried on to the next move.
         assert moved(widget, deflections=30).settings["seed"] == 0
         assert widget.error == {}
+
+
+def test_an_error_of_an_older_wish_does_not_stand_beside_the_newer_one_s_picture(
+    widget, monkeypatch
+):
+    began, go, result = threading.Event(), threading.Event(), Explorer.result
+
+    def fail(explorer, settings, **options):
+        if settings.seed == 1:
+            began.set()
+            assert go.wait(10)
+            raise ValueError("an old failure")
+        return result(explorer, settings, **options)
+
+    monkeypatch.setattr(Explorer, "result", fail)
+    widget.move(seed=1)
+    assert began.wait(10)
+    widget.move(seed=2)
+    go.set()
+    widget.settle()
+    assert (widget.settings["seed"], widget.error, widget.busy) == (2, {}, {})
+
+
+def test_a_disk_that_is_full_leaves_a_sentence(widget, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", fail)
+    upload(widget, "mine.png", png_of())
+    assert "No space left on device" in widget.error["text"]
+    assert moved(widget, seed=4).error == {}
 
 
 def test_a_beginning_that_fails_is_a_sentence_too(demo):
@@ -292,7 +314,7 @@ def test_uploads_are_few_and_leave_with_the_widget(demo):
     for i in range(10):
         upload(widget, f"{i}.png", small.getvalue())
     assert [image["title"] for image in widget.images[20:]] == [f"{i}.png" for i in range(2, 10)]
-    folder = Path(widget.settings["image"]).parents[1]
+    folder = widget._visit._folder
     assert folder.is_dir()
     (finalizer,) = [f for f in weakref.finalize._registry if (f.peek() or [None])[0] is widget]
     finalizer()
@@ -353,7 +375,8 @@ def test_the_files_that_a_notebook_names_can_be_chosen_again(demo, tmp_path):
     path.write_bytes(png_of())
     start = Settings(weights="mine.h5", image=str(path), label="mink")
     widget = explorer(start, network=demo)
-    assert widget.images[0] | {"picture": b""} == {"name": str(path), "title": "a", "picture": b""}
+    first = {"name": str(path), "title": "a", "own": True}
+    assert widget.images[0] == first | {"picture": widget.images[0]["picture"]}
     moved(widget, image="otter_000")
     assert widget.result.label == demo.index("otter")
     moved(widget, image=str(path))
@@ -373,7 +396,7 @@ def test_where_no_widget_can_be_shown_there_is_a_picture_with_words(widget):
 
 def test_what_can_be_chosen_is_what_the_settings_take_and_the_face_asks_no_network(widget):
     offer, static = widget.offer, Path(widget_module.__file__).parent / "static"
-    script = (static / "explorer.js").read_text()
+    script = (static / "controls.js").read_text()
     for name in offer["words"].keys() - {"attack"}:
         for word in offer["words"][name]:
             assert re.search(rf"\b{word}: \"", script), (name, word)

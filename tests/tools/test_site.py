@@ -219,12 +219,3 @@ def test_papers_are_links_in_the_reference():
     site._link_papers(None, "function", "pgd", None, None, lines)
     assert "`arXiv 1412.6572 <https://arxiv.org/abs/1412.6572>`__;" in lines[0]
     assert "`DOI 10.1109/CVPR.2016.319 <https://doi.org/10.1109/CVPR.2016.319>`__." in lines[0]
-
-
-def test_the_explorer_serves_the_site_and_no_other_results():
-    config = (demo_root() / "app" / "jupyter" / "voila.py").read_text()
-    (allowed,) = re.findall(r'file_allowlist = \[\s*r"(.+)"\s*\]', config)
-    names = ("index.html", "notebooks/01_classify.html", "_static/scripts/bootstrap.js")
-    assert all(re.fullmatch(allowed, f"results/{name}") for name in names)
-    others = ("results/mine.sqlite", "results/../setup.html", "data/manifest.json")
-    assert not any(re.fullmatch(allowed, name) for name in others)

@@ -1,5 +1,9 @@
 // The explorer's face. It computes nothing: it asks for settings and shows what comes back.
-// kernel.js stands before it.
+// kernel.js and controls.js stand before it.
+//
+// On a page of its own the model has a `page`: whether this is a first visit (`newcomer`), what to
+// call when the tour was read (`met`), the address of what is shown (`link`), and what takes the
+// face's ends when it is drawn (`begin`).
 
 const PICTURES = [
   ["clean", "Clean"],
@@ -10,281 +14,16 @@ const PICTURES = [
   ["left", "What is left"],
 ];
 
-const WORDS = {
-  attack: {
-    shipped: "the image's own",
-    weak: "IGSM, weak",
-    strong: "IGSM, strong",
-    fgsm: "FGSM, one step",
-    none: "none",
-  },
-  reading: { blog: "blog", repo: "authors' code", paper: "paper" },
-  activation: { none: "none", cam: "CAM", rcam: "R-CAM" },
-  combine: { paper: "paper", geometric: "blog", repo: "authors' code" },
-  denoiser: {
-    none: "none",
-    wavelet: "wavelets",
-    tv: "total variation",
-    bilateral: "bilateral",
-    nl_means: "non-local means",
-    wiener: "Wiener",
-    median: "median",
-    jpeg: "JPEG",
-    dct: "cosines (DCT)",
-  },
-  mode: { soft: "soft", hard: "hard" },
-  sigma_scale: { channel: "a channel (2018)", rgb: "RGB (today)" },
-};
+const LOST =
+  "The explorer has lost its kernel, and the pictures are old ones. Run the notebook from its top to have it back.";
+
+// Milliseconds without a word after which what is shown is called old.
+const PATIENCE = 5000;
+
+// The classes of a network that named none.
+const NONE = [];
 
 const LENS = { share: 0.46, pixels: 26 };
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value !== null) node.setAttribute(name, value);
-  }
-  node.append(...children);
-  return node;
-}
-
-function blob(bytes, type = "image/webp") {
-  return new Blob([bytes], { type });
-}
-
-function save(content, name) {
-  const address = URL.createObjectURL(content);
-  make("a", { href: address, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 10000);
-}
-
-// One control: its label, its input, and how a setting goes in and out.
-function slider(view, key, text, { low, high, step, digits = 0, live = true, unit = "" }) {
-  const id = view.id(key);
-  const input = make("input", { type: "range", id, min: low, max: high, step, name: key });
-  const output = make("output", { for: id });
-  const tell = () => {
-    output.textContent = Number(input.value).toFixed(digits) + unit;
-  };
-  input.addEventListener("input", () => {
-    tell();
-    if (live) view.ask({ [key]: Number(input.value) }, false);
-  });
-  input.addEventListener("change", () => view.ask({ [key]: Number(input.value) }, true));
-  const node = make(
-    "div",
-    { class: "pdx-slider" },
-    make("label", { for: id }, text),
-    output,
-    input,
-  );
-  const set = (settings) => {
-    input.value = settings[key];
-    tell();
-  };
-  return { node, inputs: [input], set };
-}
-
-function select(view, key, text, options, { read, write } = {}) {
-  const id = view.id(key);
-  const input = make("select", { id, name: key });
-  for (const [value, words] of Object.entries(options)) {
-    input.append(make("option", { value }, words));
-  }
-  input.addEventListener("change", () => {
-    view.ask(write ? write(input.value) : { [key]: input.value }, true);
-  });
-  const node = make("div", { class: "pdx-select" }, make("label", { for: id }, text), input);
-  const set = (settings) => {
-    input.value = read ? read(settings) : settings[key];
-  };
-  return { node, inputs: [input], set };
-}
-
-function choice(view, key, text, options) {
-  const group = view.id(key);
-  const inputs = Object.entries(options).map(([value]) =>
-    make("input", { type: "radio", name: group, value, id: `${group}-${value}` }),
-  );
-  const labels = Object.entries(options).map(([value, words]) =>
-    make("label", { for: `${group}-${value}` }, words),
-  );
-  for (const input of inputs) {
-    input.addEventListener("change", () => view.ask({ [key]: input.value }, true));
-  }
-  const label = make("span", { id: `${group}-label` }, text);
-  const pairs = inputs.flatMap((input, i) => [input, labels[i]]);
-  const set = (settings) => {
-    for (const input of inputs) input.checked = input.value === settings[key];
-  };
-  const row = make(
-    "div",
-    { class: "pdx-switch", role: "radiogroup", "aria-labelledby": `${group}-label` },
-    ...pairs,
-  );
-  return { node: make("div", { class: "pdx-select" }, label, row), inputs, set };
-}
-
-function seed(view, most) {
-  const id = view.id("seed");
-  const input = make("input", { type: "number", id, name: "seed", min: 0, max: most, step: 1 });
-  input.addEventListener("change", () => view.ask({ seed: Number(input.value) }, true));
-  const again = make("button", { type: "button", class: "pdx-quiet" }, "New draw");
-  again.addEventListener("click", () => {
-    input.value = (Number(input.value) + 1) % most;
-    view.ask({ seed: Number(input.value) }, true);
-  });
-  const set = (settings) => {
-    input.value = settings.seed;
-  };
-  const node = make(
-    "div",
-    { class: "pdx-seed" },
-    make("label", { for: id }, "Seed"),
-    input,
-    again,
-  );
-  return { node, inputs: [input], set };
-}
-
-function group(title, hint, controls) {
-  return make(
-    "fieldset",
-    {},
-    make("legend", {}, title),
-    ...(hint ? [make("p", { class: "pdx-hint" }, hint)] : []),
-    ...controls.map((control) => control.node),
-  );
-}
-
-function makeControls(view, offer) {
-  const networks = {};
-  for (const { name, at_hand } of offer.classifiers) {
-    networks[name] = at_hand ? name : `${name} (downloads its weights)`;
-  }
-  const attack = {
-    read: (s) => (s.attack === "igsm" ? (s.stop ? "weak" : "strong") : s.attack),
-    write: (v) =>
-      v === "weak" || v === "strong" ? { attack: "igsm", stop: v === "weak" } : { attack: v },
-  };
-  const all = {
-    classifier: select(view, "classifier", "Network", networks),
-    attack: select(view, "attack", "Attack", WORDS.attack, attack),
-    eps: slider(view, "eps", "Strength, grey levels", { low: 1, high: 32, step: 1, live: false }),
-    steps: slider(view, "steps", "Steps of 1 grey level", {
-      low: 1, high: 50, step: 1, live: false,
-    }),
-    deflections: slider(view, "deflections", "Deflections", { low: 0, high: 3000, step: 20 }),
-    window: slider(view, "window", "Window, pixels", { low: 1, high: 50, step: 1 }),
-    reading: select(view, "reading", "Reading", WORDS.reading),
-    activation: choice(view, "activation", "Spare by", WORDS.activation),
-    combine: select(view, "combine", "Combine", WORDS.combine),
-    k: slider(view, "k", "Classes in R-CAM, k", { low: 1, high: 10, step: 1 }),
-    denoiser: select(view, "denoiser", "Denoiser", WORDS.denoiser),
-    sigma: slider(view, "sigma", "Sigma", { low: 0.005, high: 0.2, step: 0.005, digits: 3 }),
-    mode: choice(view, "mode", "Shrinkage", WORDS.mode),
-    sigma_scale: select(view, "sigma_scale", "Sigma of", WORDS.sigma_scale),
-    runs: slider(view, "runs", "Runs, averaged", { low: 1, high: 20, step: 1 }),
-    seed: seed(view, offer.ranges.seed[1]),
-  };
-  const pick = (...names) => names.map((name) => all[name]);
-  const node = make(
-    "form",
-    { class: "pdx-controls", "aria-label": "Settings" },
-    group(
-      "Network and attack",
-      "A weak attack stops as soon as the network is fooled, a strong one goes on.",
-      pick("classifier", "attack", "eps", "steps"),
-    ),
-    group(
-      "Deflection",
-      "Pixels take the value of a neighbour in the window.",
-      pick("deflections", "window", "reading"),
-    ),
-    group(
-      "Map",
-      "Spares pixels where the network looks.",
-      pick("activation", "combine", "k"),
-    ),
-    group(
-      "Denoising",
-      "Smooths what attack and deflections left.",
-      pick("denoiser", "sigma", "mode", "sigma_scale"),
-    ),
-    group("Draws", "Deflections are drawn at random.", pick("runs", "seed")),
-  );
-  node.addEventListener("submit", (event) => event.preventDefault());
-  const set = (settings, classes) => {
-    all.k.inputs[0].max = Math.min(10, classes);
-    for (const control of Object.values(all)) control.set(settings);
-    const made = settings.attack === "igsm" || settings.attack === "fgsm";
-    const off = {
-      eps: !made,
-      steps: settings.attack !== "igsm",
-      combine: settings.activation !== "rcam",
-      k: settings.activation !== "rcam",
-      activation: settings.deflections === 0,
-      sigma: !offer.with_sigma.includes(settings.denoiser),
-      mode: settings.denoiser !== "wavelet",
-      sigma_scale: settings.denoiser !== "wavelet",
-    };
-    for (const [name, disabled] of Object.entries(off)) {
-      for (const input of all[name].inputs) input.disabled = disabled;
-      all[name].node.classList.toggle("pdx-off", disabled);
-    }
-  };
-  return { node, set };
-}
-
-// The row of pictures to choose from, and the way to bring one's own.
-function makeShelf(view, offer) {
-  const name = view.id("image");
-  const rows = new Map();
-  const list = make("div", { class: "pdx-thumbs", role: "radiogroup", "aria-label": "Picture" });
-  const megabytes = Math.round(offer.upload_limit / 1e6);
-  const file = make("input", {
-    type: "file", id: view.id("upload"), accept: "image/*", class: "pdx-hidden",
-  });
-  file.addEventListener("change", async () => {
-    const [chosen] = file.files;
-    if (chosen && chosen.size > offer.upload_limit) {
-      const size = (chosen.size / 1e6).toFixed(1);
-      view.complain(`${chosen.name}: expected at most ${megabytes} MB, got ${size} MB`);
-    } else if (chosen) {
-      view.upload(chosen.name, await chosen.arrayBuffer());
-    }
-    file.value = "";
-  });
-  const upload = make(
-    "label",
-    { class: "pdx-upload", for: file.id },
-    "Your picture",
-    make("small", {}, `at most ${megabytes} MB`),
-  );
-  const node = make("div", { class: "pdx-shelf" }, list, file, upload);
-  const entry = (image, i) => {
-    const id = `${name}-${i}`;
-    const input = make("input", { type: "radio", name, id, value: image.name, class: "pdx-hidden" });
-    input.addEventListener("change", () => view.ask({ image: image.name }, true));
-    const address = URL.createObjectURL(blob(image.picture));
-    const picture = make("img", { src: address, alt: `${image.title} ${i + 1}`, title: image.title });
-    return { node: make("span", {}, input, make("label", { for: id }, picture)), input, address };
-  };
-  let shown = "";
-  const set = (images, current) => {
-    const key = images.map((image) => image.name).join("\n");
-    if (key !== shown) {
-      for (const row of rows.values()) URL.revokeObjectURL(row.address);
-      rows.clear();
-      images.forEach((image, i) => rows.set(image.name, entry(image, i)));
-      list.replaceChildren(...[...rows.values()].map((row) => row.node));
-      shown = key;
-    }
-    for (const [image, row] of rows) row.input.checked = image === current;
-  };
-  const clear = () => rows.forEach((row) => URL.revokeObjectURL(row.address));
-  return { node, set, clear };
-}
 
 // The six pictures, and the lens that shows the same place in each of them.
 function makePictures(offer) {
@@ -298,8 +37,8 @@ function makePictures(offer) {
   for (const [name, title] of PICTURES) {
     const canvas = make("canvas", { role: "img", "aria-label": title });
     const lens = make("canvas", { class: "pdx-lens", "aria-hidden": "true", hidden: true });
-    const note = make("span", { class: "pdx-note" });
-    const factor = name === "attack" || name === "left" ? ` × ${offer.magnified}` : "";
+    const note = make("p", { class: "pdx-note" });
+    const factor = name === "attack" || name === "left" ? `\u00a0×\u00a0${offer.magnified}` : "";
     const caption = make("figcaption", {}, make("b", {}, title + factor), note);
     const stage = make("div", { class: "pdx-stage" }, canvas, lens);
     const bars = make("ol", { class: "pdx-bars" });
@@ -307,6 +46,9 @@ function makePictures(offer) {
     node.append(make("figure", {}, caption, stage, ...(hasBars ? [bars] : [])));
     panels[name] = { canvas, lens, note, bars, stage, title, bytes: null };
   }
+
+  const used = makeUsed();
+  panels.clean.note.after(used.node);
 
   let place = null;
   const paint = () => {
@@ -361,16 +103,34 @@ function makePictures(offer) {
         ready[name].close();
       }
       panel.note.textContent = shown.notes[name];
-      panel.note.title = shown.notes[name];
       const best = shown.top[name]?.[0];
       const seen = best ? `: the network sees ${best.name} ${best.p.toFixed(2)}` : "";
       panel.canvas.setAttribute("aria-label", `${panel.title}${seen}. ${shown.notes[name]}`);
-      if (best) setBars(panel.bars, shown.top[name]);
+      if (best) setBars(panel.bars, shown.top[name], shown.truth);
     }
     paint();
   };
   const asPng = (name, then) => panels[name].canvas.toBlob(then, "image/png");
-  return { node, decode, draw, asPng };
+  return { node, decode, draw, asPng, setUsed: used.set, clear: used.clear };
+}
+
+// What was cut off a picture of another shape, in words and as the whole picture, small.
+function makeUsed() {
+  const words = make("span");
+  const picture = make("img", { alt: "" });
+  const node = make("p", { class: "pdx-used", hidden: true }, picture, words);
+  let packed = null;
+  const clear = () => URL.revokeObjectURL(picture.src);
+  const set = (text, bytes) => {
+    node.hidden = !text;
+    words.textContent = text ?? "";
+    picture.hidden = !bytes?.byteLength;
+    if (bytes === packed) return;
+    packed = bytes;
+    clear();
+    if (!picture.hidden) picture.src = URL.createObjectURL(blob(bytes));
+  };
+  return { node, set, clear };
 }
 
 function paintLens(panel, place) {
@@ -394,16 +154,16 @@ function paintLens(panel, place) {
   );
 }
 
-function mark(role) {
-  const words = { true: "true class: ", attack: "the attack's class: " }[role] ?? "";
+function mark(role, truth) {
+  const words = { true: TRUTH[truth ?? "known"], attack: "the attack's class" }[role];
   return make(
     "span",
     { class: `pdx-mark pdx-${role}` },
-    make("span", { class: "pdx-hidden" }, words),
+    make("span", { class: "pdx-hidden" }, words ? `${words}: ` : ""),
   );
 }
 
-function setBars(list, top) {
+function setBars(list, top, truth) {
   while (list.children.length > top.length) list.lastChild.remove();
   while (list.children.length < top.length) {
     list.append(
@@ -412,7 +172,7 @@ function setBars(list, top) {
   }
   top.forEach(({ name, p, role }, i) => {
     const [label, bar, number] = list.children[i].children;
-    label.replaceChildren(mark(role), name);
+    label.replaceChildren(mark(role, truth), name);
     label.title = name;
     bar.firstChild.className = `pdx-${role}`;
     bar.firstChild.style.width = `${100 * p}%`;
@@ -420,10 +180,28 @@ function setBars(list, top) {
   });
 }
 
+// What stands in place of the numbers while the pictures are old ones.
+function makeNotice() {
+  const words = make("span", {}, LOST);
+  const button = make("button", { type: "button", hidden: true });
+  let act = null;
+  button.addEventListener("click", () => act());
+  const node = make("p", { class: "pdx-notice", role: "status" }, words, " ", button);
+  const set = (sentence = LOST, text = "", then = null) => {
+    words.textContent = sentence;
+    button.textContent = text;
+    button.hidden = !text;
+    act = then;
+  };
+  return { node, set };
+}
+
 // The line in words, and how far each step brings the true class back.
 function makeHeadline() {
+  const notice = makeNotice();
   const line = make("p", { class: "pdx-line" });
   const verdict = make("p", { class: "pdx-verdict" });
+  const truth = make("p", { class: "pdx-truth", hidden: true });
   const path = make("ol", {});
   const whose = make("span", {});
   const steps = make("div", { class: "pdx-path" }, whose, path);
@@ -433,21 +211,23 @@ function makeHeadline() {
   const what = make("span", { class: "pdx-what", hidden: true });
   const error = make("p", { class: "pdx-error", role: "alert", hidden: true });
   const spoken = make("p", { class: "pdx-hidden", role: "status" });
-  const node = make(
-    "div", { class: "pdx-headline" }, bar, make("div", { class: "pdx-words" }, line, verdict, what, error), steps, spoken,
-  );
-  const set = (shown) => {
+  const words = make("div", { class: "pdx-words" }, bar, notice.node, line, verdict, what, error);
+  const node = make("div", { class: "pdx-headline" }, words, truth, steps, spoken);
+  const set = (shown, own) => {
     const { before, after } = shown;
     line.replaceChildren(
-      make("span", { class: "pdx-seen" }, mark(before.role), `${before.name} ${before.p.toFixed(2)}`),
+      make("span", { class: "pdx-seen" }, mark(before.role, shown.truth), `${before.name} ${before.p.toFixed(2)}`),
       make("span", { class: "pdx-arrow" }, " → "),
-      make("span", { class: "pdx-seen" }, mark(after.role), `${after.name} ${after.p.toFixed(2)}`),
+      make("span", { class: "pdx-seen" }, mark(after.role, shown.truth), `${after.name} ${after.p.toFixed(2)}`),
       make("small", {}, ` in ${shown.milliseconds.toFixed(0)} ms`),
     );
     verdict.textContent = shown.verdict;
-    whose.textContent = `${shown.true}, step by step`;
+    truth.textContent = whoSaid(shown, own);
+    truth.hidden = !truth.textContent;
+    const unsure = (shown.truth ?? "known") !== "known";
+    whose.textContent = `${shown.true}${unsure ? ` (${TRUTH[shown.truth]})` : ""}, step by step`;
     path.replaceChildren(...shown.steps.map((step) => stepNode(step, shown)));
-    if (shown.final) spoken.textContent = `${shown.sentence}. ${shown.verdict}`;
+    if (shown.final) spoken.textContent = `${shown.sentence}. ${shown.verdict} ${truth.textContent}`;
   };
   const setBusy = (busy) => {
     bar.hidden = what.hidden = !busy.what;
@@ -466,11 +246,21 @@ function makeHeadline() {
     error.hidden = !text;
     error.textContent = text ?? "";
   };
-  return { node, set, setBusy, setError };
+  return { node, set, setBusy, setError, notice };
+}
+
+// Whose answer is taken as the truth, and what else the network could have said.
+function whoSaid(shown, own) {
+  const first = `Nobody said what this shows: ${TRUTH.first}, ${shown.true}, is taken as the truth.`;
+  return [shown.truth === "first" && first, own && shown.knows].filter(Boolean).join(" ");
 }
 
 function stepNode(step, shown) {
-  const share = (role, p) => make("i", { class: `pdx-${role}`, style: `width:${100 * p}%` });
+  const share = (role, p) => {
+    const node = make("i", { class: `pdx-${role}` });
+    node.style.width = `${100 * p}%`;
+    return node;
+  };
   const words = [`${shown.true} ${step.true.toFixed(2)}`];
   if (shown.attacked) words.push(`${shown.attacked} ${step.attack.toFixed(2)}`);
   return make(
@@ -519,7 +309,7 @@ function makeHistory(view) {
   return { node: list, set, clear };
 }
 
-function makeKeepsakes(view) {
+function makeKeepsakes(view, page) {
   const code = make("code");
   const said = make("span", { class: "pdx-said", role: "status" });
   const tell = (text) => {
@@ -531,6 +321,14 @@ function makeKeepsakes(view) {
     node.addEventListener("click", act);
     return node;
   };
+  const link = make("input", {
+    type: "text", class: "pdx-link", readonly: true, "aria-label": "The link", hidden: true,
+  });
+  const copyLink = button("Copy link", async () => {
+    link.value = page.link();
+    link.hidden = false;
+    tell((await copy(link.value, () => link.select())) ? "copied" : "select the link and copy it");
+  });
   const lines = make("pre", { tabindex: 0, "aria-label": "The code" }, code);
   const node = make(
     "div",
@@ -539,12 +337,18 @@ function makeKeepsakes(view) {
       "div",
       { class: "pdx-buttons" },
       button("Copy as code", async () => {
-        tell((await copy(code)) ? "copied" : "select the lines below and copy them");
+        const select = () => {
+          code.closest("details").open = true;
+          getSelection().selectAllChildren(code);
+        };
+        tell((await copy(code.textContent, select)) ? "copied" : "select the lines below and copy them");
       }),
+      ...(page ? [copyLink] : []),
       button("Save picture", () => view.savePicture()),
       button("Save settings", () => view.saveSettings()),
       said,
     ),
+    link,
     make("details", {}, make("summary", {}, "The lines that do the same in a notebook"), lines),
   );
   const set = (text) => {
@@ -553,16 +357,53 @@ function makeKeepsakes(view) {
   return { node, set };
 }
 
-async function copy(code) {
+async function copy(text, select) {
   try {
-    await navigator.clipboard.writeText(code.textContent);
+    await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Without the right to the clipboard an older way may be left.
-    code.closest("details")?.setAttribute("open", "");
-    getSelection().selectAllChildren(code);
+    // Without the right to the clipboard, as over plain http, an older way may be left.
+    select();
     return document.execCommand("copy");
   }
+}
+
+// Three sentences for a first visit, and a question to go on with.
+function makeTour(page) {
+  const question = make("p", { class: "pdx-question" });
+  const done = make("button", { type: "button" }, "Got it");
+  const node = make(
+    "div",
+    { class: "pdx-tour", role: "region", "aria-label": "For your first visit" },
+    make(
+      "ul",
+      {},
+      make("li", {}, "You see one picture clean, attacked and defended, and under each what the network takes it for."),
+      make("li", {}, "Move a slider or choose another word: all pictures and numbers follow."),
+      make("li", {}, "Look at the line on top: what the network saw before the defence, and what it sees after it."),
+    ),
+    question,
+    done,
+  );
+  const end = () => {
+    node.remove();
+    page.met();
+  };
+  done.addEventListener("click", end);
+  node.addEventListener("keydown", (event) => event.key === "Escape" && end());
+  const set = (shown) => {
+    if (!question.textContent) question.textContent = aQuestion(shown);
+  };
+  return { node, set };
+}
+
+function aQuestion({ true: right, attacked, after }) {
+  if (!attacked) return "Which attack makes the network see something else, and which single knob undoes it?";
+  const so = `The attack turns ${right} into ${attacked}.`;
+  if (after.role === "true") {
+    return `${so} Which knob has brought the ${right} back? And does it still, against a strong attack?`;
+  }
+  return `${so} Which single knob brings the ${right} back? And does it still, against a strong attack?`;
 }
 
 // The colours of the host: JupyterLab says on its body whether it is light, a page leaves it open.
@@ -585,9 +426,12 @@ function followTheme(root) {
 function render({ model, el }) {
   const own = Math.random().toString(36).slice(2);
   const offer = model.get("offer");
+  const { page } = model;
   let moves = 0;
   let waiting = null;
   let later = null;
+  // What was asked for since the last answer.
+  let asked = {};
 
   const view = {
     id: (name) => `pdx-${own}-${name}`,
@@ -597,9 +441,13 @@ function render({ model, el }) {
         later = { ...later, ...changes };
         return;
       }
-      send({ type: "move", settings: { ...later, ...changes }, final });
+      const settings = { ...later, ...changes };
+      asked = { ...asked, ...settings };
       later = null;
+      send({ type: "move", settings, final });
     },
+    askAgain: () => view.ask({ ...chosen(model.get("settings")), ...asked, ...later }, true),
+    beginAgain: () => view.ask(offer.start, true),
     upload: (name, content) => send({ type: "upload", name }, [content]),
     complain: (text) => headline.setError(text),
     savePicture() {
@@ -617,6 +465,9 @@ function render({ model, el }) {
     moves += 1;
     waiting = `${own}-${moves}`;
     root.dataset.asked = waiting;
+    // A complaint is of what was done last, and that is this.
+    headline.setError("");
+    listen();
     model.send({ ...message, id: waiting }, undefined, buffers);
   }
 
@@ -625,7 +476,8 @@ function render({ model, el }) {
   const controls = makeControls(view, offer);
   const pictures = makePictures(offer);
   const history = makeHistory(view);
-  const keepsakes = makeKeepsakes(view);
+  const keepsakes = makeKeepsakes(view, page);
+  const tour = page?.newcomer ? makeTour(page) : null;
   const main = make(
     "div", { class: "pdx-main" }, headline.node, pictures.node,
     make("div", { class: "pdx-foot" }, make("div", {}, make("h3", {}, "Last results"), history.node), keepsakes.node),
@@ -633,10 +485,7 @@ function render({ model, el }) {
   const root = make(
     "section",
     { class: "pdx", "aria-label": "Explorer of pixel deflection", "data-lm-suppress-shortcuts": "true" },
-    make(
-      "p", { class: "pdx-gone", role: "status" },
-      "The explorer has lost its kernel, and the pictures are old ones. Run the notebook from its top to have it back.",
-    ),
+    ...(tour ? [tour.node] : []),
     shelf.node,
     make("div", { class: "pdx-body" }, controls.node, main),
   );
@@ -645,19 +494,53 @@ function render({ model, el }) {
   }
   // A notebook would take the keys for its own, and move on to the next cell.
   root.addEventListener("keydown", (event) => event.stopPropagation());
+  takeDrops(root, (files) => root.dataset.grey !== "cut" && receive(view, offer, files));
   const forgetTheme = followTheme(root);
-  const forgetKernel = whenKernelGoes(model, () => el.classList.add(GONE));
+  const forgetKernel = whenKernelGoes(model, () => {
+    el.classList.add(GONE);
+    grey("cut");
+  });
+
+  // "old": no answer comes; "cut": none can come, so that there is nothing to move; "": neither.
+  function grey(how, ...words) {
+    root.dataset.grey = how;
+    pictures.node.inert = Boolean(how);
+    headline.notice.set(...words);
+  }
+
+  let silence = null;
+  function listen() {
+    clearTimeout(silence);
+    if (!waiting || model.get("busy").what || root.dataset.grey === "cut") return;
+    silence = setTimeout(() => {
+      const sentence = "No answer for 5 seconds: what is shown is older than the sliders.";
+      grey("old", sentence, "Ask again", view.askAgain);
+    }, PATIENCE);
+  }
+
+  function heard() {
+    if (root.dataset.grey === "old") grey("");
+    listen();
+  }
 
   function answered(id) {
     if (id !== waiting) return;
     waiting = null;
+    asked = {};
     if (later) view.ask({}, false);
   }
 
+  const isOwn = () => {
+    const { image } = model.get("settings");
+    return model.get("images").some(({ name, own: theirs }) => theirs && name === image);
+  };
+
   function settle() {
     const settings = model.get("settings");
+    const classes = model.get("classes") ?? NONE;
+    const count = model.get("shown").classes ?? 10;
     // What is being moved is not moved back under the visitor's hand.
-    if (!waiting) controls.set(settings, model.get("shown").classes ?? 10);
+    if (!waiting) controls.set(settings, { count, classes, own: isOwn() });
     shelf.set(model.get("images"), settings.image);
     history.set(model.get("history"), settings);
   }
@@ -676,9 +559,12 @@ function render({ model, el }) {
     // Pictures that a newer result has overtaken would only flash.
     if (turn !== newest) return;
     pictures.draw(ready, bytes, shown);
-    headline.set(shown);
+    pictures.setUsed(shown.cut, model.get("picture_whole"));
+    headline.set(shown, isOwn());
     keepsakes.set(shown.code);
+    tour?.set(shown);
     answered(shown.id);
+    heard();
     settle();
     root.classList.remove("pdx-empty");
     root.dataset.shown = shown.id;
@@ -689,14 +575,19 @@ function render({ model, el }) {
     headline.setError(text);
     if (!text) return;
     answered(id);
+    heard();
     settle();
     root.dataset.failed = id;
   }
 
-  const busy = () => headline.setBusy(model.get("busy"));
+  function busy() {
+    headline.setBusy(model.get("busy"));
+    heard();
+  }
+
   const listeners = [
     ["change:shown", show], ["change:error", complain], ["change:busy", busy],
-    ["change:history", settle], ["change:images", settle],
+    ["change:history", settle], ["change:images", settle], ["change:classes", settle],
   ];
   for (const [event, act] of listeners) model.on(event, act);
   root.classList.add("pdx-empty");
@@ -704,13 +595,27 @@ function render({ model, el }) {
   show();
   busy();
   complain();
+  page?.begin({
+    ask: view.ask,
+    gone(...words) {
+      clearTimeout(silence);
+      grey("cut", ...words);
+    },
+    back() {
+      grey("");
+      // What was asked for meanwhile may never have come there.
+      if (waiting) view.askAgain();
+    },
+  });
 
   return () => {
     for (const [event, act] of listeners) model.off(event, act);
+    clearTimeout(silence);
     forgetKernel();
     forgetTheme();
     shelf.clear();
     history.clear();
+    pictures.clear();
   };
 }
 
