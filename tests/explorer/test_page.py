@@ -199,6 +199,33 @@ def test_many_wishes_of_one_are_one_and_another_is_served_in_between(room, monke
     assert served_.index(("fox_000", 99)) < 3
 
 
+def test_for_a_page_that_does_not_take_what_it_asked_for_nothing_more_is_computed(
+    room, monkeypatch
+):
+    seeds, result = [], Explorer.result
+
+    def noted(explorer, settings, **options):
+        seeds.append(settings.seed)
+        return result(explorer, settings, **options)
+
+    async def scene():
+        async with served(room) as door:
+            slow, other = await door.visitor(), await door.visitor()
+            # More than lies on the way between two sockets.
+            large = {"padding": bytes(8_000_000)}
+            monkeypatch.setattr(page, "packed", lambda state: packed({**state, **large}))
+            monkeypatch.setattr(Explorer, "result", noted)
+            for seed in range(1, 30):
+                await slow.say({"type": "move", "id": f"s{seed}", "settings": {"seed": seed}})
+                await asyncio.sleep(0.05)
+            assert len(seeds) < 6
+            assert (await other.move(seed=99))["name"] == "badger_000"
+            # As soon as it reads again, it gets the newest.
+            await slow.until(lambda state: state["shown"]["id"] == "s29")
+
+    run(scene())
+
+
 def test_a_long_attack_lets_the_others_work_in_its_middle_and_is_made_once_for_all(room, demo):
     gradients, gradient = [], demo.loss_gradient
 
