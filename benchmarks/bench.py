@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.measures import Sizes
 
-#: What each figure should reach; a ratio, but for the seconds of `import_pdutils`.
+#: What each figure should reach; a ratio, but for the seconds of `import_pdutils` and of the page's
+#: `first_look`, `crowd` and `alone`.
 TARGETS = {
     "pd_200": ">= 6",
     "pd_1500": ">= 8",
@@ -29,6 +30,10 @@ TARGETS = {
     "attack_igsm": "<= 1.15",
     "import_pdutils": "<= 0.5",
     "peak_memory_folder": "<= 1.1",
+    "page_memory": "<= 1.5",
+    "page_first_look": "<= 1.5",
+    "page_crowd": "<= 1",
+    "page_alone": "<= 0.3",
 }
 
 #: Where the defended model runs beside a GPU's plain one, its targets are others.
@@ -46,6 +51,9 @@ FULL: dict[str, Any] = {
     "steps": 5,
     "memory": (2000, 200),
     "memory_repeats": 2,
+    "visitors": 30,
+    "page_moves": 20,
+    "crowd_seconds": 90,
 }
 QUICK: dict[str, Any] = FULL | {
     "repeats": 3,
@@ -54,6 +62,9 @@ QUICK: dict[str, Any] = FULL | {
     "steps": 2,
     "memory": (400, 100),
     "memory_repeats": 1,
+    "visitors": 10,
+    "page_moves": 10,
+    "crowd_seconds": 20,
 }
 
 _OUTPUT = Path(__file__).resolve().parents[1] / "results" / "bench.json"

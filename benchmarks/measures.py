@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import authors
+from benchmarks import authors, page
 from benchmarks.timing import Measurement, Side, ratio
 from pdutils._utils import Array, generator, load_tensorflow
 from pdutils.attacks.gradient import igsm
@@ -65,6 +65,12 @@ class Sizes:
         Images of the large and of the small folder whose peak memory is compared.
     memory_repeats : int
         How often each of the two is measured.
+    visitors : int
+        Of the page, at once.
+    page_moves : int
+        Moves of each visitor whose memory is measured.
+    crowd_seconds : float
+        How long the visitors drag sliders.
     """
 
     repeats: int
@@ -74,6 +80,9 @@ class Sizes:
     steps: int
     memory: tuple[int, int]
     memory_repeats: int
+    visitors: int
+    page_moves: int
+    crowd_seconds: float
 
     def ratio(self, above: Side, below: Side, **settings: Any) -> Measurement:
         """Compare two sides; `settings` stand beside what the comparison itself says."""
@@ -323,6 +332,10 @@ MEASURES: dict[str, Callable[[Sizes], Measurement]] = {
         attack_igsm,
         import_pdutils,
         peak_memory_folder,
+        page.page_memory,
+        page.page_first_look,
+        page.page_crowd,
+        page.page_alone,
     )
 }
 

@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from tornado.httpclient import HTTPRequest
@@ -20,6 +22,7 @@ class Visitor:
         self.connection = connection
         self.state: dict[str, Any] = {}
         self.moves = itertools.count(1)
+        self.coming: asyncio.Future[str | bytes | None] | None = None
 
     @classmethod
     async def opened(cls, port: int, settings: Mapping[str, Any] | None = None) -> "Visitor":
@@ -45,9 +48,15 @@ class Visitor:
             packed = len(head).to_bytes(4, "big") + head + buffer
             await self.connection.write_message(packed, binary=True)
 
-    async def hear(self) -> dict[str, Any]:
+    async def hear(self, seconds: float = PATIENCE) -> dict[str, Any]:
         """Wait for the next message and take over what it tells; an EOFError at the end."""
-        message = await asyncio.wait_for(self.connection.read_message(), PATIENCE)
+        if self.coming is None:
+            self.coming = asyncio.ensure_future(self.connection.read_message())
+        # A message that comes later is not lost by this.
+        await asyncio.wait([self.coming], timeout=max(0, seconds))
+        if not self.coming.done():
+            raise TimeoutError(f"no word of the server in {seconds:g} s")
+        message, self.coming = self.coming.result(), None
         if message is None:
             raise EOFError(f"the server ended the visit: {self.connection.close_reason}")
         news = read(message)
@@ -69,11 +78,52 @@ class Visitor:
 
     async def ask(self, content: Mapping[str, Any], buffer: bytes | None = None) -> dict[str, Any]:
         """Send what wants an answer, and wait for that."""
+        number = await self.send(content, buffer)
+        await self.until(lambda _: self.answer(number))
+        found = self.answer(number)
+        assert found is not None
+        return found
+
+    async def send(self, content: Mapping[str, Any], buffer: bytes | None = None) -> str:
+        """Send what wants an answer, and give its number."""
         number = f"m{next(self.moves)}"
         await self.say({**content, "id": number}, buffer)
-        answers = ("shown", "error")
-        await self.until(lambda state: number in [state[name].get("id") for name in answers])
-        return next(self.state[name] for name in answers if self.state[name].get("id") == number)
+        return number
+
+    def answer(self, number: str) -> dict[str, Any] | None:
+        """Give what is shown or complained of in answer to a number, None before that."""
+        answers: list[dict[str, Any]] = [self.state[name] for name in ("shown", "error")]
+        return next((answer for answer in answers if answer.get("id") == number), None)
+
+    async def drag(self, slider: str, values: Sequence[float], seconds: float = 0.5) -> float:
+        """Drag a slider over values for some seconds and release it at the last of them.
+
+        Like the face, it only remembers where the slider is while an answer is on its way. Gives
+        the seconds from the release to its picture.
+        """
+        *passed, last = values
+        number, later, now = "", None, asyncio.get_running_loop().time
+        for value in passed:
+            later, until = value, now() + seconds / len(passed)
+            while now() < until:
+                if later is not None and (not number or self.answer(number)):
+                    move = {"type": "move", "settings": {slider: later}, "final": False}
+                    number, later = await self.send(move), None
+                with suppress(TimeoutError):
+                    await self.hear(until - now())
+        released = time.perf_counter()
+        answer = await self.move(**{slider: last})
+        if "text" in answer:
+            raise ValueError(f"{slider} {last}: {answer['text']}")
+        return time.perf_counter() - released
+
+    async def rest(self, seconds: float) -> None:
+        """Hear for some seconds what the server says."""
+        now = asyncio.get_running_loop().time
+        end = now() + seconds
+        while now() < end:
+            with suppress(TimeoutError):
+                await self.hear(end - now())
 
     def close(self) -> None:
         """Leave as a page does that is closed."""
