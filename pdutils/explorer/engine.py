@@ -27,6 +27,9 @@ from pdutils.explorer.workshop import Workshop
 #: Told what is being done, how much of it is done, and how much there is (0: nobody knows).
 Progress = Callable[[str, int, int], None]
 
+#: Said between the runs of a defence.
+DEFENDING = "Defending"
+
 #: The two networks that need no download, and those that the blog's notebook can be run with.
 CLASSIFIERS = ("efficientnet_lite0", "demo", "resnet50", "mobilenet_v2", "inception_v3", "xception",
                "vgg19")  # fmt: skip
@@ -415,7 +418,7 @@ class _Stages:
         """Give one run's deflected and defended image, and what the network sees in each."""
         network, image, chances = self.network, self.adversary[0], self.activation_map
         if number:
-            self.progress("Defending", number, self.settings.runs)
+            self.progress(DEFENDING, number, self.settings.runs)
         deflection = replace(self.defense, denoiser=None, denoiser_options={})
         denoising = replace(self.defense, deflections=0)
         key = (*adversary_key(self.settings), deflection.text, self.settings.seed, number)

@@ -273,12 +273,7 @@ class Visit:
 
     def _work(self) -> None:
         """Serve one wish; the next one, if there is one then, goes to the end of the line."""
-        with self._workshop.turns:
-            # The newest when the turn has come, not when it was asked for.
-            with self._lock:
-                wish, self._wish = self._wish, None
-            if wish is not None:
-                self._serve(wish)
+        self._serve()
         with self._lock:
             self._working = self._wish is not None
             self._lock.notify_all()
@@ -287,11 +282,17 @@ class Visit:
         elif self._closed:
             self._clean_up()
 
-    def _serve(self, wish: _Wish) -> None:
-        """Compute and show one wish; whatever goes wrong becomes a sentence."""
+    def _serve(self, wish: _Wish | None = None) -> None:
+        """Compute and show a wish, or that which waits; whatever goes wrong becomes a sentence."""
         warm = self._workshop.warm
         try:
-            result = self._explorer.result(wish.settings, progress=self._news(wish))
+            with self._workshop.turns:
+                # The newest when the turn has come, not when it was asked for.
+                wish = wish or self._newest()
+                if wish is None:
+                    return
+                result = self._explorer.result(wish.settings, progress=self._news(wish))
+            # Pictures are drawn and packed while the next one has the turn.
             self._show(result, wish)
             if result.network not in warm:
                 warm.add(result.network)
@@ -301,16 +302,23 @@ class Visit:
         except _OutdatedError:
             return
         except BaseException as error:
-            if self._asked == wish.settings and self.result is not None:
+            if wish and self._asked == wish.settings and self.result is not None:
                 self._asked = self.result.settings
             if not isinstance(error, (ValueError, OSError)):
                 logging.getLogger(__name__).exception("a wish of the explorer failed")
             self.tell(busy={})
             # What has gone wrong with an older wish would stand beside the newer one's picture.
             if self._wish is None:
-                self.tell(error={"text": self._plain(_words(error)), "id": wish.move})
+                move = wish.move if wish else ""
+                self.tell(error={"text": self._plain(_words(error)), "id": move})
             if isinstance(error, KeyboardInterrupt):
                 raise
+
+    def _newest(self) -> _Wish | None:
+        """Take the wish out of its place."""
+        with self._lock:
+            wish, self._wish = self._wish, None
+        return wish
 
     def _news(self, wish: _Wish) -> engine.Progress:
         """Tell how far a computation is, and end one that nobody waits for."""
@@ -318,17 +326,22 @@ class Visit:
 
         def tell(what: str, done: int, total: int) -> None:
             nonlocal told
-            # An adversary that the newer wish needs as well is made to its end.
-            newer = self._wish
-            if self._closed or (
-                newer and adversary_key(newer.settings) != adversary_key(wish.settings)
-            ):
+            if self._closed or (self._wish and self._overtakes(wish, self._wish, what)):
                 raise _OutdatedError
             if time.monotonic() - told >= 0.05:
                 told = time.monotonic()
                 self.tell(busy={"what": what, "done": done, "total": total})
 
         return tell
+
+    @staticmethod
+    def _overtakes(wish: _Wish, newer: _Wish, what: str) -> bool:
+        """Tell whether a newer wish ends what is being computed for one."""
+        # An adversary that both need is made to its end.
+        if adversary_key(newer.settings) != adversary_key(wish.settings):
+            return True
+        # Nobody looks at a step of a slider that has been released; its runs are kept.
+        return what == engine.DEFENDING and newer.final and not wish.final
 
     def _show(self, result: Result, wish: _Wish) -> None:
         settings, new = result.settings, dict[str, Any]()

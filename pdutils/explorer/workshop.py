@@ -18,6 +18,10 @@ NETWORKS = 3
 #: So many bytes of images, maps and answers are kept, the last used ones.
 BUDGET = 256_000_000
 
+#: Seconds of a long job after which those who wait have a turn each; with a shorter time it would
+#: wait for all of them at each of its steps.
+SLICE = 0.2
+
 _T = TypeVar("_T")
 
 
@@ -28,6 +32,7 @@ class Turns:
         self._changed = threading.Condition()
         self._line: deque[int] = deque()
         self._depth = 0
+        self._since = 0.0
 
     def __len__(self) -> int:
         """How many work or wait."""
@@ -59,8 +64,8 @@ class Turns:
                 self._wait(depth)
 
     def pass_on(self) -> None:
-        """In the middle of a long job, let each of those who wait have a turn."""
-        if len(self._line) > 1:
+        """In the middle of a long job, let each of those who wait have a turn now and then."""
+        if len(self._line) > 1 and time.monotonic() - self._since >= SLICE:
             with self.lent():
                 pass
 
@@ -74,7 +79,7 @@ class Turns:
             self._line.remove(me)
             self._changed.notify_all()
             raise
-        self._depth = depth
+        self._depth, self._since = depth, time.monotonic()
 
     def _leave(self) -> None:
         self._line.popleft()
