@@ -49,7 +49,12 @@ LIVE = SLIDERS.keys() - {"eps"}
 KINDS = (("deflections",), ("window",), ("sigma",), ("seed", "runs"), ("k",), ("eps",))
 
 #: With these settings each of the sliders changes something; the attack is the weak one.
-DRAGGED: dict[str, Any] = {"attack": "igsm", "stop": True, "activation": "rcam", "denoiser": "wavelet"}
+DRAGGED: dict[str, Any] = {
+    "attack": "igsm",
+    "stop": True,
+    "activation": "rcam",
+    "denoiser": "wavelet",
+}
 
 #: What the page loads before it speaks with the server.
 _FILES = ("", "page.css", "explorer.css", "page.js", "explorer.js")
