@@ -296,7 +296,7 @@ def dragged(slider: str, rng: np.random.Generator) -> list[float]:
     """Draw the values that a slider is dragged over: some on the way, and that of its release."""
     low, high, step = SLIDERS[slider]
     first, last = rng.uniform(low, high, 2)
-    steps = np.linspace(first, last, 6 if slider in LIVE else 2)[1:]
+    steps = np.linspace(first, last, 7 if slider in LIVE else 2)[1:]
     return [round(step * round(value / step), 3) if step < 1 else int(value) for value in steps]
 
 

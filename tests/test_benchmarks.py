@@ -1,9 +1,10 @@
+import asyncio
 import json
 import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,12 @@ import numpy as np
 import pytest
 from conftest import photo, photos
 
-from benchmarks import authors, bench, measures, timing
+from benchmarks import authors, bench, measures, page, soak, timing
 from pdutils.defenses import PixelDeflection, WaveletDenoising, defended_model
 from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import Writes, apply_writes, pixel_deflection
 from pdutils.denoising import denoise_wavelet
+from pdutils.explorer.engine import Settings
 from pdutils.images import labelled_files, load_image, save_image
 
 ROOT = Path(__file__).parents[1]
@@ -194,9 +196,82 @@ def test_peak_memory_is_the_commands_own():
     assert (large - small) * unit == pytest.approx(200_000_000, rel=0.05)
 
 
+@pytest.fixture(scope="module")
+def server():
+    """Start one server of the page, with the small network, which ends with these tests."""
+    with asyncio.Runner() as runner:
+        serving = page.served("demo")
+        server = runner.run(asyncio.wait_for(serving.__aenter__(), 120))
+        try:
+            yield server
+        finally:
+            runner.run(asyncio.wait_for(serving.__aexit__(None, None, None), 30))
+        assert not server.process.is_running()
+        assert not server.folder.exists()
+
+
+@pytest.fixture
+def served(server, monkeypatch):
+    @asynccontextmanager
+    async def again(network=None):
+        server.peak = server.memory
+        yield server
+
+    for module in (page, soak):
+        monkeypatch.setattr(module, "served", again)
+    return server
+
+
+def test_moves_are_of_all_kinds_and_those_of_a_slider_within_its_bounds():
+    rng = np.random.default_rng(0)
+    moves = page.wishes(rng, ["a", "b"], 20)
+    kinds = [tuple(move) for move in moves]
+    assert sorted(kinds[:10]) == sorted(kinds[10:])
+    assert len(set(kinds)) == 10
+    assert all(Settings(**move) for move in moves)
+    for slider, (low, high, step) in page.SLIDERS.items():
+        for _ in range(50):
+            values = page.dragged(slider, rng)
+            assert len(values) == (6 if slider in page.LIVE else 1)
+            assert all(low <= value <= high for value in values)
+            assert all(Settings(**{slider: value}) for value in values)
+            assert slider != "sigma" or all(round(v / step, 6) % 1 == 0 for v in values)
+
+
+def test_the_time_of_a_crowd_is_that_which_five_of_a_hundred_exceed():
+    drags = page.Drags({"seed": [0.5] * 18, "eps": [1.0, 2.0]})
+    found = drags.measurement(visitors=2)
+    assert found.values == pytest.approx([1.05])
+    assert found.settings == {
+        "unit": "seconds", "n": 20, "median": 0.5, "max": 2.0, "visitors": 2,
+        "sliders": {
+            "eps": {"n": 2, "median": 1.5, "max": 2.0},
+            "seed": {"n": 18, "median": 0.5, "max": 0.5},
+        },
+    }  # fmt: skip
+
+
 @pytest.mark.slow
-def test_a_quick_run_writes_every_figure(tmp_path, monkeypatch, capsys):
+def test_a_soak_tells_what_visits_left_and_whether_that_is_too_much(served, monkeypatch, capsys):
+    words = ["--classifier=demo", "--minutes=0.05", "--visits=8", "--visitors=3", "--killed=3"]
+    for name, value in {"FEW": 3, "REST": 1, "GROWTH": 1.5, "UPLOADS": 2}.items():
+        monkeypatch.setattr(soak, name, value)
+    assert soak.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "8 visits in" in shown
+    assert "3 vanished" in shown
+    assert "errors: 0; logged: 0 lines" in shown
+    assert served.held["folders"] == served.held["visits"] == 0
+    monkeypatch.setattr(soak, "GROWTH", 0)
+    assert soak.main([*words, "--seed=1"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "missed: the memory grew"
+
+
+@pytest.mark.slow
+def test_a_quick_run_writes_every_figure(tmp_path, served, monkeypatch, capsys):
     tiny = {"repeats": 1, "seconds": 0.0, "batch": 2, "folder": 4, "steps": 1, "memory": (2, 2)}
+    tiny |= {"visitors": 2, "page_moves": 2, "crowd_seconds": 1}
+    monkeypatch.setattr(page, "PAUSE", 0.5)
     monkeypatch.setattr(bench, "QUICK", tiny | {"memory_repeats": 1})
     # Building and compiling a larger network takes half a minute, as a second defended folder does.
     small, built = measures._classifier("demo"), []

@@ -5,6 +5,7 @@ import gc
 import io
 import logging
 import tempfile
+import threading
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from benchmarks.visitors import Visitor, read
 from pdutils._utils import on_grid
 from pdutils.classifiers import load_classifier
 from pdutils.demo.examples import demo_image
-from pdutils.explorer import page
+from pdutils.explorer import page, workshop
 from pdutils.explorer.engine import Explorer, Settings
 from pdutils.explorer.page import Room, application, packed, unpacked
 from pdutils.explorer.workshop import Workshop
@@ -253,6 +254,79 @@ def test_a_long_attack_lets_the_others_work_in_its_middle_and_is_made_once_for_a
         run(scene())
     finally:
         del demo.loss_gradient
+
+
+@pytest.mark.parametrize(("seconds", "after"), [(0, 1), (60, 3)])
+def test_a_long_job_lets_the_others_work_when_it_has_had_its_time(monkeypatch, seconds, after):
+    monkeypatch.setattr(workshop, "SLICE", seconds)
+    turns, done = workshop.Turns(), []
+
+    def work():
+        with turns:
+            done.append("other")
+
+    other = threading.Thread(target=work)
+    with turns:
+        other.start()
+        while len(turns) < 2:
+            time.sleep(0.001)
+        for step in range(3):
+            done.append(step)
+            turns.pass_on()
+    other.join()
+    assert done.index("other") == after
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_step_of_a_slider_is_given_up_when_it_is_released(room, demo, final):
+    predicted, predict = [], demo.predict
+
+    def slowly(*args, **options):
+        predicted.append(1)
+        time.sleep(0.02)
+        return predict(*args, **options)
+
+    async def scene():
+        async with served(room) as door:
+            one = await door.visitor()
+            demo.predict = slowly
+            await one.say({"type": "move", "settings": {"runs": 50}, "final": final})
+            await one.until(lambda state: state["busy"].get("what") == "Defending")
+            assert (await one.move(runs=3))["name"] == "badger_000"
+            # What was asked for by a release is shown, though another one came after it.
+            assert (len(predicted) < 40) == (not final)
+
+    try:
+        run(scene())
+    finally:
+        del demo.predict
+
+
+def test_a_slider_that_is_dragged_asks_for_the_newest_only_and_is_timed_from_its_release(
+    room, monkeypatch
+):
+    results, result = [], Explorer.result
+
+    def slowly(explorer, settings, **options):
+        results.append(settings.deflections)
+        time.sleep(0.25)
+        return result(explorer, settings, **options)
+
+    async def scene():
+        async with served(room) as door:
+            one = await door.visitor()
+            # The network is compiled meanwhile.
+            await one.move(seed=1)
+            monkeypatch.setattr(Explorer, "result", slowly)
+            seconds = await one.drag("deflections", [100, 120, 140, 160, 180, 300], 0.5)
+            assert 0.25 <= seconds < 5
+            assert (results[0], results[-1]) == (100, 300)
+            assert len(results) < 6
+            assert one.state["settings"]["deflections"] == 300
+            with pytest.raises(ValueError, match="window 2000: window: expected"):
+                await one.drag("window", [5, 2000])
+
+    run(scene())
 
 
 @pytest.mark.parametrize("error", [KeyError("odd"), MemoryError(), SystemExit(3), RecursionError()])
