@@ -53,7 +53,7 @@ FULL: dict[str, Any] = {
     "memory_repeats": 2,
     "visitors": 30,
     "page_moves": 20,
-    "crowd_seconds": 90,
+    "crowd_seconds": 60,
 }
 QUICK: dict[str, Any] = FULL | {
     "repeats": 3,

@@ -61,20 +61,19 @@ class Soak:
             seconds, visitor = await look(self.server.port)
             self.looks.append(seconds)
             using = asyncio.create_task(self.use(visitor, rng, number, whole, is_killed))
-            patience = rng.uniform(0, whole) if is_killed else None
-            _, unfinished = await asyncio.wait([using], timeout=patience)
-            if unfinished:
-                using.cancel()
-                visitor.vanish()
-                self.vanished += 1
-            else:
-                visitor.close()
-                using.result()
+            stay = whole * (rng.uniform(0, 1) if is_killed else rng.uniform(0.5, 1.5))
+            await asyncio.wait([using], timeout=stay or None)
+            self.vanished += is_killed
+            (visitor.vanish if is_killed else visitor.close)()
+            if using.cancel():
+                return
+            using.result()
         except Exception as error:
             self.errors.append(f"visit {number}: {type(error).__name__}: {error}")
-        self.ended += 1
-        if self.ended == FEW:
-            self.early = self.server.memory
+        finally:
+            self.ended += 1
+            if self.ended == FEW:
+                self.early = self.server.memory
 
     async def use(
         self, visitor: Visitor, rng: np.random.Generator, number: int, whole: float, endless: bool
@@ -87,8 +86,9 @@ class Soak:
         names = [image["name"] for image in visitor.state["images"] if not image["own"]]
         while endless and number % 2:
             _check("a long attack", await visitor.move(**_LONG, image=str(rng.choice(names))))
-        moves = max(1, round(whole / PAUSE))
-        await wander(visitor, rng, moves, whole / moves)
+        # More than there is time for: one leaves whatever is being computed.
+        moves = round(3 * whole / PAUSE)
+        await wander(visitor, rng, max(1, moves), min(PAUSE, whole))
 
     async def run(self, visits: int, visitors: int, killed: int) -> None:
         """Let the first visitor come alone, then the others, and alone the last."""
