@@ -51,7 +51,7 @@ def test_turns_are_taken_in_the_order_of_asking_and_one_at_a_time(turns, pool):
     assert len(turns) == 0
 
 
-def test_a_long_job_lets_all_who_wait_go_first(turns, pool):
+def test_a_long_job_lets_all_who_wait_go_first(turns, pool, monkeypatch):
     order = []
 
     def work(name):
@@ -63,7 +63,11 @@ def test_a_long_job_lets_all_who_wait_go_first(turns, pool):
         turns.pass_on()
         waiting = [pool.submit(work, name) for name in ("a", "b")]
         line_up(turns, 3)
+        # It has hardly begun.
+        monkeypatch.setattr(module, "SLICE", 1000)
+        turns.pass_on()
         assert order == []
+        monkeypatch.setattr(module, "SLICE", 0)
         turns.pass_on()
         assert sorted(order) == ["a", "b"]
         order.append("c")
