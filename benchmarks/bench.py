@@ -148,9 +148,11 @@ def header() -> dict[str, Any]:
     from benchmarks.measures import cores
 
     packages = ("numpy", "tensorflow", "keras", "scikit-image")
+    from pdutils._utils import processor
+
     return {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "device": _device(),
     }
@@ -209,14 +211,6 @@ def _earlier(output: Path, head: dict[str, Any]) -> dict[str, Any]:
 def _ordered(report: dict[str, Any]) -> dict[str, Any]:
     keys = [key for key in report if key not in TARGETS] + list(TARGETS)
     return {key: report[key] for key in keys if key in report}
-
-
-def _processor() -> str:
-    """Give the processor's name, which Python knows on some systems only."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text().splitlines() if listing.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _device() -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -316,6 +317,14 @@ def extra(name: str) -> Iterator[None]:
             f"{error.name} is not installed; bring it with: pip install 'pdutils[{name}]'",
             name=error.name,
         ) from error
+
+
+def processor() -> str:
+    """Give the processor's name, which Python knows on some systems only."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 _left_behind = False

@@ -6,17 +6,23 @@ rerun does what is missing. One run writes at a time (it holds a lock on the emp
 `FILE.lock`, which ends with its process); others may read meanwhile.
 """
 
+import json
 import os
+import shlex
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any, Self
 
-from pdutils._utils import extra, installed, naming
+from pdutils._utils import extra, installed, naming, processor
+from pdutils.evaluation import packed
+from pdutils.evaluation.packed import StoreError
 
 with extra("evaluation"):
     import pandas as pd
@@ -73,20 +79,20 @@ CREATE TABLE runs (
 Texts = Sequence[str] | None
 
 
-class StoreError(ValueError):
-    """A file of records that cannot be used, or not by this run."""
-
-
 class StoredRecords:
     """The records of a file that a `Store` wrote, or writes now, for reading; a context manager."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = str(path)
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: no such file of records")
-        if _is_new(Path(path)):
-            raise StoreError(f"{path}: expected a file of records, got an empty file")
-        self._open(f"{Path(path).absolute().as_uri()}?mode=ro", self._check_format)
+        self._held = ExitStack()
+        with self._held:
+            file = self._held.enter_context(packed.readable(path))
+            if not file.exists():
+                raise FileNotFoundError(f"{path}: no such file of records")
+            if _is_new(file):
+                raise StoreError(f"{path}: expected a file of records, got an empty file")
+            self._open(f"{file.absolute().as_uri()}?mode=ro", self._check_format)
+            self._held = self._held.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +102,8 @@ class StoredRecords:
 
     def close(self) -> None:
         """Close the file; nothing can be read from it then."""
-        self._connection.close()
+        with self._held:
+            self._connection.close()
 
     @property
     def images(self) -> int:
@@ -110,6 +117,10 @@ class StoredRecords:
     def versions(self) -> dict[str, str]:
         """Give the versions of the packages that the records were made with."""
         return self._meta("version")
+
+    def made(self) -> list[dict[str, Any]]:
+        """Tell of each run that added records: date, command, processor, cores and Python."""
+        return [{"date": d, **json.loads(told)} for d, told in sorted(self._meta("made").items())]
 
     def attacks(self) -> list[str]:
         """List the attacks that have been asked for, in the order of asking."""
@@ -217,14 +228,18 @@ class Store(StoredRecords):
         settings: Mapping[str, str | int],
     ) -> None:
         self.path = uri = ":memory:"
-        self._lock = ExitStack()
+        self._held, self._is_told, self._is_copy = ExitStack(), False, False
         if path is not None:
             self.path = str(path)
             with naming(path):
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-            _is_new(Path(path))
-            self._lock.enter_context(_locked(self.path))
-            uri = Path(path).absolute().as_uri()
+            file = packed.working(path)
+            if file == Path(path):
+                _is_new(file)
+            self._held.enter_context(_locked(str(file)))
+            if file != Path(path):
+                self._unpack(Path(path), file)
+            uri = file.absolute().as_uri()
         texts = {name: str(value) for name, value in settings.items()}
         self._open(uri, partial(self._prepare, names, labels, texts))
 
@@ -232,8 +247,24 @@ class Store(StoredRecords):
         """Close the file and let others write to it."""
         # Outside of a run the file needs no companions: it can be copied, and read where nothing
         # can be written. While somebody else reads it, it stays as it is.
-        with self._lock, closing(self._connection), suppress(sqlite3.Error):
-            self._connection.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
+        with self._held:
+            is_same = self._is_copy and not self._connection.total_changes
+            with closing(self._connection) as connection, suppress(sqlite3.Error):
+                connection.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
+            file = packed.working(self.path)
+            if str(file) != self.path and file.exists():
+                if not is_same:
+                    packed.pack(file, Path(self.path))
+                file.unlink()
+
+    def _unpack(self, path: Path, file: Path) -> None:
+        # What a run that was ended left is newer.
+        if not file.exists() and path.exists():
+            with self._held:
+                packed.unpack(path, file)
+                self._held = self._held.pop_all()
+            self._is_copy = True
+        _is_new(file)
 
     def ask(self, attacks: Iterable[str], defenses: Iterable[str]) -> None:
         """Note which attacks and defences a run asks for, before it adds any."""
@@ -271,6 +302,10 @@ class Store(StoredRecords):
         unit = self._texts("attack")[attack], self._texts("defense")[defense]
         first = records[records["run"] == 0]
         with self._transaction() as connection:
+            if not self._is_told:
+                told = ["made", datetime.now(UTC).isoformat(timespec="microseconds"), _made_by()]
+                connection.execute("INSERT INTO meta VALUES (?, ?, ?)", told)
+                self._is_told = True
             connection.execute("INSERT INTO units VALUES (?, ?, ?)", [chunk, *unit])
             connection.executemany(
                 "INSERT OR IGNORE INTO skipped VALUES (?, ?)",
@@ -338,6 +373,18 @@ class Store(StoredRecords):
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return self._texts("image")
+
+
+def _made_by() -> str:
+    """Describe what makes records now, as JSON."""
+    line = sys.orig_argv[1:]
+    told = {
+        "command": shlex.join(["python", *line]) if line[:2] == ["-m", "pdutils"] else "",
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+    return json.dumps(told)
 
 
 def _short(value: str | None) -> str:
