@@ -433,8 +433,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     ImageNet's validation set with --images-list, or drawings:N for N fresh drawings of the demo.
 
     Records go into --output as they are made; the same command goes on where an earlier one ended,
-    and more attacks and defences can be added. The attack and the defence "none" are always
-    evaluated. Printed are the shares that are right; `python -m pdutils table` prints more.
+    and more attacks and defences can be added; a file NAME.sqlite.xz is kept packed. The attack and
+    the defence "none" are always evaluated. Printed are the shares that are right; `python -m
+    pdutils table` prints more.
 
     An attack or a defence is a name, or a name and knobs: igsm:eps=4,iterations=10.
 
@@ -573,6 +574,10 @@ def _table(options: argparse.Namespace) -> int:
     begun, images = study.progress()
     if begun < images:
         print(f"\n{begun} of {images} images so far: the evaluation is not finished")
+    for run in study.made:
+        by = run["command"] or "a call from Python"
+        print(f"\nmade {run['date'][:10]} by {by}")
+        print(f"on {run['processor']}, {run['cores']} cores, Python {run['python']}")
     if options.output:
         for path in report.write(options.output, options.file.stem):
             print(f"written: {path}")

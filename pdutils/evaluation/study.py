@@ -176,6 +176,14 @@ class Study:
         with StoredRecords(self._records) as store:
             return store.skipped()
 
+    @property
+    def made(self) -> list[dict[str, Any]]:
+        """Each run that added to the file: its date, command, processor, cores and Python."""
+        if not isinstance(self._records, (str, PathLike)):
+            return []
+        with StoredRecords(self._records) as store:
+            return store.made()
+
     def accuracy(self, aggregate: str = "one", protocol: str = "paper", **chosen: Chosen) -> Rates:
         """Give the share of images classified right, by defence, then attack.
 
