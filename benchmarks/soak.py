@@ -91,15 +91,18 @@ class Soak:
         await wander(visitor, rng, max(1, moves), min(PAUSE, whole))
 
     async def run(self, visits: int, visitors: int, killed: int) -> None:
-        """Let the first visitor come alone, then the others, and alone the last."""
+        """Let the first visitor come alone, then the others, and alone the last two."""
         await self.visit(1, 0)
-        numbers = iter(range(2, visits))
-        chosen = set(self.rng.choice(np.arange(2, visits), killed, replace=False).tolist())
+        *among, last_but_one = range(2, visits)
+        numbers = iter(among)
+        chosen = set(self.rng.choice(among, killed, replace=False).tolist())
         # The places are taken one by one, so that the first ones stand empty for half a visit.
         whole = self.seconds * visitors / (visits + visitors / 2)
         await asyncio.gather(*(self.come(numbers, chosen, whole) for _ in range(visitors)))
         # What those who left had asked for may still be being computed.
         await asyncio.sleep(REST)
+        # The first one found a first picture; here it may have been dropped for those of others.
+        await self.visit(last_but_one, 0)
         await self.visit(visits, 0)
         await asyncio.sleep(REST)
 
@@ -122,17 +125,17 @@ async def soaked(options: argparse.Namespace) -> int:
         took = time.perf_counter() - began
         memory, held, logged = server.memory, server.held, server.logged.strip()
     ratio = memory / soak.early
-    first, last = soak.looks[0], soak.looks[-1]
-    crowded = soak.looks[1:-1]
+    first, *crowded, anew, last = soak.looks
     print(
         f"{soak.ended} visits in {took / 60:.1f} minutes, {options.visitors} places, "
         f"{soak.vanished} vanished, {soak.uploads} uploads; "
         f"load {', '.join(f'{load:.1f}' for load in os.getloadavg())}",
         f"memory: {soak.early / 1e6:.0f} MB after {FEW} visits, {memory / 1e6:.0f} MB at the end, "
         f"{server.peak / 1e6:.0f} MB at most; ratio {ratio:.3f}",
-        f"first look: the first visitor {first:.2f} s, the last {last:.2f} s, alone both; between "
-        f"them {FEW} early ones {median(crowded[:FEW]):.2f} s, {FEW} late ones "
-        f"{median(crowded[-FEW:]):.2f} s, at most {max(crowded):.2f} s",
+        f"first look: the first visitor {first:.2f} s, the last {last:.2f} s, the one before "
+        f"{anew:.2f} s, all of them alone; between them {FEW} early ones "
+        f"{median(crowded[:FEW]):.2f} s, {FEW} late ones {median(crowded[-FEW:]):.2f} s, "
+        f"at most {max(crowded):.2f} s",
         f"held before: {before}; at the end: {held}",
         f"errors: {len(soak.errors)}; logged: {len(logged.splitlines())} lines",
         *soak.errors,
