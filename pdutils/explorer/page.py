@@ -129,6 +129,9 @@ class Room:
             with suppress(Exception):
                 explorer = Explorer(workshop=self.workshop)
                 explorer.warm(explorer.result(self.start).settings)
+                # What every visit begins with stays at hand.
+                with self.workshop.turns:
+                    self.workshop.pin()
 
         self.pool.submit(make)
 

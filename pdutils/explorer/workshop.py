@@ -99,6 +99,7 @@ class Workshop:
         self.warm: WeakSet[Classifier] = WeakSet()
         self._networks = OrderedDict(networks or {})
         self._kept: OrderedDict[tuple[Any, ...], tuple[Any, float]] = OrderedDict()
+        self._pinned: frozenset[tuple[Any, ...]] = frozenset()
         self._bytes = 0
         self._making: dict[Any, threading.Event] = {}
 
@@ -126,9 +127,15 @@ class Workshop:
                 self._bytes += _size(value)
             self._kept.move_to_end(key)
             found: tuple[_T, float] = self._kept[key]
-            while self._bytes > BUDGET and len(self._kept) > 1:
-                self._drop(next(iter(self._kept)))
+            if self._bytes > BUDGET:
+                for old in [old for old in self._kept if old not in {*self._pinned, key}]:
+                    if self._bytes > BUDGET:
+                        self._drop(old)
             return *found, is_new
+
+    def pin(self) -> None:
+        """Keep what there is now, whatever else is made."""
+        self._pinned = frozenset(self._kept)
 
     def forget(self, image: str) -> None:
         """Drop all that was made of a picture."""

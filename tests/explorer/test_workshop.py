@@ -137,6 +137,9 @@ def test_the_last_used_are_kept_up_to_a_bound_and_a_picture_can_be_forgotten(mon
     assert asked("stage", "mine.png", 5)
     shop.forget("mine.png")
     assert [asked("stage", "mine.png", 5), shop._bytes] == [True, 3000]
+    shop.pin()
+    assert [asked("stage", i) for i in (7, 8, 9)] == [True, True, True]
+    assert not asked("stage", "mine.png", 5)
 
 
 def test_networks_are_loaded_outside_of_the_turn_and_three_are_kept(pool):
