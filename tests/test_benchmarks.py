@@ -254,7 +254,7 @@ def test_the_time_of_a_crowd_is_that_which_five_of_a_hundred_exceed():
 @pytest.mark.slow
 def test_a_soak_tells_what_visits_left_and_whether_that_is_too_much(served, monkeypatch, capsys):
     words = ["--classifier=demo", "--minutes=0.05", "--visits=8", "--visitors=3", "--killed=3"]
-    for name, value in {"FEW": 3, "REST": 1, "GROWTH": 1.5, "UPLOADS": 2}.items():
+    for name, value in {"FEW": 3, "REST": 1, "GROWTH": 1.5, "SLOWER": 1000, "UPLOADS": 2}.items():
         monkeypatch.setattr(soak, name, value)
     assert soak.main(words) == 0
     shown = capsys.readouterr().out
