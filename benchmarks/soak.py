@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks.page import NETWORK, Server, look, served, wander
 from benchmarks.visitors import Visitor
-from pdutils.explorer.page import VISITORS
 
 _PICTURES = sorted((Path(__file__).resolve().parents[1] / "data" / "images").glob("*.png"))
 
@@ -27,7 +26,7 @@ FEW = 30
 
 #: What may be at the end: of the memory and of the first look, a multiple of what was before; of
 #: threads, those that stand ready in the pools of the server, of asyncio and of TensorFlow.
-GROWTH, SLOWER, THREADS = 1.1, 1.5, VISITORS + 8
+GROWTH, SLOWER, THREADS = 1.1, 1.5, 16
 
 #: Seconds until a server that nobody uses any more has finished.
 REST = 5

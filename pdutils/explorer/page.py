@@ -118,8 +118,9 @@ class Room:
         self.start = start
         self.workshop = workshop or Workshop()
         self.visits: set[Visit] = set()
-        # Most of them wait for a turn, or for a network to be loaded.
-        self.pool = ThreadPoolExecutor(VISITORS, "explorer")
+        # Many threads would take memory each; but who waits for a network keeps no other waiting.
+        self.pool = ThreadPoolExecutor(8, "explorer")
+        self.loading = ThreadPoolExecutor(VISITORS, "loading")
 
     def warm(self) -> None:
         """Load the network and make the first picture, for nobody yet."""
@@ -133,13 +134,14 @@ class Room:
                 with self.workshop.turns:
                     self.workshop.pin()
 
-        self.pool.submit(make)
+        self.loading.submit(make)
 
     def close(self) -> None:
         """End all visits; what is being computed ends as soon as it can."""
         for visit in self.visits:
             visit.close()
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.pool, self.loading):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Answer(web.RequestHandler):
@@ -253,11 +255,12 @@ class _Connection(_Answer, websocket.WebSocketHandler):
             content = frame if isinstance(frame, bytes) else packed(frame)
             self.sent = self.write_message(content, binary=True)
 
-    def begin(self, work: Callable[[], None]) -> None:
+    def begin(self, work: Callable[[], None], loads: bool) -> None:
         """Begin a piece of work as soon as the page has taken what was sent before."""
-        self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self.begin_soon(work)))
+        pool = self.room.loading if loads else self.room.pool
+        self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self.begin_soon(work, pool)))
 
-    async def begin_soon(self, work: Callable[[], None]) -> None:
+    async def begin_soon(self, work: Callable[[], None], pool: ThreadPoolExecutor) -> None:
         if self.sent is not None:
             try:
                 await asyncio.wait_for(asyncio.shield(self.sent), LOST)
@@ -265,7 +268,7 @@ class _Connection(_Answer, websocket.WebSocketHandler):
                 self.close()
             except (websocket.WebSocketClosedError, iostream.StreamClosedError):
                 pass
-        self.room.pool.submit(work)
+        pool.submit(work)
 
 
 def packed(state: Mapping[str, Any]) -> bytes:

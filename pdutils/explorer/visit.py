@@ -51,8 +51,8 @@ FREE = asdict(Settings()).keys() - _FIXED
 #: A network of so few classes says which they are.
 _FEW = 20
 
-#: Begins a piece of work: in a thread of its own, or in one of a few.
-Begin = Callable[[Callable[[], None]], Any]
+#: Begins a piece of work, of which it is told whether it begins with the loading of a network.
+Begin = Callable[[Callable[[], None], bool], Any]
 
 
 class _Wish(NamedTuple):
@@ -67,7 +67,7 @@ class _OutdatedError(Exception):
     """What is being computed is no longer wanted."""
 
 
-def _in_a_thread(work: Callable[[], None]) -> None:
+def _in_a_thread(work: Callable[[], None], _: bool) -> None:
     threading.Thread(target=work, daemon=True).start()
 
 
@@ -269,7 +269,8 @@ class Visit:
     def _stand_in_line(self) -> None:
         if len(self._workshop.turns):
             self.tell(busy={"what": "Waiting for a turn", "done": 0, "total": 0})
-        self._begin(self._work)
+        asked = self._asked
+        self._begin(self._work, not self._workshop.has(asked.classifier, asked.weights))
 
     def _work(self) -> None:
         """Serve one wish; the next one, if there is one then, goes to the end of the line."""

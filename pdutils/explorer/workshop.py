@@ -103,6 +103,10 @@ class Workshop:
         self._bytes = 0
         self._making: dict[Any, threading.Event] = {}
 
+    def has(self, name: str, weights: str) -> bool:
+        """Tell whether a network is loaded; whoever needs another may have to wait for minutes."""
+        return (name, weights) in self._networks
+
     def network(self, name: str, weights: str, load: Callable[[], Classifier]) -> Classifier:
         """Give a network; while it is loaded, which may take minutes, others work on."""
         key = (name, weights)

@@ -227,6 +227,28 @@ def test_for_a_page_that_does_not_take_what_it_asked_for_nothing_more_is_compute
     run(scene())
 
 
+def test_while_a_network_is_loaded_for_many_the_others_are_served(room, demo, monkeypatch):
+    go = threading.Event()
+
+    def load(name, weights):
+        assert go.wait(60)
+        return demo
+
+    monkeypatch.setattr("pdutils.explorer.engine.load_classifier", load)
+
+    async def scene():
+        async with served(room) as door:
+            many = [await door.visitor() for _ in range(12)]
+            asked = [asyncio.create_task(one.move(classifier="vgg19")) for one in many]
+            await settled(lambda: "Loading" in str(room.visits.copy().pop().state["busy"]))
+            assert (await (await door.visitor()).move(seed=4))["name"] == "badger_000"
+            go.set()
+            for one in asked:
+                await one
+
+    run(scene())
+
+
 def test_a_long_attack_lets_the_others_work_in_its_middle_and_is_made_once_for_all(room, demo):
     gradients, gradient = [], demo.loss_gradient
 
