@@ -7,6 +7,7 @@ import logging
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -198,6 +199,33 @@ def test_many_wishes_of_one_are_one_and_another_is_served_in_between(room, monke
     assert seeds[-1] == 39
     # The modest one did not wait for all of the greedy one's.
     assert served_.index(("fox_000", 99)) < 3
+
+
+def test_who_wishes_without_end_leaves_the_others_a_thread(room, monkeypatch):
+    result = Explorer.result
+
+    def slowly(explorer, settings, **options):
+        time.sleep(0.1)
+        return result(explorer, settings, **options)
+
+    async def scene():
+        async with served(room) as door:
+            greedy, modest = await door.visitor(), await door.visitor()
+            room.pool = ThreadPoolExecutor(1)
+            monkeypatch.setattr(Explorer, "result", slowly)
+
+            async def wish():
+                for seed in range(1, 10_000):
+                    move = {"type": "move", "id": f"s{seed}", "settings": {"seed": seed}}
+                    await greedy.say(move)
+                    await asyncio.sleep(0.03)
+
+            wishes = asyncio.create_task(wish())
+            await asyncio.sleep(0.5)
+            await asyncio.wait_for(modest.move(window=4), 60)
+            wishes.cancel()
+
+    run(scene())
 
 
 def test_for_a_page_that_does_not_take_what_it_asked_for_nothing_more_is_computed(
