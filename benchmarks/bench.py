@@ -146,10 +146,9 @@ def header() -> dict[str, Any]:
     dict
     """
     from benchmarks.measures import cores
-
-    packages = ("numpy", "tensorflow", "keras", "scikit-image")
     from pdutils._utils import processor
 
+    packages = ("numpy", "tensorflow", "keras", "scikit-image")
     return {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "processor": processor(),

@@ -495,3 +495,22 @@ def test_what_is_no_folder_is_named(tmp_path):
     make(tmp_path, "owl_1.png")
     with pytest.raises(ValueError, match=r"owl_1\.png: expected a folder of pictures, got a file"):
         labelled_files(tmp_path / "owl_1.png")
+
+
+def test_what_is_cut_off_a_picture_is_said_and_shown_dark(tmp_path):
+    path, size = tmp_path / "wide.png", (20, 20)
+    columns = np.zeros((40, 60, 3), np.float32)
+    # Red is what lies outside of the middle 35 x 35, which alone is looked at.
+    columns[...] = (200, 0, 0)
+    columns[3:37, 13:47] = (0, 200, 0)
+    images.save_image(path, columns)
+    assert images.load_image(path, size)[2:-2, 2:-2, 0].max() < 40
+    words, drawn = images.show_cut(path, size, 60)
+    assert words == "the middle 35 x 35 of 60 x 40 pixels"
+    assert drawn.shape == (40, 60, 3)
+    bright = drawn.max(axis=-1) > 100
+    np.testing.assert_array_equal(np.flatnonzero(bright.any(axis=0))[[0, -1]], [12, 46])
+    np.testing.assert_array_equal(np.flatnonzero(bright.any(axis=1))[[0, -1]], [2, 36])
+    assert drawn[20, 5].tolist() == [50, 0, 0]
+    assert images.show_cut(path, size, 30)[1].shape == (20, 30, 3)
+    assert images.show_cut(path, (40, 60), 30) is None

@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import webbrowser
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -118,6 +118,8 @@ class Room:
         self.start = start
         self.workshop = workshop or Workshop()
         self.visits: set[Visit] = set()
+        # The loop alone would let go of them.
+        self.tasks: set[asyncio.Task[None]] = set()
         # Many threads would take memory each; but who waits for a network keeps no other waiting.
         self.pool = ThreadPoolExecutor(8, "explorer")
         self.loading = ThreadPoolExecutor(VISITORS, "loading")
@@ -135,6 +137,12 @@ class Room:
                     self.workshop.pin()
 
         self.loading.submit(make)
+
+    def start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have the loop of this thread do something by the way."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def close(self) -> None:
         """End all visits; what is being computed ends as soon as it can."""
@@ -233,7 +241,7 @@ class _Connection(_Answer, websocket.WebSocketHandler):
         if self.visit is not None:
             self.room.visits.discard(self.visit)
             self.beating.cancel()
-            self.loop.create_task(self.end(self.visit))
+            self.room.start_task(self.end(self.visit))
 
     async def end(self, visit: Visit) -> None:
         async with self.receiving:
@@ -243,22 +251,20 @@ class _Connection(_Answer, websocket.WebSocketHandler):
         """Let the page know that the server is there, though it has nothing to say."""
         while True:
             await asyncio.sleep(BEAT)
-            self.send({})
+            self.send(packed({}))
 
     def tell(self, changes: Mapping[str, Any]) -> None:
         """Send what is new, from whatever thread."""
-        frame = packed(changes)
-        self.loop.call_soon_threadsafe(self.send, frame)
+        self.loop.call_soon_threadsafe(self.send, packed(changes))
 
-    def send(self, frame: bytes | Mapping[str, Any]) -> None:
+    def send(self, frame: bytes) -> None:
         with suppress(websocket.WebSocketClosedError, iostream.StreamClosedError):
-            content = frame if isinstance(frame, bytes) else packed(frame)
-            self.sent = self.write_message(content, binary=True)
+            self.sent = self.write_message(frame, binary=True)
 
     def begin(self, work: Callable[[], None], loads: bool) -> None:
         """Begin a piece of work as soon as the page has taken what was sent before."""
         pool = self.room.loading if loads else self.room.pool
-        self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self.begin_soon(work, pool)))
+        self.loop.call_soon_threadsafe(lambda: self.room.start_task(self.begin_soon(work, pool)))
 
     async def begin_soon(self, work: Callable[[], None], pool: ThreadPoolExecutor) -> None:
         if self.sent is not None:
@@ -333,7 +339,8 @@ def _names(host: str) -> frozenset[str]:
 
 
 def _shown(host: str) -> str:
-    return {"0.0.0.0": _address(), "": _address(), "::": _address()}.get(host, host)
+    name = _address() if host in ("0.0.0.0", "", "::") else host
+    return f"[{name}]" if ":" in name else name
 
 
 def _address() -> str:

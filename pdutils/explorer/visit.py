@@ -45,8 +45,7 @@ _THUMBNAIL = 56
 _WHOLE = 168
 
 #: Settings that are not a visitor's to choose; a label is that of a picture of one's own.
-_FIXED = {"weights"}
-FREE = asdict(Settings()).keys() - _FIXED
+FREE = asdict(Settings()).keys() - {"weights"}
 
 #: A network of so few classes says which they are.
 _FEW = 20

@@ -131,10 +131,9 @@ class Workshop:
                 self._bytes += _size(value)
             self._kept.move_to_end(key)
             found: tuple[_T, float] = self._kept[key]
-            if self._bytes > BUDGET:
-                for old in [old for old in self._kept if old not in {*self._pinned, key}]:
-                    if self._bytes > BUDGET:
-                        self._drop(old)
+            spare = (old for old in list(self._kept) if old not in self._pinned and old != key)
+            while self._bytes > BUDGET and (old := next(spare, None)):
+                self._drop(old)
             return *found, is_new
 
     def pin(self) -> None:

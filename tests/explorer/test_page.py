@@ -542,6 +542,12 @@ def test_whoever_opens_it_to_a_network_is_told_what_that_means():
         assert words in said
 
 
+def test_the_address_that_is_told_can_be_opened():
+    assert page._shown("localhost") == "localhost"
+    assert page._shown("::1") == "[::1]"
+    assert page._shown("0.0.0.0") not in ("0.0.0.0", "")
+
+
 def test_nothing_is_logged_of_an_ordinary_visit(room, caplog):
     caplog.set_level(logging.INFO)
 
