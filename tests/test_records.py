@@ -7,7 +7,7 @@ import pytest
 from pdutils.evaluation.store import StoredRecords
 from pdutils.evaluation.study import Study
 
-FILES = sorted((Path(__file__).parents[1] / "records").glob("*"))
+FILES = sorted((Path(__file__).parents[1] / "records").glob("*.xz"))
 
 
 def test_they_are_few_and_small():

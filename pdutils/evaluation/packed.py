@@ -1,7 +1,7 @@
 """Files of records that are kept and passed on: a store compressed by xz, `NAME.sqlite.xz`.
 
-While a run adds to one it works on `NAME.sqlite` beside it, which holds what is finished whatever
-ends the run; a rerun goes on with that.
+While a run adds to one it works on `NAME.sqlite.xz.part` beside it, a store, which holds what is
+finished whatever ends the run; a rerun goes on with that.
 """
 
 import lzma
@@ -24,7 +24,8 @@ class StoreError(ValueError):
 
 def working(path: str | os.PathLike[str]) -> Path:
     """Give the store that holds the newest of a file's records while a run writes to it."""
-    return Path(path).with_suffix("") if Path(path).suffix == SUFFIX else Path(path)
+    path = Path(path)
+    return path.with_name(f"{path.name}.part") if path.suffix == SUFFIX else path
 
 
 def unpack(path: Path, target: Path) -> None:

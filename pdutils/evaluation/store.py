@@ -228,7 +228,7 @@ class Store(StoredRecords):
         settings: Mapping[str, str | int],
     ) -> None:
         self.path = uri = ":memory:"
-        self._held, self._is_told, self._is_copy = ExitStack(), False, False
+        self._held, self._is_told, self._is_copy, self._is_ours = ExitStack(), False, False, False
         if path is not None:
             self.path = str(path)
             with naming(path):
@@ -242,6 +242,7 @@ class Store(StoredRecords):
             uri = file.absolute().as_uri()
         texts = {name: str(value) for name, value in settings.items()}
         self._open(uri, partial(self._prepare, names, labels, texts))
+        self._is_ours = True
 
     def close(self) -> None:
         """Close the file and let others write to it."""
@@ -252,9 +253,10 @@ class Store(StoredRecords):
             with closing(self._connection) as connection, suppress(sqlite3.Error):
                 connection.executescript("PRAGMA busy_timeout = 0; PRAGMA journal_mode = DELETE")
             file = packed.working(self.path)
-            if str(file) != self.path and file.exists():
-                if not is_same:
-                    packed.pack(file, Path(self.path))
+            if str(file) != self.path and is_same:
+                file.unlink()
+            elif str(file) != self.path and self._is_ours:
+                packed.pack(file, Path(self.path))
                 file.unlink()
 
     def _unpack(self, path: Path, file: Path) -> None:
@@ -305,7 +307,6 @@ class Store(StoredRecords):
             if not self._is_told:
                 told = ["made", datetime.now(UTC).isoformat(timespec="microseconds"), _made_by()]
                 connection.execute("INSERT INTO meta VALUES (?, ?, ?)", told)
-                self._is_told = True
             connection.execute("INSERT INTO units VALUES (?, ?, ?)", [chunk, *unit])
             connection.executemany(
                 "INSERT OR IGNORE INTO skipped VALUES (?, ?)",
@@ -316,6 +317,7 @@ class Store(StoredRecords):
             numbers = [self._numbers[name] for name in cases]
             self._insert("cases", first[_OF_A_CASE], cases.values(), numbers, *map(repeat, unit))
             self._insert("runs", records[_OF_A_RUN], [cases[name] for name in records["image"]])
+        self._is_told = True
 
     def _insert(self, table: str, records: pd.DataFrame, *keys: Iterable[int]) -> None:
         values = [*keys, *(records[name].tolist() for name in records)]

@@ -25,11 +25,11 @@ def test_a_packed_file_reads_and_goes_on_as_the_store_that_it_was(path, tmp_path
             add(store, *ALL[3:])
     pd.testing.assert_frame_equal(read(path), read(plain))
     # Beside it lies nothing but what writers lock.
-    assert {file.name for file in path.parent.iterdir()} <= {path.name, "parts.sqlite.lock"}
+    assert {file.name for file in path.parent.iterdir()} <= {path.name, "parts.sqlite.xz.part.lock"}
     assert path.stat().st_size < plain.stat().st_size
     with StoredRecords(path) as stored:
         assert stored.attacks() == ["none", "igsm"]
-        assert not list(path.parent.glob("*.sqlite"))
+        assert not list(path.parent.glob("*.part"))
 
 
 def test_it_says_what_made_it_a_line_for_each_run_that_added(path, monkeypatch):
@@ -56,7 +56,7 @@ def test_what_a_killed_run_left_beside_it_is_newer_and_gone_on_with(path, tmp_pa
     with opened(path) as store:
         add(store, *ALL[2:4])
         for ending in ("", "-wal", "-shm"):
-            shutil.copy(path.with_name(f"parts.sqlite{ending}"), folder)
+            shutil.copy(path.with_name(f"parts.sqlite.xz.part{ending}"), folder)
     path.write_bytes(before)
     shutil.copytree(folder, path.parent, dirs_exist_ok=True)
     assert len(read(path)) == 48
@@ -76,6 +76,22 @@ def test_who_only_looks_or_is_refused_changes_nothing(path):
         pass
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
     assert not packed.working(path).exists()
+
+
+def test_what_a_refused_run_finds_beside_it_stays_as_it_was(path):
+    with opened(path) as store:
+        add(store, *ALL[:2])
+    # Another store whose name is like it, and what a killed run of another evaluation left.
+    other, left = path.with_suffix(""), packed.working(path)
+    for target, settings in ((other, {}), (left, {"seed": 5})):
+        with opened(target, settings=settings) as store:
+            add(store, *ALL)
+    before = path.read_bytes(), other.read_bytes(), left.read_bytes()
+    with pytest.raises(StoreError, match="begun with other settings"):
+        opened(path)
+    assert (path.read_bytes(), other.read_bytes(), left.read_bytes()) == before
+    left.unlink()
+    assert len(read(path)) == 24
 
 
 @pytest.mark.parametrize("harm", [lambda b: b[:-40], lambda b: b"no xz at all", lambda b: b""])
