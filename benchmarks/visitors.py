@@ -35,7 +35,7 @@ class Visitor:
             await visitor.say({"type": "hello", "settings": settings or {}})
             await visitor.until(lambda state: state.get("shown") or state.get("error"))
         except BaseException:
-            visitor.close()
+            visitor.vanish()
             raise
         return visitor
 

@@ -63,8 +63,9 @@ async def served(room, host="localhost"):
     try:
         yield door
     finally:
+        # Else a socket would be left to be closed in the middle of another test.
         for visitor in door.visitors:
-            visitor.close()
+            visitor.vanish()
         server.stop()
         await server.close_all_connections()
         room.close()
@@ -487,7 +488,7 @@ def test_a_page_of_another_origin_cannot_drive_it(room, origin, status):
             headers = {"Origin": origin.format(port=door.port)}
             request = HTTPRequest(f"ws://localhost:{door.port}/visit", headers=headers)
             if status == 101:
-                (await websocket_connect(request)).close()
+                Visitor(await websocket_connect(request)).vanish()
             else:
                 with pytest.raises(HTTPClientError, match=str(status)):
                     await websocket_connect(request)
