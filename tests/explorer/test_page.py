@@ -242,7 +242,7 @@ def test_for_a_page_that_does_not_take_what_it_asked_for_nothing_more_is_compute
         async with served(room) as door:
             slow, other = await door.visitor(), await door.visitor()
             # More than lies on the way between two sockets.
-            large = {"padding": bytes(8_000_000)}
+            large = {"padding": bytes(30_000_000)}
             monkeypatch.setattr(page, "packed", lambda state: packed({**state, **large}))
             monkeypatch.setattr(Explorer, "result", noted)
             for seed in range(1, 30):
