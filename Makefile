@@ -39,7 +39,7 @@ test-numbers: $(STAMP) ## test what computes numbers, as processors without AVX-
 		$(RUN) -m pytest --numprocesses 2 -m "numbers and not slow" $(ARGS)
 
 check: $(STAMP) ## style and types
-	$(RUN) -m ruff check
+	$(RUN) -m ruff check --no-cache # which modules are ours hangs on folders that its cache does not see
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 

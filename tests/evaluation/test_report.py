@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from records import by_cell, cell, cells_of, decided, random_records, records_of, small
+from made_records import by_cell, cell, cells_of, decided, random_records, records_of, small
 
 from pdutils.evaluation import report as module
 from pdutils.evaluation.report import AGGREGATES, Cells, Report, Strength, compare

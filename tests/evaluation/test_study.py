@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import photo, photos
-from records import cell, random_records, records_of, small
+from made_records import cell, random_records, records_of, small
 
 from pdutils import evaluation
 from pdutils._utils import installed
