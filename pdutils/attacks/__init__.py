@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "gradient": ["fgsm", "igsm", "igsm_path", "pgd"],
-        "minimum_norm": ["carlini_wagner", "deepfool", "fgsm_smallest", "jsma", "lbfgs"],
+        "minimum_norm": ["carlini_wagner", "deepfool", "fgsm_smallest", "jsma", "lbfgs", "rescale"],
         "adaptive": ["bpda", "expected_gradient"],
         "_art": ["art_classifier"],
     },

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pdutils._utils import ABOVE_0, Array, as_batch, check_number, check_whole, on_grid
 from pdutils.attacks.gradient import Classifier, Labels, LabelsLike
+from pdutils.metrics import relative_l2
 
 #: The longer and longer perturbations that are tried until one survives its rounding.
 _FACTORS = 1.05 ** np.arange(48)
@@ -229,6 +230,39 @@ def lbfgs(
             else:
                 const = const * 10 if success else const / 10
     return judge.adversaries()
+
+
+def rescale(images: Array, adversaries: Array, l2: float) -> Array:
+    """Make each perturbation longer or shorter until it has a relative L2, its direction the same.
+
+    After rounding to 8 bits it comes as near as whole grey levels from 0 to 255 allow; what is not
+    there yet at 255 times its length stays at that.
+
+    Parameters
+    ----------
+    images, adversaries : ndarray of float32, shape (H, W, 3) or (N, H, W, 3)
+        RGB in [0, 255]. What comes back has their shape, and whole values.
+    l2 : float
+        ||x' - x|| / ||x|| of an image x and what comes back, above 0.
+    """
+    check_number("l2", l2, ABOVE_0)
+    clean, single = as_batch(images)
+    clean = on_grid(clean)
+    step = as_batch(adversaries)[0] - clean
+
+    def stretched(factors: NDArray[np.floating]) -> Array:
+        return on_grid(clean + factors.astype(np.float32).reshape(-1, 1, 1, 1) * step)
+
+    # The norm of what is rounded and clipped never falls while the factor grows.
+    low, high = np.zeros(len(clean)), np.full(len(clean), 255.0)
+    for _ in range(24):
+        middle = (low + high) / 2
+        short = relative_l2(clean, stretched(middle)) < l2
+        low, high = np.where(short, middle, low), np.where(short, high, middle)
+    below, above = stretched(low), stretched(high)
+    gaps = [abs(relative_l2(clean, found) - l2) for found in (below, above)]
+    above[gaps[0] < gaps[1]] = below[gaps[0] < gaps[1]]
+    return above[0] if single else above
 
 
 def _lbfgs(

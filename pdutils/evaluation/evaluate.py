@@ -29,7 +29,7 @@ from pdutils._utils import Array, check_whole, extra, on_grid, progress_bar
 from pdutils.classifiers import Classifier, ClassifierSource, Labels, deterministic, fingerprint
 from pdutils.evaluation import executors
 from pdutils.evaluation.datasets import Source, read
-from pdutils.evaluation.registry import AnyDefense, Attack, check_network
+from pdutils.evaluation.registry import Adversaries, AnyDefense, Attack, check_network
 from pdutils.evaluation.store import COLUMNS, Store, StoreError
 from pdutils.metrics import SMALLEST_SIDE, linf, psnr, relative_l2, ssim
 
@@ -245,6 +245,7 @@ class Clean:
     probabilities: Array
     seconds: float
     skipped: list[tuple[str, str]]
+    made: dict[tuple[str, ...], Adversaries] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -296,9 +297,22 @@ class Bench:
         images, targets = clean.images, None
         probabilities, seconds = clean.probabilities, clean.seconds
         if attack.text != "none":
-            made_for = (attack.text, defense.text) if attack.adaptive else (attack.text,)
+            images, targets = self._made(clean, attack.found, defense)
+            images = attack.at_its_length(clean.images, images)
+            probabilities, seconds = self._predicted(images)
+        seen = probabilities.argmax(axis=1)
+        if targets is not None:
+            return Attacked(images, targets, targets, seen == targets, probabilities, seconds)
+        nothing, success = np.full_like(seen, -1), (seen != clean.labels) & (attack.text != "none")
+        return Attacked(images, nothing, seen, success, probabilities, seconds)
+
+    def _made(self, clean: Clean, attack: Attack, defense: AnyDefense) -> Adversaries:
+        """Attack images, or take what the last attack made if this is the same."""
+        made_for = (attack.text, defense.text) if attack.adaptive else (attack.text,)
+        if made_for not in clean.made:
             seeds = [stream_seed(self.job.seed, name, *made_for) for name in clean.names]
-            images, targets = attack.make(
+            clean.made.clear()
+            clean.made[made_for] = attack.make(
                 self.classifier,
                 clean.images,
                 clean.labels,
@@ -306,12 +320,7 @@ class Bench:
                 defense=defense if attack.adaptive and defense.text != "none" else None,
                 batch_size=len(seeds),
             )
-            probabilities, seconds = self._predicted(images)
-        seen = probabilities.argmax(axis=1)
-        if targets is not None:
-            return Attacked(images, targets, targets, seen == targets, probabilities, seconds)
-        nothing, success = np.full_like(seen, -1), (seen != clean.labels) & (attack.text != "none")
-        return Attacked(images, nothing, seen, success, probabilities, seconds)
+        return clean.made[made_for]
 
     def map_of(self, attacked: Attacked, defense: AnyDefense) -> tuple[Array | None, float]:
         """Make the map of a defence, or take that of another; tell the seconds that it took."""

@@ -10,7 +10,7 @@ import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 
 from pdutils import attacks
 from pdutils._notation import Value, check_known, knobs_of, read, spell, spell_value
-from pdutils._utils import Array, Rng, as_batch, check_one_of, on_grid, streams
+from pdutils._utils import (
+    ABOVE_0,
+    Array,
+    Rng,
+    as_batch,
+    check_number,
+    check_one_of,
+    on_grid,
+    streams,
+)
 from pdutils.defenses.pipeline import (
     NAMES,
     Classifier,
@@ -71,6 +80,18 @@ class NamedAttack(_Named):
         targeted = self.knobs.get("targeted", False)
         if not isinstance(targeted, bool):
             raise ValueError(f"{self.name}: targeted: expected true or false, got {targeted}")
+        if self.knobs.get("l2") is not None:
+            check_number(f"{self.name}: l2", self.knobs["l2"], ABOVE_0)
+
+    @property
+    def found(self) -> "NamedAttack":
+        """The attack as it is, before its perturbation is made longer or shorter."""
+        return replace(self, knobs={n: x for n, x in self.knobs.items() if n != "l2"})
+
+    def at_its_length(self, images: Array, adversaries: Array) -> Array:
+        """Give the perturbations that `found` makes of 8-bit images the relative L2 asked for."""
+        l2: Any = self.knobs.get("l2")
+        return adversaries if l2 is None else attacks.rescale(images, adversaries, l2)
 
     @property
     def adaptive(self) -> bool:
@@ -90,7 +111,7 @@ class NamedAttack(_Named):
             return Adversaries(on_grid(images), None)
         batch, single = as_batch(images)
         goals, targets = classifier.check_labels(labels, len(batch)), None
-        generators, knobs = streams(rng, len(batch)), dict[str, Any](self.knobs)
+        generators, knobs = streams(rng, len(batch)), dict[str, Any](self.found.knobs)
         if knobs.get("targeted"):
             goals = targets = _other_classes(goals, len(classifier.class_ids), generators)
         defense = options.get("defense")
@@ -103,6 +124,7 @@ class NamedAttack(_Named):
         taken = options.keys() & inspect.signature(function).parameters.keys()
         knobs |= {name: options[name] for name in taken}
         adversaries = function(classifier, on_grid(batch), goals, **knobs)
+        adversaries = self.at_its_length(on_grid(batch), adversaries)
         return Adversaries(adversaries[0] if single else adversaries, targets)
 
 
@@ -121,6 +143,15 @@ class OwnAttack:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", OwnDefense(self.name, self.function).text)
+
+    @property
+    def found(self) -> "OwnAttack":
+        """Itself: its perturbations stay as long as they are."""
+        return self
+
+    def at_its_length(self, images: Array, adversaries: Array) -> Array:
+        """Give the adversaries as they are."""
+        return adversaries
 
     def make(
         self, classifier: Classifier, images: Array, labels: NDArray[np.int64], rng: Rng, **_: Any
@@ -253,6 +284,8 @@ def defenses_help() -> str:
     return _described(lines | {name: _summary(PEERS[name]) for name in PEERS})
 
 
+_LENGTH = {"l2": None}
+
 _STEPS = {"none": "Nothing: the image itself", "wd": "Wavelet denoising", "pd": "Pixel deflection",
           "+cam": ", spared by CAM", "+rcam": ", spared by robust CAM",
           "+wd": ", then wavelet denoising", "+dct": ", then cosine denoising"}  # fmt: skip
@@ -275,10 +308,13 @@ def _summary(function: Callable[..., Array]) -> str:
 
 
 def _knobs(name: str) -> dict[str, Any]:
-    """Give the knobs of an attack or a defence with their defaults; "none" has none."""
+    """Give the knobs of an attack or a defence with their defaults; "none" has none.
+
+    Each attack has `l2` besides, to which its perturbation is made longer or shorter.
+    """
     if name in NAMES:
         return knobs_of_name(name)
-    return knobs_of(PEERS[name] if name in PEERS else getattr(attacks, name))
+    return knobs_of(PEERS[name]) if name in PEERS else knobs_of(getattr(attacks, name)) | _LENGTH
 
 
 def _other_classes(

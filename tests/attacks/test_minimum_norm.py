@@ -6,7 +6,14 @@ from conftest import photo, photos
 
 from pdutils.attacks import minimum_norm
 from pdutils.attacks.gradient import fgsm
-from pdutils.attacks.minimum_norm import carlini_wagner, deepfool, fgsm_smallest, jsma, lbfgs
+from pdutils.attacks.minimum_norm import (
+    carlini_wagner,
+    deepfool,
+    fgsm_smallest,
+    jsma,
+    lbfgs,
+    rescale,
+)
 from pdutils.classifiers import Classifier
 from pdutils.metrics import linf, relative_l2
 
@@ -378,6 +385,42 @@ def test_perturbations_are_about_as_short_as_foolboxs(toy, by_foolbox, attack, o
 
 
 # --- wrong input ---
+
+
+@pytest.mark.parametrize("l2", [0.02, 0.1])
+def test_a_perturbation_is_brought_to_a_length_in_its_own_direction(l2):
+    clean = grey_photos(3)
+    step = np.random.default_rng(0).normal(0, 2, clean.shape).astype(np.float32)
+    found = rescale(clean, np.rint(clean + step), l2)
+    assert np.array_equal(found, np.rint(found))
+    norms = length(clean, found) / length(0 * clean, clean)
+    # Many values reach their next grey level together: the perturbation is of whole ones already.
+    assert norms == pytest.approx([l2] * 3, rel=0.05)
+    change, wanted = found - clean, np.rint(clean + step) - clean
+    assert not np.any(change[wanted == 0])
+    assert np.all(change * wanted >= 0)
+    for a, b in zip(change.reshape(3, -1), wanted.reshape(3, -1), strict=True):
+        along = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        assert along > 0.99
+    single = rescale(clean[1], np.rint(clean + step)[1], l2)
+    assert np.array_equal(single, found[1])
+
+
+def test_what_cannot_reach_a_length_comes_as_near_as_the_range_allows():
+    clean = np.full((3, 16, 16, 3), 100, dtype=np.float32)
+    clean[2] = 200
+    adversaries = clean.copy()
+    adversaries[1, 0, 0, 0] += 10
+    # All values by one: 1 of 200 is 0.005, 2 are 0.01, and 0.008 lies nearer to the second.
+    adversaries[2] += 1
+    found = rescale(clean, adversaries, 0.008)
+    assert np.array_equal(found[0], clean[0])
+    reached = round(0.008 * 100 * np.sqrt(768))
+    assert found[1, 0, 0, 0] == 100 + reached
+    assert np.all(found[2] == 202)
+    assert rescale(clean, adversaries, 5)[1, 0, 0, 0] == 255
+    with pytest.raises(ValueError, match="l2: expected a number above 0, got 0"):
+        rescale(clean, adversaries, 0)
 
 
 def test_deepfool_has_no_targeted_form(toy):

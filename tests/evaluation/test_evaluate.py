@@ -16,6 +16,7 @@ from conftest import photo
 from pdutils._utils import Array
 from pdutils.activation import robust_cam
 from pdutils.attacks.gradient import igsm, pgd
+from pdutils.attacks.minimum_norm import rescale
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
 from pdutils.deflection import pixel_deflection
 from pdutils.evaluation import estimate, executors, run
@@ -208,6 +209,25 @@ def test_an_adaptive_attack_is_made_against_each_defense(toy, monkeypatch):
     for (name, defense), rows in records[records["attack"] == "bpda"].groupby(["image", "defense"]):
         grey = 0 if defense == "none" else len(defense)
         assert (rows["linf"] == np.abs(photo(seed=int(name[-2:])) - grey).max()).all()
+
+
+def test_a_lengthened_attack_is_the_attack_itself_made_once_and_lengthened(toy, made):
+    plain, longer = "pgd:eps=2,iterations=1", "pgd:eps=2,iterations=1,l2=0.05"
+    records = judged(toy, Photos(4), [plain, longer, "fgsm:l2=0.03"], DEFENSES[:1])
+    assert [text for text, _ in made] == [plain, "fgsm"] * 2
+    for name, rows in records.groupby("image"):
+        clean = photo(seed=int(name[-2:]))
+        start = np.random.default_rng(stream_seed(0, name, plain))
+        found = pgd(toy, clean, int(name[-2:]) % 6, eps=2, iterations=1, rng=[start])
+        sizes = rows.groupby("attack")["linf"].first()
+        assert sizes[plain] == np.abs(found - clean).max()
+        assert sizes[longer] == np.abs(rescale(clean, found, 0.05) - clean).max()
+    reached = records.groupby("attack")["l2"].agg(["min", "max"])
+    assert reached.loc[longer].to_numpy() == pytest.approx(0.05, rel=0.1)
+    # All values move by the same whole number of grey levels, but for those at an end of the range.
+    assert reached.loc["fgsm:l2=0.03"].to_numpy() == pytest.approx(0.03, rel=0.2)
+    alone = judged(toy, Photos(4), [longer], DEFENSES[:1])
+    same(alone, records[records["attack"].isin(["none", longer])].reset_index(drop=True))
 
 
 # One of the second chunk, or all of it.

@@ -74,7 +74,12 @@ def test_every_number_survives_its_text(eps, iterations, flag):
         (parse_attack, 4, r"expected NAME or NAME:KNOB=VALUE,KNOB=VALUE, got 4"),
         (parse_attack, "", r"attack: expected one of \('none', 'fgsm', .*'bpda'\), got ''"),
         (parse_attack, "pd+wd", r"attack: expected one of \('none', 'fgsm', .*'bpda'\), got 'pd"),
-        (parse_attack, "fgsm:stop=1,step=2", r"^fgsm: no knob step, stop; known: eps, targeted$"),
+        (
+            parse_attack,
+            "fgsm:stop=1,step=2",
+            r"^fgsm: no knob step, stop; known: eps, targeted, l2$",
+        ),
+        (parse_attack, "deepfool:l2=0", r"^deepfool: l2: expected a number above 0, got 0$"),
         (parse_attack, "none:eps=4", r"^none: no knob eps; it has none$"),
         (parse_attack, "bpda:rng=1", r"bpda: no knob rng; known: eps, "),
         (parse_attack, "bpda:defense=1", r"bpda: no knob defense; known: eps, "),
