@@ -294,7 +294,7 @@ def classifier_from_file(
     path: str | os.PathLike[str],
     *,
     preprocess: Scaling | Callable[[Any], Any] = "-1..1",
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Literal["imagenet"] | None = None,
     logits: bool | None = None,
 ) -> Classifier:
     """Load a Keras model of one's own as a classifier.
@@ -310,7 +310,8 @@ def classifier_from_file(
         DenseNet) or `tf`, which is -1..1; or a function as in `Classifier`. A wrong one shows as
         poor predictions, not as an error.
     class_names, logits
-        As in `Classifier`.
+        As in `Classifier`. The word "imagenet" gives the names and ids of ImageNet's 1000 classes,
+        in the order of their ids.
     """
     if isinstance(preprocess, str):
         check_one_of("preprocess", preprocess, tuple(_SCALINGS))
@@ -327,7 +328,8 @@ def classifier_from_file(
         raise ValueError(
             f"{path}: expected a model that Keras saved (.keras): {_first_line(error)}"
         ) from error
-    return Classifier(model, preprocess=preprocess, class_names=class_names, logits=logits)
+    known: Any = _imagenet_classes() if class_names == "imagenet" else {"class_names": class_names}
+    return Classifier(model, preprocess=preprocess, logits=logits, **known)
 
 
 def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -526,7 +528,7 @@ class ClassifierSource:
     name: str
     weights: str | None = None
     preprocess: Scaling | None = None
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | Literal["imagenet"] | None = None
 
     def __post_init__(self) -> None:
         own_file = self.name.endswith(".keras")

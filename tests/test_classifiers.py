@@ -621,6 +621,18 @@ def test_the_fingerprint_knows_the_weights_and_the_scaling(toy):
     assert fingerprint(again) != fingerprint(toy)
 
 
+def test_names_of_imagenet_are_for_its_thousand_classes(toy_file, tmp_path):
+    import keras
+
+    with pytest.raises(ValueError, match="expected 6 class names, as the model has, got 1000"):
+        ClassifierSource(toy_file, class_names="imagenet").load()
+    layers = [keras.Input((8, 8, 3)), keras.layers.GlobalAveragePooling2D()]
+    keras.Sequential([*layers, keras.layers.Dense(1000, "softmax")]).save(tmp_path / "a.keras")
+    network = ClassifierSource(str(tmp_path / "a.keras"), class_names="imagenet").load()
+    assert network.class_ids[388] == "n02510455"
+    assert network.class_names[388] == "giant_panda"
+
+
 def test_a_classifier_is_loaded_once_and_as_it_is_described(toy, toy_file):
     described = ClassifierSource(toy_file, preprocess="0..255", class_names=tuple("abcdef"))
     loaded = described.load()
@@ -676,8 +688,10 @@ def test_the_blog_s_two_deterministic_numbers_and_the_direction_of_the_others(re
 @pytest.mark.real
 @pytest.mark.slow
 def test_a_network_of_caffe_s_scaling_is_right_where_it_should_be(real):
-    network = classifier_from_file(real / "weights" / "resnet50_v15.keras", preprocess="caffe")
+    path, given = real / "weights" / "resnet50_v15.keras", {"class_names": "imagenet"}
+    network = classifier_from_file(path, preprocess="caffe", **given)
     ids = [class_id for class_id, _ in downloads.class_index()]
+    assert list(network.class_ids) == ids
     # Where they come in another range, it knows a third of these.
     files = sorted((real / "imagenet").glob("*.jpg"))[::25]
     labels = [ids.index(path.name.split("_")[0]) for path in files]

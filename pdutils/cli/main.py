@@ -224,7 +224,12 @@ def _classifier_options(add: Any) -> None:
     add("--weights", metavar="FILE", type=Path, help="a file of weights for it")
     known = ("-1..1", "0..1", "0..255", "caffe", "torch", "tf")
     add("--preprocess", choices=known, help="how model.keras takes its images (-1..1)")
-    add("--class-names", metavar="FILE", type=Path, help="of model.keras, one a line or JSON")
+    add(
+        "--class-names",
+        metavar="FILE",
+        type=Path,
+        help="of model.keras, one a line or JSON; imagenet: those of its 1000 classes",
+    )
 
 
 def _defend(options: argparse.Namespace) -> int:
@@ -505,13 +510,14 @@ def _default_output(options: argparse.Namespace) -> Path:
 def _named_classifier(options: argparse.Namespace, default: str) -> "ClassifierSource":
     from pdutils.classifiers import ClassifierSource, read_class_names
 
-    name = options.classifier or default
+    name, listed = options.classifier or default, options.class_names
+    names: Any = listed and read_class_names(listed) if str(listed) != "imagenet" else "imagenet"
     return ClassifierSource(
         # A worker may have another working directory.
         name=str(Path(name).absolute()) if name.endswith(".keras") else name,
         weights=str(options.weights.absolute()) if options.weights else None,
         preprocess=options.preprocess,
-        class_names=read_class_names(options.class_names) if options.class_names else None,
+        class_names=names,
     )
 
 
