@@ -10,10 +10,11 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pdutils.classifiers import Classifier, ClassifierSource, load_classifier
-from pdutils.demo.examples import Collection, load_collection
+from pdutils.demo.examples import Collection, checkout, load_collection
 from pdutils.evaluation import registry
 from pdutils.evaluation.datasets import CollectionSource, Source, folder_source
 from pdutils.evaluation.evaluate import Estimate, Job, estimated, evaluated
@@ -23,7 +24,9 @@ from pdutils.evaluation.store import StoredRecords
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Study", "load_classifier", "load_collection", "run"]
+__all__ = ["Study", "load_classifier", "load_collection", "load_records", "run"]
+
+_PACKED = ".sqlite.xz"
 
 #: Attacks or defences by the names that one chooses, or by their texts alone.
 Given = Mapping[Any, str | Callable[..., Any]] | Iterable[str | Callable[..., Any]]
@@ -299,6 +302,20 @@ class Study:
             return
         with StoredRecords(self._records) as store:
             yield from store.blocks(list(self.attacks.values()), list(self.defenses.values()))
+
+
+def load_records(name: str) -> Study:
+    """Open records of real photos that the repository holds, see `records/` there.
+
+    The name is that of a file without its endings, such as "parts_efficientnet_lite0"; attacks and
+    defences go by their texts.
+    """
+    folder = (checkout() or Path()) / "records"
+    known = sorted(path.name.removesuffix(_PACKED) for path in folder.glob(f"*{_PACKED}"))
+    if name not in known:
+        listed = ", ".join(known) or "none: a wheel holds none, a clone of the repository does"
+        raise FileNotFoundError(f"no records {name!r}; expected one of {listed}")
+    return Study.open(folder / f"{name}{_PACKED}")
 
 
 def _source(network: Classifier | ClassifierSource, examples: Any) -> Source:
