@@ -13,7 +13,7 @@ from pdutils.classifiers import Classifier
 #: those that are built on one another the lower ones, so that a second pass takes minutes.
 NUMBERS = (
     "activation", "gradient", "examples", "pipeline", "deflection", "denoising", "evaluate",
-    "engine", "network", "transformations", "registry", "study",
+    "engine", "network", "transformations", "quilting", "registry", "study",
 )  # fmt: skip
 
 #: The files that take longest, the longest first: begun last, one of them would be waited for.

@@ -3,7 +3,7 @@
 Feature squeezing (Xu, Evans, Qi 2018, arXiv 1704.01155), randomization (Xie et al. 2018, arXiv
 1711.01991) and crops (Guo et al. 2018, arXiv 1711.00117) on images of the network's own size, one
 draw a call; the other filters are those of `pdutils.denoising`. Image quilting, which Guo et al.
-use too, is left out: it needs a bank of patches of clean images.
+use too, alone and after the others, is in `pdutils.defenses.quilting`.
 
 All take and give images of float32, shape (H, W, 3) or (N, H, W, 3), RGB in [0, 255]; with `rng`,
 each image draws from a stream of its own, see `pdutils._utils`.
@@ -25,6 +25,7 @@ from pdutils._utils import (
     check_whole,
     streams,
 )
+from pdutils.defenses.quilting import quilting
 from pdutils.denoising import DENOISERS
 
 #: What zero is to a network whose input is scaled to [-1, 1], as that of Xie et al. is.
@@ -136,6 +137,50 @@ def crop_rescale(images: Array, *, side: float = 0.4, rng: Rng = None) -> Array:
     return result[0] if single else result
 
 
+def tv_quilting(
+    images: Array,
+    *,
+    weight: float = 0.1,
+    patch: int = 5,
+    overlap: int = 2,
+    nearest: int = 10,
+    rng: Rng = None,
+) -> Array:
+    """Denoise by total variation, then quilt.
+
+    The two that pixel deflection's paper has from Guo et al. 2018, who drop half of the pixels
+    before they minimise the total variation; `pdutils.denoising.denoise_tv`, whose knob is
+    `weight`, keeps all. The others are those of `pdutils.defenses.quilting.quilting`.
+    """
+    smooth = DENOISERS["tv"](images, weight=weight)
+    return quilting(smooth, patch=patch, overlap=overlap, nearest=nearest, rng=rng)
+
+
+def crop_tv_quilting(
+    images: Array,
+    *,
+    side: float = 0.4,
+    weight: float = 0.1,
+    patch: int = 5,
+    overlap: int = 2,
+    nearest: int = 10,
+    rng: Rng = None,
+) -> Array:
+    """Cut a part out, scale it to the whole, denoise by total variation, then quilt.
+
+    The order is that of pixel deflection's paper, which does not say how it joined them; Guo et al.
+    2018 crop last and average the predictions of many crops. Both draw from an image's own stream,
+    the crop first. The knobs are those of `crop_rescale` and `tv_quilting`.
+    """
+    batch, single = as_batch(images)
+    generators = streams(rng, len(batch))
+    parts = crop_rescale(batch, side=side, rng=generators)
+    result = tv_quilting(
+        parts, weight=weight, patch=patch, overlap=overlap, nearest=nearest, rng=generators
+    )
+    return result[0] if single else result
+
+
 PEERS: dict[str, Callable[..., Array]] = {
     "bit_depth": bit_depth,
     "median": DENOISERS["median"],
@@ -146,6 +191,9 @@ PEERS: dict[str, Callable[..., Array]] = {
     "random_pad": random_pad,
     "random_resize_pad": random_resize_pad,
     "crop_rescale": crop_rescale,
+    "quilting": quilting,
+    "tv_quilting": tv_quilting,
+    "crop_tv_quilting": crop_tv_quilting,
 }
 
 

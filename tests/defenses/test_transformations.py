@@ -6,21 +6,25 @@ import pytest
 from conftest import photo, photos
 
 from pdutils._utils import streams
+from pdutils.defenses.quilting import quilting
 from pdutils.defenses.transformations import (
     PEERS,
     bit_depth,
     crop_rescale,
+    crop_tv_quilting,
     nl_means,
     random_pad,
     random_resize,
     random_resize_pad,
     squeeze,
+    tv_quilting,
 )
 from pdutils.denoising import DENOISERS
 
-OWN = [bit_depth, nl_means, squeeze, random_resize, random_pad, random_resize_pad, crop_rescale]
 LAID = [random_resize, random_pad, random_resize_pad]
-RANDOM = [*LAID, crop_rescale]
+QUILTED = [quilting, tv_quilting, crop_tv_quilting]
+RANDOM = [*LAID, crop_rescale, *QUILTED]
+OWN = [bit_depth, nl_means, squeeze, *RANDOM]
 
 
 def seeded(peer):
@@ -220,6 +224,22 @@ def test_guos_crop_is_90_of_224_pixels_and_a_crop_or_padding_of_everything_is_th
         np.testing.assert_array_equal(whole, photo())
 
 
+# --- quilting after others; by itself it is in test_quilting.py ---
+
+
+@pytest.mark.parametrize("knobs", [{}, {"patch": 4, "overlap": 1, "nearest": 2}], ids=str)
+def test_quilting_comes_last_and_draws_from_the_stream_that_the_crop_has_drawn_from(knobs):
+    batch = photos(2, 20, 16)
+    smooth = DENOISERS["tv"](batch, weight=0.3)
+    expected = quilting(smooth, **knobs, rng=7)
+    np.testing.assert_array_equal(tv_quilting(batch, weight=0.3, **knobs, rng=7), expected)
+    generators = streams(7, 2)
+    parts = DENOISERS["tv"](crop_rescale(batch, side=0.5, rng=generators), weight=0.3)
+    expected = quilting(parts, **knobs, rng=generators)
+    result = crop_tv_quilting(batch, side=0.5, weight=0.3, **knobs, rng=7)
+    np.testing.assert_array_equal(result, expected)
+
+
 # --- what holds for all of them ---
 
 
@@ -281,6 +301,13 @@ def test_the_peers_by_name_are_the_functions_of_that_name():
         (random_resize_pad, "smallest", [None, np.nan]),
         (random_pad, "fill", [-1, 256]),
         (crop_rescale, "side", [0, 90]),
+        (quilting, "patch", [0, 17, 5.0]),
+        (quilting, "overlap", [-1, 3, True]),
+        (quilting, "nearest", [0, 101, None]),
+        (tv_quilting, "weight", [0]),
+        (tv_quilting, "overlap", [3]),
+        (crop_tv_quilting, "side", [0, 90]),
+        (crop_tv_quilting, "nearest", [0]),
     ],
 )
 def test_knobs_out_of_their_range(peer, knob, values):

@@ -90,7 +90,7 @@ def test_every_number_survives_its_text(eps, iterations, flag):
         (
             parse_defense,
             "igsm",
-            r"defense: expected one of \('none', 'wd', 'pd', .*scale'\), got '",
+            r"defense: expected one of \('none', 'wd', 'pd', .*quilting'\), got '",
         ),
         (parse_defense, "pd+cam:k=3", r"^pd\+cam: no knob k; known: .*, bias$"),
         (parse_defense, "random_pad:rng=3", r"^random_pad: no knob rng; known: smallest, fill$"),
