@@ -36,6 +36,8 @@ def test_the_paper_s_figures_are_shares_and_its_defence_wins_back_what_the_netwo
     assert published.LARGER["FGSM"] == (0.12, 0.111, 0.615, 0.704)
     assert DESTRUCTION["PD + R-CAM + WD"]["IGSM"] == 0.927
     assert DESTRUCTION["random padding"]["IGSM"] is None
+    assert DESTRUCTION["squeezing, the best three"]["C&W"] == 0.915
+    assert DESTRUCTION["crop, total variation and quilting"]["IGSM"] == 0.882
     assert BLOG["PD 200"] == (0.52, 0.25)
     assert BLOG["PD 1500 + R-CAM + WD"] == (0.97, 0.02)
 

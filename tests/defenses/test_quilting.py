@@ -155,6 +155,12 @@ def test_the_bank_is_made_of_different_patches_of_two_photos_that_are_at_hand(mo
     assert len({order for _, order in found}) > 2
 
 
+def test_the_components_that_count_hold_nearly_all_of_the_variance():
+    known = bank(5).patches.reshape(-1, 75)
+    shares = np.linalg.eigvalsh(np.cov(known.T)) / known.var(axis=0, ddof=1).sum()
+    assert shares[-COMPONENTS:].sum() > 0.99
+
+
 def test_an_overlap_is_at_most_half_of_a_patch():
     with pytest.raises(ValueError, match="overlap: expected a whole number from 0 to 3, got 4"):
         quilting(photo(), patch=7, overlap=4)
