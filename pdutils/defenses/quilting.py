@@ -2,8 +2,10 @@
 
 Guo, Rana, Cisse, van der Maaten 2018 (arXiv 1711.00117) defend with the quilting of Efros, Freeman
 2001 (DOI 10.1145/383259.383296). Theirs are patches of 5 x 5 pixels that overlap by 2, of a million
-from ImageNet's training images, each drawn from the 10 that are nearest (from the nearest one where
-their published code is not told otherwise). Those three numbers are the defaults here.
+from ImageNet's training images, one of the 10 nearest for each place; these three numbers are the
+defaults here. (Their published code takes the nearest one where it is not told otherwise; 10 have
+Athalye, Carlini, Wagner 2018, arXiv 1802.00420, who broke this defence.) They also train networks
+on quilted images; here any network is defended as it is.
 
 The bank is ours, and far smaller: it is made of two photos that scikit-image carries, the astronaut
 and the left one of `stereo_motorcycle`. No defence is tried on either here; the photos that the
