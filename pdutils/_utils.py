@@ -14,11 +14,13 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,9 @@ from tqdm.auto import tqdm
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 #: How far apart values may lie, as a share of the size of what they were made of, and differ by
 #: rounding alone: sums of many float32 terms, on any processor.
@@ -293,6 +298,25 @@ def naming(path: str | os.PathLike[str], *, instead_of: str | None = None) -> It
 
 
 # --- surroundings
+
+
+def ahead(function: Callable[[_Given], _Made], given: Iterable[_Given]) -> Iterator[_Made]:
+    """Map a function in a thread of its own, a call ahead of whoever takes what it gives.
+
+    An error comes where its result would have come. Whoever stops before the end waits for the call
+    that is being made, at most.
+    """
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        coming = deque[Future[_Made]]()
+        for one in given:
+            coming.append(pool.submit(function, one))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        for future in coming:
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def progress_bar(*, shown: bool | None = None, **options: Any) -> "tqdm[Any]":

@@ -9,7 +9,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pdutils._utils import Array, check_whole, generator, read_text
+from pdutils._utils import Array, ahead, check_whole, generator, read_text
 from pdutils.demo.examples import CLASS_NAMES, Classifier, Collection, draw_animal
 from pdutils.images import IMAGE_SUFFIXES, displayed, find_pictures, load_image, load_map
 from pdutils.stats import Rate
@@ -273,12 +272,8 @@ def read(
 def read_ahead(source: Source, size: tuple[int, int], batch_size: int) -> Iterator[Chunk]:
     """Read chunk after chunk, the next one while the network works on the one before."""
     places = range(len(source.names))
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        upcoming = reader.submit(read, source, places[:batch_size], size)
-        for start in places[::batch_size]:
-            chunk, following = upcoming.result(), places[start + batch_size :][:batch_size]
-            upcoming = reader.submit(read, source, following, size)
-            yield chunk
+    chunks = [places[start : start + batch_size] for start in places[::batch_size]]
+    return ahead(lambda chunk: read(source, chunk, size), chunks)
 
 
 @dataclass(frozen=True)

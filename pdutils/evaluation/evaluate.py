@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import Array, check_whole, extra, on_grid, progress_bar
+from pdutils._utils import Array, ahead, check_whole, extra, on_grid, progress_bar
 from pdutils.classifiers import Classifier, ClassifierSource, Labels, deterministic, fingerprint
 from pdutils.evaluation import executors
 from pdutils.evaluation.datasets import Source, read
@@ -348,24 +348,18 @@ class Bench:
             "l2": relative_l2(clean.images, attacked.images),
             "linf": linf(clean.images, attacked.images),
         }
-        tables = []
-        for run in range(self.job.runs if defense.random else 1):
-            made_of = attack.text, defense.text, run
-            seeds = [stream_seed(self.job.seed, name, *made_of) for name in clean.names]
-            if defense.text == "none":
-                defended, probabilities = attacked.images, attacked.probabilities
-                seconds = attacked.seconds
-            else:
-                start = perf_counter()
-                defended = defense.transform(
-                    self.classifier,
-                    attacked.images,
-                    rng=[np.random.default_rng(seed) for seed in seeds],
-                    activation_map=activation_map,
-                )
-                seconds = perf_counter() - start
+        tables, made_of = [], (attack.text, defense.text)
+        runs = [
+            [stream_seed(self.job.seed, name, *made_of, run) for name in clean.names]
+            for run in range(self.job.runs if defense.random else 1)
+        ]
+        made = partial(self._defended, clean, attacked, defense, activation_map)
+        # What others wrote may take long, and is to be interrupted at once.
+        each = ahead if getattr(defense, "defense", None) else map
+        for run, (defended, seconds, likeness) in enumerate(each(made, runs)):
+            probabilities, more = attacked.probabilities, attacked.seconds
+            if defense.text != "none":
                 probabilities, more = self._predicted(defended)
-                seconds += more
             total += probabilities
             # Of equals, the class of the lower number is before the others.
             order = np.argsort(-probabilities, axis=1, kind="stable")
@@ -376,14 +370,34 @@ class Bench:
                 "p_label": probabilities[np.arange(n), clean.labels],
                 "p_attack": probabilities[np.arange(n), attacked.classes],
                 "rank": 1 + (order == clean.labels[:, np.newaxis]).argmax(axis=1),
-                "psnr": psnr(clean.images, defended),
-                "ssim": ssim(clean.images, defended),
-                "seconds": (made_in + seconds) / n,
-                "seed": seeds,
+                "seconds": (made_in + seconds + more) / n,
+                "seed": runs[run],
             }
-            tables.append({name: np.broadcast_to(x, n) for name, x in (same | own).items()})
+            whole = same | likeness | own
+            tables.append({name: np.broadcast_to(x, n) for name, x in whole.items()})
         columns = {name: np.concatenate([table[name] for table in tables]) for name in COLUMNS}
         return pd.DataFrame(columns).astype(COLUMNS)
+
+    def _defended(
+        self,
+        clean: Clean,
+        attacked: Attacked,
+        defense: AnyDefense,
+        activation_map: Array | None,
+        seeds: list[int],
+    ) -> tuple[Array, float, dict[str, NDArray[np.float64]]]:
+        """Defend the adversaries once; tell the seconds, and how like the clean images they are."""
+        start, defended = perf_counter(), attacked.images
+        if defense.text != "none":
+            defended = defense.transform(
+                self.classifier,
+                attacked.images,
+                rng=[np.random.default_rng(seed) for seed in seeds],
+                activation_map=activation_map,
+            )
+        seconds = perf_counter() - start
+        likeness = {"psnr": psnr(clean.images, defended), "ssim": ssim(clean.images, defended)}
+        return defended, seconds, likeness
 
     def _predicted(self, images: Array) -> tuple[Array, float]:
         start = perf_counter()

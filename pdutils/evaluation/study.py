@@ -155,8 +155,8 @@ class Study:
         """A row for each image, attack, defence and run, columns as `store.COLUMNS`.
 
         `l2` and `linf` measure the adversary, `psnr` and `ssim` the defended image, all against
-        the clean one. `seconds` is the time of a map, a run and its prediction by itself, divided
-        by the images of its chunk.
+        the clean one. `seconds` is the time of a map, a run and its prediction, divided by the
+        images of its chunk; the next run is made while the network works on this one.
         """
         if not isinstance(self._records, (str, PathLike)):
             return self._records
