@@ -28,6 +28,11 @@ TARGETS = {
     "authors_folder": ">= 1.4",
     "comparison": ">= 1",
     "attack_igsm": "<= 1.15",
+    "attack_deepfool": "<= 1.3",
+    "attack_carlini_wagner": "<= 1.3",
+    "attack_bpda": "<= 1.3",
+    "evaluate_overhead": "<= 1.25",
+    "folder_overhead": "<= 1.15",
     "import_pdutils": "<= 0.5",
     "peak_memory_folder": "<= 1.1",
     "page_memory": "<= 1.5",
@@ -54,6 +59,7 @@ FULL: dict[str, Any] = {
     "visitors": 30,
     "page_moves": 20,
     "crowd_seconds": 60,
+    "photos": 16,
 }
 QUICK: dict[str, Any] = FULL | {
     "repeats": 3,
@@ -65,6 +71,7 @@ QUICK: dict[str, Any] = FULL | {
     "visitors": 10,
     "page_moves": 10,
     "crowd_seconds": 20,
+    "photos": 8,
 }
 
 _OUTPUT = Path(__file__).resolve().parents[1] / "results" / "bench.json"

@@ -11,24 +11,31 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from benchmarks import authors, page
+from benchmarks.bare import Passes, bare_gradient, noting, repeated, wait
 from benchmarks.timing import Measurement, Side, ratio
 from pdutils._utils import Array, generator, load_tensorflow
+from pdutils.attacks.adaptive import bpda
 from pdutils.attacks.gradient import igsm
+from pdutils.attacks.minimum_norm import carlini_wagner, deepfool
 from pdutils.classifiers import Classifier, load_classifier
+from pdutils.cli.main import main
 from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import pixel_deflection
 from pdutils.demo.drawing import draw_animals
 from pdutils.evaluation.datasets import FolderSource, classify
-from pdutils.images import save_image
+from pdutils.evaluation.evaluate import Job, evaluated
+from pdutils.evaluation.registry import parse_attack, parse_defense
+from pdutils.images import load_image, save_image
 
 load_tensorflow()
 
@@ -43,6 +50,12 @@ from pdutils.defenses.layers import (  # noqa: E402
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+
+#: The network whose weights come with a package, for what depends on them.
+TRAINED = "efficientnet_lite0"
+
+#: The defences of a timed evaluation.
+EVALUATED = ["pd", "pd:deflections=1500", "wd", "pd+wd", "pd+rcam+wd", "pd+rcam+dct"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ class Sizes:
         Moves of each visitor whose memory is measured.
     crowd_seconds : float
         How long the visitors drag sliders.
+    photos : int
+        Images of a timed evaluation and of a timed attack.
     """
 
     repeats: int
@@ -83,6 +98,7 @@ class Sizes:
     visitors: int
     page_moves: int
     crowd_seconds: float
+    photos: int
 
     def ratio(self, above: Side, below: Side, **settings: Any) -> Measurement:
         """Compare two sides; `settings` stand beside what the comparison itself says."""
@@ -269,18 +285,125 @@ def attack_igsm(sizes: Sizes) -> Measurement:
     """Compare a step of the attack with one bare forward and backward pass."""
     classifier, batch = _classifier("mobilenet_v2"), _drawings(sizes.batch)
     labels = np.zeros(len(batch), dtype=np.int64)
-    bare, images = bare_gradient(classifier, labels), tf.constant(batch)
+    bare, tensors = bare_gradient(classifier), (tf.constant(batch), tf.constant(labels))
 
     def attack() -> None:
         igsm(classifier, batch, labels, eps=8, iterations=sizes.steps, batch_size=len(batch))
 
     return sizes.ratio(
         Side("a step of igsm", attack, units=sizes.steps),
-        Side("a forward and backward pass in the graph", lambda: _wait(bare(images))),
+        Side("a forward and backward pass in the graph", lambda: wait(bare(*tensors))),
         images=f"{sizes.batch} drawings",
         classifier="mobilenet_v2, random weights",
         steps=sizes.steps,
     )
+
+
+def attack_deepfool(sizes: Sizes) -> Measurement:
+    """Compare DeepFool with the bare passes that it makes."""
+    return _attack(sizes, deepfool, iterations=5)
+
+
+def attack_carlini_wagner(sizes: Sizes) -> Measurement:
+    """Compare the attack of Carlini and Wagner with the bare passes that it makes."""
+    return _attack(sizes, carlini_wagner, iterations=5, search_steps=2)
+
+
+def attack_bpda(sizes: Sizes) -> Measurement:
+    """Compare BPDA, against deflection with a map and wavelets, with its bare passes."""
+    defense = Defense.parse("pd+rcam+wd")
+    return _attack(sizes, bpda, defense=defense, iterations=10, rng=0)
+
+
+def _attack(sizes: Sizes, attack: Callable[..., Array], **knobs: Any) -> Measurement:
+    # With random weights almost anything fools the network.
+    classifier, images = _classifier(TRAINED), _drawings(sizes.photos)
+    labels = classifier.predict(images).argmax(axis=1)
+    return _overhead(
+        sizes,
+        attack.__name__,
+        classifier,
+        lambda noted: attack(noted, images, labels, **knobs),
+        images=f"{len(images)} drawings",
+        classifier=classifier.name,
+        knobs={name: getattr(knob, "text", knob) for name, knob in knobs.items()},
+    )
+
+
+def evaluate_overhead(sizes: Sizes) -> Measurement:
+    """Compare an evaluation of pixel deflection and wavelets with the bare passes that it makes."""
+    classifier = _classifier("mobilenet_v2")
+    attack = parse_attack("igsm:iterations=10")
+    defenses = {text: parse_defense(text) for text in EVALUATED}
+    with labelled_folder(sizes.photos, classifier) as files:
+        source = FolderSource(files, classifier)
+        job = Job(source, {attack.text: attack}, defenses, batch_size=sizes.photos)
+
+        def evaluate(noted: Classifier) -> None:
+            with evaluated(noted, job, progress=False):
+                pass
+
+        return _overhead(
+            sizes,
+            "evaluated",
+            classifier,
+            evaluate,
+            images=f"{sizes.photos} PNG files of drawings",
+            classifier="mobilenet_v2, random weights",
+            attack=attack.text,
+            defenses=EVALUATED,
+            runs=job.runs,
+        )
+
+
+def folder_overhead(sizes: Sizes) -> Measurement:
+    """Compare the folder command with decoding its pictures once, then predicting twice, bare."""
+    classifier = _classifier("mobilenet_v2")
+    with photo_folder(sizes.folder, classifier) as files, weights_file(classifier) as weights:
+        folder = str(files[0].parent)
+        command = ["defend", folder, "--classifier", classifier.name, "--weights", str(weights)]
+        predictions = repeated(classifier, Passes({(False, 32): 2 * sizes.folder // 32}))
+
+        def defend() -> None:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                if main(command):
+                    raise RuntimeError(f"{' '.join(command)} failed")
+
+        def bare() -> None:
+            for path in files:
+                load_image(path, classifier.input_size)
+            predictions()
+
+        return _few(sizes).ratio(
+            Side("defend FOLDER, the classifier loaded", defend),
+            Side("load the images, then the bare predictions before and after", bare),
+            images=f"{sizes.folder} JPEG files of 500 x 375",
+            classifier="mobilenet_v2, random weights",
+        )
+
+
+def _overhead(
+    sizes: Sizes, what: str, network: Classifier, work: Callable[[Classifier], Any], **more: Any
+) -> Measurement:
+    """Compare work with the bare passes that it makes."""
+    noted, passes = noting(network)
+    work(noted)
+    counted = passes.copy()
+    images = {
+        name: sum(n * times for (backward, n), times in counted.items() if backward == is_backward)
+        for name, is_backward in (("forward", False), ("forward and backward", True))
+    }
+    return _few(sizes).ratio(
+        Side(what, lambda: work(noted)),
+        Side("its passes in the graph", repeated(network, counted)),
+        passes_of_an_image=images,
+        **more,
+    )
+
+
+def _few(sizes: Sizes) -> Sizes:
+    """Repeat less often what takes long."""
+    return replace(sizes, repeats=min(3, sizes.repeats))
 
 
 def import_pdutils(sizes: Sizes) -> Measurement:
@@ -330,6 +453,11 @@ MEASURES: dict[str, Callable[[Sizes], Measurement]] = {
         authors_folder,
         comparison,
         attack_igsm,
+        attack_deepfool,
+        attack_carlini_wagner,
+        attack_bpda,
+        evaluate_overhead,
+        folder_overhead,
         import_pdutils,
         peak_memory_folder,
         page.page_memory,
@@ -370,33 +498,6 @@ def plain_model(classifier: Classifier) -> keras.Model:
     return keras.Model(images, classifier.model(classifier.preprocess(images)))
 
 
-def bare_gradient(classifier: Classifier, labels: Any) -> Callable[[Any], Any]:
-    """Make the least that a step of an attack can cost: a forward and a backward pass, compiled.
-
-    Parameters
-    ----------
-    classifier : Classifier
-        The network.
-    labels : ndarray of int64, shape (N,)
-        The classes whose cross-entropy is differentiated.
-
-    Returns
-    -------
-    callable
-        From a tensor of images (N, H, W, 3) to its gradient.
-    """
-
-    def gradient(images: Any) -> Any:
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            found = classifier.model(classifier.preprocess(images), training=False)
-            loss = keras.losses.sparse_categorical_crossentropy(labels, found)
-        return tape.gradient(loss, images)
-
-    compiled: Callable[[Any], Any] = tf.function(gradient, autograph=False)
-    return compiled
-
-
 @contextmanager
 def labelled_folder(n: int, classifier: Classifier) -> Iterator[list[tuple[Path, str]]]:
     """Give a temporary folder of labelled files: 50 drawings, again and again.
@@ -425,11 +526,55 @@ def labelled_folder(n: int, classifier: Classifier) -> Iterator[list[tuple[Path,
         yield files
 
 
+@contextmanager
+def photo_folder(n: int, classifier: Classifier) -> Iterator[list[Path]]:
+    """Give a temporary folder of JPEG files as large as most of ImageNet's, in their order.
+
+    Parameters
+    ----------
+    n : int
+        How many files.
+    classifier : Classifier
+        Its first ten classes are the labels.
+
+    Yields
+    ------
+    list of Path
+        As in `labelled_folder`; the pictures are its drawings, 500 x 375 pixels.
+    """
+    with labelled_folder(n, classifier) as files:
+        photos = [path.with_suffix(".jpg") for path, _ in files]
+        for (path, _), photo in zip(files, photos, strict=True):
+            with Image.open(path) as drawing:
+                drawing.resize((500, 375)).save(photo)
+            path.unlink()
+        yield photos
+
+
+@contextmanager
+def weights_file(classifier: Classifier) -> Iterator[Path]:
+    """Give a temporary file of a classifier's weights, for a command that loads them.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        Whose weights it holds.
+
+    Yields
+    ------
+    Path
+    """
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "random.weights.h5"
+        classifier.model.save_weights(path)
+        yield path
+
+
 @cache
 def _classifier(name: str) -> Classifier:
     # Without a class index at hand it says that classes are shown as numbers; none is shown here.
     with redirect_stderr(io.StringIO()):
-        return load_classifier(name, weights="random")
+        return load_classifier(name, weights=None if name == TRAINED else "random")
 
 
 @cache
@@ -455,12 +600,7 @@ def _in_graph(layer: Any, inputs: Any) -> Callable[[], None]:
     """Make the run of a compiled layer on tensors that lie where it runs."""
     tensors = [tf.constant(x) for x in inputs] if isinstance(inputs, list) else tf.constant(inputs)
     compiled = tf.function(layer, jit_compile=_predicts_with_xla(), autograph=False)
-    return lambda: _wait(compiled(tensors))
-
-
-def _wait(tensor: Any) -> None:
-    """Wait until a tensor is there, without copying all of it from a GPU."""
-    tensor[(0,) * len(tensor.shape)].numpy()
+    return lambda: wait(compiled(tensors))
 
 
 @contextmanager
