@@ -11,7 +11,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -114,10 +114,9 @@ class NamedAttack(_Named):
         generators, knobs = streams(rng, len(batch)), dict[str, Any](self.found.knobs)
         if knobs.get("targeted"):
             goals = targets = _other_classes(goals, len(classifier.class_ids), generators)
-        defense = options.get("defense")
-        if defense is None or getattr(defense, "text", "") == "none":
+        defense = _defending(options.get("defense"))
+        if defense is None:
             # The gradient need not go back through anything, in whatever way.
-            defense = None
             knobs.pop("gradient", None)
         function = getattr(attacks, self.name)
         options |= {"rng": generators, "defense": defense}
@@ -133,13 +132,13 @@ class OwnAttack:
     """A function of one's own as an attack: [classifier,] images, [labels,] rng -> images.
 
     It gets one image at a time, shape (1, H, W, 3), with its label and random stream, so that what
-    it draws depends on no other image; what comes back is rounded to 8 bits.
+    it draws depends on no other image; what comes back is rounded to 8 bits. If it has a parameter
+    `defense`, it also gets the defence that it attacks, as `bpda` does; None stands for none.
     """
 
     name: str
     function: Callable[..., Array] = field(compare=False)
     text: str = field(init=False)
-    adaptive = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", OwnDefense(self.name, self.function).text)
@@ -153,15 +152,30 @@ class OwnAttack:
         """Give the adversaries as they are."""
         return adversaries
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the adversary is made against one defence."""
+        return "defense" in inspect.signature(self.function).parameters
+
     def make(
-        self, classifier: Classifier, images: Array, labels: NDArray[np.int64], rng: Rng, **_: Any
+        self,
+        classifier: Classifier,
+        images: Array,
+        labels: NDArray[np.int64],
+        rng: Rng,
+        *,
+        defense: Any = None,
+        **_: Any,
     ) -> Adversaries:
-        """Attack a batch of images."""
-        alone, made = len(required(self.function)) <= 2, []
+        """Attack a batch of images; an adaptive attack attacks the `defense`."""
+        function = self.function
+        if self.adaptive:
+            function = partial(function, defense=_defending(defense))
+        alone, made = len(required(function)) <= 2, []
         for i, stream in enumerate(streams(rng, len(images))):
             one = images[i : i + 1].copy()
             given = (one,) if alone else (classifier, one, labels[i : i + 1])
-            found = np.asarray(called(self.function, *given, rng=stream), dtype=np.float32)
+            found = np.asarray(called(function, *given, rng=stream), dtype=np.float32)
             finite = np.isfinite(found).all()
             if found.shape != one.shape or not finite:
                 got = f"shape {found.shape}" if finite else "NaN or infinity"
@@ -315,6 +329,11 @@ def _knobs(name: str) -> dict[str, Any]:
     if name in NAMES:
         return knobs_of_name(name)
     return knobs_of(PEERS[name]) if name in PEERS else knobs_of(getattr(attacks, name)) | _LENGTH
+
+
+def _defending(defense: Any) -> Any:
+    """Give a defence as an attack takes it: None if it does nothing."""
+    return None if getattr(defense, "text", "") == "none" else defense
 
 
 def _other_classes(

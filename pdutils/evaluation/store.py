@@ -380,8 +380,10 @@ class Store(StoredRecords):
 def _made_by() -> str:
     """Describe what makes records now, as JSON."""
     line = sys.orig_argv[1:]
+    # The command of another program, such as a notebook's, may hold what is not ours to pass on.
+    ours = line[:1] == ["-m"] and line[1].partition(".")[0] in ("pdutils", "tools")
     told = {
-        "command": shlex.join(["python", *line]) if line[:2] == ["-m", "pdutils"] else "",
+        "command": shlex.join(["python", *line]) if ours else "",
         "processor": processor(),
         "cores": os.cpu_count(),
         "python": ".".join(map(str, sys.version_info[:3])),

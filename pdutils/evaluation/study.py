@@ -66,9 +66,12 @@ def run(
         `python -m pdutils evaluate --help`; "none" is always evaluated, as "clean" and "no defence"
         where it has no other name. Or a function of your own, ``images, rng -> images``; an attack
         may also be ``classifier, images, labels, rng -> images``. It gets one image at a time,
-        shape (1, H, W, 3), RGB in [0, 255], and a `numpy.random.Generator`. A store keeps it by its
-        name and a digest of its source. The attacker who knows, ``bpda``, takes the gradient
-        straight through it.
+        shape (1, H, W, 3), RGB in [0, 255], and a `numpy.random.Generator`. An attack with a
+        parameter ``defense`` is made against each defence anew, as ``bpda`` is, and gets it by that
+        name: an object with `transform` and `activation_map`, as `pdutils.defenses.Defense` has
+        them, or None where there is none. A store keeps a function by its name and a digest of its
+        source. The attacker who knows, ``bpda``, takes the gradient straight through a defence of
+        your own.
     runs : int
         How many times a defence that draws random numbers is run, at least 1; others once.
     seed : int

@@ -1,3 +1,4 @@
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from test_store import ALL, add, opened, read
 
 from pdutils.evaluation import packed
+from pdutils.evaluation import store as store_module
 from pdutils.evaluation.store import StoredRecords, StoreError
 
 
@@ -32,20 +34,27 @@ def test_a_packed_file_reads_and_goes_on_as_the_store_that_it_was(path, tmp_path
         assert not list(path.parent.glob("*.part"))
 
 
-def test_it_says_what_made_it_a_line_for_each_run_that_added(path, monkeypatch):
-    line = ["evaluate", "photos", "--attacks", "igsm:eps=4", "--output", "a b.sqlite.xz"]
-    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", "pdutils", *line])
+@pytest.mark.parametrize("module", ["pdutils evaluate", "tools.outside_attacks"])
+def test_it_says_what_made_it_a_line_for_each_run_that_added(path, monkeypatch, module):
+    line = ["photos", "--attacks", "igsm:eps=4", "--output", "a b.sqlite.xz"]
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", "-m", *module.split(), *line])
     for part in (ALL[:1], [], ALL[1:]):
         with opened(path) as store:
             add(store, *part)
     with StoredRecords(path) as stored:
         first, second = stored.made()
-    words = "python -m pdutils evaluate photos --attacks igsm:eps=4 --output 'a b.sqlite.xz'"
+    words = f"python -m {module} photos --attacks igsm:eps=4 --output 'a b.sqlite.xz'"
     assert first["command"] == second["command"] == words
     assert first["date"] < second["date"]
     assert first["python"] == ".".join(map(str, sys.version_info[:3]))
     assert first["processor"]
     assert first["cores"] >= 1
+
+
+def test_a_command_that_is_not_the_projects_is_not_told(path, monkeypatch):
+    for words in (["-m", "pytest", "secret"], ["-c", "secret"], ["script.py"], []):
+        monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python3", *words])
+        assert json.loads(store_module._made_by())["command"] == ""
 
 
 def test_what_a_killed_run_left_beside_it_is_newer_and_gone_on_with(path, tmp_path):

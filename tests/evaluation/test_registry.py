@@ -19,6 +19,7 @@ from pdutils.evaluation.registry import (
     DEFENSES,
     NamedAttack,
     NamedDefense,
+    OwnAttack,
     parse_attack,
     parse_defense,
     unlike_settings,
@@ -221,6 +222,38 @@ def test_an_attack_gets_what_it_takes(toy, monkeypatch):
     by_name, by_object = (attack.make(toy, photos(2), 0, 4, defense=one).images for one in both)
     np.testing.assert_array_equal(by_name, by_object)
     assert np.abs(by_name - photos(2)).max() == 1
+
+
+def test_a_function_of_ones_own_gets_the_defence_if_it_asks_for_one(toy):
+    known = []
+
+    def plain(images, rng, eps=4):
+        return images + 1
+
+    def alone(images, defense):
+        known.append(defense)
+        return images + 2
+
+    def whole(classifier, images, labels, rng, *, defense, eps=4):
+        known.append((classifier, labels.tolist(), rng.random(), defense))
+        return images + 3
+
+    def optional(classifier, images, labels, defense=None, rng=None):
+        known.append((rng.random(), defense))
+        return images + 4
+
+    defense, draw = parse_defense("pd+wd"), [stream.random() for stream in streams(9, 1)]
+    for add, function in enumerate((plain, alone, whole, optional), start=1):
+        attack = OwnAttack(function.__name__, function)
+        assert attack.adaptive == (function is not plain)
+        # Where nothing defends, none is given, as to `bpda`.
+        for against in (defense, parse_defense("none"), None):
+            made = attack.make(toy, photos(1) // 2, np.array([4]), 9, defense=against, batch_size=1)
+            np.testing.assert_array_equal(made.images, photos(1) // 2 + add)
+    nothing = [None, None]
+    assert known[:3] == [defense, *nothing]
+    assert known[3:6] == [(toy, [4], *draw, one) for one in (defense, *nothing)]
+    assert known[6:] == [(*draw, one) for one in (defense, *nothing)]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pdutils.classifiers import ClassifierSource
 from pdutils.defenses.pipeline import OwnDefense
 from pdutils.demo.examples import Collection
 from pdutils.evaluation import study as study_module
+from pdutils.evaluation.evaluate import stream_seed
 from pdutils.evaluation.registry import OwnAttack, parse_attack, parse_defense
 from pdutils.evaluation.store import PACKAGES, StoredRecords
 from pdutils.evaluation.study import Study
@@ -113,6 +114,20 @@ def own_attack(classifier, images, labels, rng):
     return np.clip(igsm(classifier, images, labels, eps=4, iterations=2) + rng.integers(2), 0, 255)
 
 
+def blank_attack(classifier, images, labels, rng):
+    return images
+
+
+def knowing_attack(classifier, images, labels, rng, *, defense, eps=4):
+    """Move by a draw, further where something defends."""
+    return np.clip(images, 20, 235) + rng.integers(eps + 1) + (0 if defense is None else 20)
+
+
+def test_the_text_of_a_function_is_what_it_was_and_what_it_is_made_of():
+    assert OwnAttack("mine", blank_attack).text == "own:mine@f09d0fdc"
+    assert OwnDefense("mine", blank_attack).text == "own:mine@f09d0fdc"
+
+
 def test_none_is_always_evaluated_under_the_name_given_or_clean_and_no_defence(toy):
     bare = run(toy, 1, (), [own_defense], runs=1)
     assert bare.attacks == {"clean": "none"}
@@ -155,6 +170,29 @@ def test_functions_of_ones_own_stand_beside_the_others(toy, tmp_path):
     np.testing.assert_allclose(alone["psnr"], records["psnr"], rtol=0.05)
     # The file goes on with it, and knows it again.
     assert len(run(toy, 3, attacks, defenses, **asked).records) == len(records)
+
+
+def test_a_function_that_knows_the_defence_meets_each_by_itself(toy, tmp_path):
+    attacks, defenses = (
+        {"knows": knowing_attack, "mine": own_attack},
+        {"noise": own_defense, "WD": "wd"},
+    )
+    asked = {"runs": 1, "store": tmp_path / "a.sqlite"}
+    study = run(toy, 3, attacks, defenses, **asked)
+    knows, records = study.attacks["knows"], study.records
+    assert list(study.strength()) == [
+        "knows against no defence", "knows against noise", "knows against WD", "mine",
+    ]  # fmt: skip
+    clean = photos(3)
+    for defense in study.defenses.values():
+        own = records.query("attack == @knows and defense == @defense")
+        for image, row in zip(clean, own.itertuples(), strict=True):
+            # Its stream is made of the defence's text, too.
+            rng = np.random.default_rng(stream_seed(0, row.image, knows, defense))
+            moved = np.clip(image, 20, 235) + rng.integers(5) + (20 if defense != "none" else 0)
+            assert row.linf == np.abs(np.clip(moved, 0, 255) - image).max()
+    again = run(toy, 3, attacks, defenses, **asked).records
+    assert len(again) == len(records)
 
 
 def test_an_own_attack_gives_images_that_end_on_the_8_bit_grid(toy):
