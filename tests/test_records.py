@@ -7,6 +7,8 @@ import pytest
 from pdutils.evaluation.store import StoredRecords
 from pdutils.evaluation.study import Study
 
+COMMANDS = ("python -m pdutils evaluate ", "python -m tools.outside_attacks ")
+
 FILES = sorted((Path(__file__).parents[1] / "records").glob("*.xz"))
 
 
@@ -28,7 +30,7 @@ def test_each_is_finished_says_what_made_it_and_gives_its_tables(path):
         made, settings, versions = stored.made(), stored.settings(), stored.versions()
     assert made
     for run in made:
-        assert run["command"].startswith("python -m pdutils evaluate ")
+        assert run["command"].startswith(COMMANDS)
         # No path of the machine that made it.
         assert " /" not in run["command"]
         assert run["processor"]
