@@ -141,10 +141,11 @@ class CandidateClassifier(BridgedClassifier):
     """What ART's DeepFool is shown of a network: a few classes of each image, and what lies ahead.
 
     ART's DeepFool asks for the gradients of all classes that are among the most probable of any
-    image, for every image; here it sees `candidates` (N, k) of each. It overshoots when it is done,
-    so that it creeps towards the border until its steps are used up; here it is shown the network
-    as far ahead as it will overshoot, as the paper's authors do in theirs. Every call is about the
-    images `clean` in [0, 255]; what ART sees is in [0, 1].
+    image, for every image; here it sees `candidates` (N, k) of each. It asks for those of images
+    that are over the border, too, which it leaves as they are: here they are zeros. It overshoots
+    when it is done, so that it creeps towards the border until its steps are used up; here it is
+    shown the network as far ahead as it will overshoot, as the paper's authors do in theirs. Every
+    call is about the images `clean` in [0, 255]; what ART sees is in [0, 1].
     """
 
     def __init__(
@@ -154,16 +155,27 @@ class CandidateClassifier(BridgedClassifier):
         self._origin, self._candidates = clean / np.float32(255), candidates
         self._overshoot = np.float32(overshoot)
         self.nb_classes = candidates.shape[1]
+        #: What was predicted first, and which images are seen as that still.
+        self._first: Labels | None = None
+        self._going = np.ones(len(candidates), dtype=np.bool_)
 
     def predict(self, x: Array, *_: Any, **__: Any) -> Array:
         """Give the log-probabilities (N, k) of the candidates."""
-        return np.take_along_axis(super().predict(self._ahead(x)), self._candidates, axis=1)
+        shown = np.take_along_axis(super().predict(self._ahead(x)), self._candidates, axis=1)
+        seen = shown.argmax(axis=1)
+        self._first = seen if self._first is None else self._first
+        self._going = seen == self._first
+        return shown
 
     def class_gradient(self, x: Array, *_: Any, **__: Any) -> Array:
-        """Give the gradients (N, k, H, W, 3) of all candidates."""
-        repeated = np.repeat(self._ahead(x), self.nb_classes, axis=0)
-        gradients = super().class_gradient(repeated, self._candidates.ravel())
-        return gradients.reshape(*self._candidates.shape, *x.shape[1:])
+        """Give the gradients (N, k, H, W, 3) of all candidates, of images still to be moved."""
+        gradients = np.zeros((*self._candidates.shape, *x.shape[1:]), dtype=np.float32)
+        going = self._going
+        if going.any():
+            repeated = np.repeat(self._ahead(x)[going], self.nb_classes, axis=0)
+            found = super().class_gradient(repeated, self._candidates[going].ravel())
+            gradients[going] = found.reshape(-1, *gradients.shape[1:])
+        return gradients
 
     def _ahead(self, x: Array) -> Array:
         return np.clip(x + self._overshoot * (x - self._origin), 0, 1)

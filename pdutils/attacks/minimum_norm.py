@@ -314,14 +314,15 @@ class _Judge:
 
     def take_first_success(self, step: Array, lengths: Iterable[float]) -> None:
         """Go one length of the step after the other; an image that is there leaves the batch."""
-        active = np.arange(len(self.clean))
+        # Of nothing no length is any more.
+        active = np.flatnonzero(step.any(axis=(1, 2, 3)))
         for length in lengths:
+            if len(active) == 0:
+                break
             tried = on_grid(self.clean[active] + np.float32(length) * step[active])
             there = self.fooled(tried, self.goals[active])
             self.found[active[there]] = tried[there]
             active = active[~there]
-            if len(active) == 0:
-                break
 
     def take_from_art(self, name: str, goals: Labels, knobs: dict[str, Any]) -> None:
         from pdutils.attacks import _art

@@ -387,14 +387,14 @@ def _defend_folder(
     classifier: "Classifier",
 ) -> list[str]:
     from pdutils._utils import generator, progress_bar
-    from pdutils.evaluation.datasets import FolderSource, classify
+    from pdutils.evaluation.datasets import FolderSource, compare
 
     source = FolderSource(files, classifier, root=options.path)
     # One generator for all batches: each image's numbers do not depend on the batch size.
     rng = generator(options.seed)
     with progress_bar(total=2 * len(files), unit="image") as bar:
 
-        def plain(batch: "Array") -> "Array":
+        def plain(batch: "Array", *_: "Array") -> "Array":
             bar.update(len(batch))
             return classifier.predict(batch)
 
@@ -403,8 +403,7 @@ def _defend_folder(
             return defense.predict(classifier, batch, rng=rng, activation_map=chances)
 
         size = options.batch_size
-        before = classify(classifier, source, plain, batch_size=size)
-        after = classify(classifier, source, defended, batch_size=size, maps=maps)
+        before, after = compare(classifier, source, (plain, defended), batch_size=size, maps=maps)
     lines = [
         f"{'':7}{'before':20}after",
         f"top1   {before.top1!s:20}{after.top1}",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pdutils._utils import Array, ahead, check_whole, generator, read_text
 from pdutils.demo.examples import CLASS_NAMES, Classifier, Collection, draw_animal
@@ -298,20 +299,38 @@ def classify(
     `predict` makes probabilities (N, K) of a batch (N, H, W, 3) and, with `maps`, the file of each
     image's map, of a second batch, of maps (N, H, W).
     """
+    (result,) = compare(classifier, source, [predict], batch_size=batch_size, maps=maps)
+    return result
+
+
+def compare(
+    classifier: Classifier,
+    source: Source,
+    ways: Sequence[Callable[..., Array]],
+    *,
+    batch_size: int = 32,
+    maps: Sequence[Path] = (),
+) -> list[FolderResult]:
+    """Do as `classify` in several ways, each a `predict` of its own; an image is read once."""
     check_whole("batch_size", batch_size, 1)
-    size, hits, skipped = classifier.input_size, [], dict[str, str]()
+    size, skipped = classifier.input_size, dict[str, str]()
+    hits: list[list[NDArray[np.bool_]]] = [[] for _ in ways]
     for chunk in read_ahead(source, size, batch_size):
         skipped |= dict(chunk.skipped)
         if chunk.places:
             own = [np.stack([fitting_map(maps[i], size) for i in chunk.places])] if maps else []
-            ranks = np.argsort(-predict(chunk.images, *own), axis=1, kind="stable")
             labels = np.array([[source.labels[i]] for i in chunk.places])
-            hits.append(ranks[:, :5] == labels)
-    if not hits:
+            for predict, found in zip(ways, hits, strict=True):
+                ranks = np.argsort(-predict(chunk.images, *own), axis=1, kind="stable")
+                found.append(ranks[:, :5] == labels)
+    if not hits[0]:
         first = next(iter(skipped.values()))
         raise ValueError(f"expected images that can be read, got none; the first: {first}")
-    hit: Any = np.concatenate(hits)
-    return FolderResult(Rate.of(hit[:, 0]), Rate.of(hit.any(axis=1)), tuple(skipped.items()))
+    joined: list[Any] = [np.concatenate(found) for found in hits]
+    return [
+        FolderResult(Rate.of(hit[:, 0]), Rate.of(hit.any(axis=1)), tuple(skipped.items()))
+        for hit in joined
+    ]
 
 
 def maps_by_name(folder: StrPath, pictures: Sequence[Path], maps: StrPath) -> list[Path]:

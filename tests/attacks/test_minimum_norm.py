@@ -32,6 +32,18 @@ def predicted(classifier, images):
     return classifier.predict(images).argmax(axis=-1)
 
 
+def note_passes(monkeypatch, classifier, step):
+    """Note of how many images the passes of one kind are."""
+    passes, run = [], classifier.network.step(step)
+
+    def noted(shown, *labels):
+        passes.append(len(shown))
+        return run(shown, *labels)
+
+    monkeypatch.setitem(classifier.network._compiled, step, noted)
+    return passes
+
+
 @pytest.fixture(scope="module")
 def linear():
     """A network whose logits are linear in the pixels: the smallest perturbation is known."""
@@ -172,21 +184,48 @@ def test_overshoot_and_confidence_go_farther(linear):
 
 
 def test_deepfool_looks_at_its_candidates_and_stops_soon_after_the_border(toy, monkeypatch):
-    images, passes, gradient = photos(5), [], toy.network.step("gradient")
-
-    def counted(shown, labels):
-        passes.append(len(shown))
-        return gradient(shown, labels)
-
-    monkeypatch.setitem(toy.network._compiled, "gradient", counted)
+    images, passes = photos(5), note_passes(monkeypatch, toy, "gradient")
     deepfool(toy, images, predicted(toy, images), candidates=3, batch_size=7)
-    # Two images at a time, three gradients of each.
+    # Two images at a time, three gradients of each, as long as it is not over the border.
     assert set(passes) == {6, 3}
     for image in images:
         passes.clear()
         deepfool(toy, image, predicted(toy, image))
         # One that overshoots at the end only creeps along the border for its 50 steps.
-        assert 2 <= len(passes) <= 5
+        assert 1 <= len(passes) <= 4
+
+
+def test_deepfool_needs_no_gradient_of_what_is_over_the_border(toy, monkeypatch):
+    from pdutils.attacks import _art
+
+    images, passes = photos(5), note_passes(monkeypatch, toy, "gradient")
+
+    class Thorough(_art.CandidateClassifier):
+        def class_gradient(self, x, *args, **options):
+            self._going[:] = True
+            return super().class_gradient(x, *args, **options)
+
+    found, totals = [], []
+    for kind in (_art.CandidateClassifier, Thorough):
+        passes.clear()
+        monkeypatch.setattr(_art, "CandidateClassifier", kind)
+        found.append(deepfool(toy, images, predicted(toy, images), candidates=3))
+        totals.append(sum(passes))
+    np.testing.assert_allclose(*found, atol=1)
+    # At least the last step's of each image.
+    assert totals[0] <= totals[1] - 3 * len(images)
+
+
+def test_no_length_of_nothing_is_tried(toy, monkeypatch):
+    images, labels = photos(3), predicted(toy, photos(3))
+    passes = note_passes(monkeypatch, toy, "predict")
+    judge = minimum_norm._Judge(toy, images, labels, False, 32)
+    step = np.zeros_like(images)
+    step[1, 0, 0, 0] = 1
+    passes.clear()
+    judge.take_first_success(step, [1, 2, 3])
+    assert passes == [1, 1, 1]
+    np.testing.assert_array_equal(judge.adversaries(), images)
 
 
 # --- the smallest step ---
