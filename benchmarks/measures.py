@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import authors, page
-from benchmarks.bare import Passes, bare_gradient, noting, repeated, wait
+from benchmarks.bare import bare_gradient, noting, repeated, wait
 from benchmarks.timing import Measurement, Side, ratio
 from pdutils._utils import Array, generator, load_tensorflow
 from pdutils.attacks.adaptive import bpda
@@ -85,7 +86,7 @@ class Sizes:
     crowd_seconds : float
         How long the visitors drag sliders.
     photos : int
-        Images of a timed evaluation and of a timed attack.
+        Images of a timed evaluation; of a timed attack a quarter of them.
     """
 
     repeats: int
@@ -317,7 +318,7 @@ def attack_bpda(sizes: Sizes) -> Measurement:
 
 def _attack(sizes: Sizes, attack: Callable[..., Array], **knobs: Any) -> Measurement:
     # With random weights almost anything fools the network.
-    classifier, images = _classifier(TRAINED), _drawings(sizes.photos)
+    classifier, images = _classifier(TRAINED), _drawings(max(1, sizes.photos // 4))
     labels = classifier.predict(images).argmax(axis=1)
     return _overhead(
         sizes,
@@ -362,7 +363,8 @@ def folder_overhead(sizes: Sizes) -> Measurement:
     with photo_folder(sizes.folder, classifier) as files, weights_file(classifier) as weights:
         folder = str(files[0].parent)
         command = ["defend", folder, "--classifier", classifier.name, "--weights", str(weights)]
-        predictions = repeated(classifier, Passes({(False, 32): 2 * sizes.folder // 32}))
+        passes = Counter((False, len(files[i : i + 32])) for i in range(0, len(files), 32))
+        predictions = repeated(classifier, passes + passes)
 
         def defend() -> None:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):

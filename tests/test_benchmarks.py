@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import photo, photos
 
-from benchmarks import authors, bench, measures, page, soak, timing
+from benchmarks import authors, bare, bench, measures, page, soak, timing
 from pdutils.defenses import PixelDeflection, WaveletDenoising, defended_model
 from pdutils.defenses.pipeline import Defense
 from pdutils.deflection import Writes, apply_writes, pixel_deflection
@@ -103,8 +103,37 @@ def test_the_other_sides_do_the_plain_model_s_and_the_bare_gradient_s_work(toy):
     without = defended_model(toy, Defense(deflections=0, denoiser=None))
     np.testing.assert_allclose(plain, toy.predict(batch), rtol=1e-5)
     np.testing.assert_allclose(plain, without.predict_on_batch(batch), rtol=1e-5)
-    bare = measures.bare_gradient(toy, labels)(batch)
-    np.testing.assert_allclose(bare, toy.loss_gradient(batch, labels)[0], rtol=1e-4, atol=1e-9)
+    slope = bare.bare_gradient(toy)(batch, labels)
+    np.testing.assert_allclose(slope, toy.loss_gradient(batch, labels)[0], rtol=1e-4, atol=1e-9)
+
+
+def test_the_passes_of_work_are_counted_and_made_again_bare(toy, monkeypatch):
+    noted, passes = bare.noting(toy)
+    batch, labels = photos(5), np.zeros(5, dtype=np.int64)
+    np.testing.assert_array_equal(noted.predict(batch, batch_size=2), toy.predict(batch))
+    noted.loss_gradient(batch[:3], labels[:3])
+    noted.features(batch[:3])
+    toy.predict(batch)
+    assert passes == {(False, 2): 2, (False, 1): 1, (True, 3): 1, (False, 3): 1}
+    shown = []
+
+    def pass_(*arrays):
+        shown.append(tuple(map(len, arrays)))
+        return arrays[0]
+
+    monkeypatch.setattr(bare, "bare_forward", lambda classifier: pass_)
+    monkeypatch.setattr(bare, "bare_gradient", lambda classifier: pass_)
+    bare.repeated(toy, passes.copy())()
+    assert shown == [(2,), (2,), (1,), (3, 3), (3,)]
+
+
+def test_the_timed_photos_are_as_large_as_most_of_imagenets(toy, monkeypatch):
+    monkeypatch.setattr(measures, "_drawings", lambda n: photos(n, 16, 16))
+    with measures.photo_folder(3, toy) as files, measures.weights_file(toy) as weights:
+        assert sorted(files) == [path for path, _ in labelled_files(files[0].parent)]
+        assert [load_image(path).shape for path in files] == [(375, 500, 3)] * 3
+        assert weights.parent != files[0].parent
+        assert weights.stat().st_size > 1000
 
 
 def test_the_timed_folder_holds_fifty_pictures_again_and_again_with_their_labels(toy, monkeypatch):
@@ -270,7 +299,7 @@ def test_a_soak_tells_what_visits_left_and_whether_that_is_too_much(served, monk
 @pytest.mark.slow
 def test_a_quick_run_writes_every_figure(tmp_path, served, monkeypatch, capsys):
     tiny = {"repeats": 1, "seconds": 0.0, "batch": 2, "folder": 4, "steps": 1, "memory": (2, 2)}
-    tiny |= {"visitors": 2, "page_moves": 2, "crowd_seconds": 1}
+    tiny |= {"visitors": 2, "page_moves": 2, "crowd_seconds": 1, "photos": 2}
     monkeypatch.setattr(page, "PAUSE", 0.5)
     monkeypatch.setattr(bench, "QUICK", tiny | {"memory_repeats": 1})
     # Building and compiling a larger network takes half a minute, as a second defended folder does.

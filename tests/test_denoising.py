@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pywt
-from conftest import photo
+from conftest import photo, photos
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from scipy import fft
 from skimage import restoration
 
+from pdutils import denoising
 from pdutils.denoising import DENOISERS, denoise, denoise_batch, denoise_wavelet
 from pdutils.metrics import psnr
 
@@ -216,6 +217,23 @@ def test_jpeg_is_a_round_trip_through_the_format(quality):
     outside = np.where(image < 60, image - 80, image + 20)
     clipped = denoise(np.clip(outside, 0, 255), "jpeg", quality=quality)
     assert_array_equal(denoise(outside, "jpeg", quality=quality), clipped)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (9, 14), (1, 5), (7, 1)])
+def test_haar_s_wavelet_is_the_library_s_but_for_signs(height, width):
+    planes = np.moveaxis(photos(2, height, width), -1, 1)
+    bands = denoising._haar_split(planes)
+    expected = pywt.dwtn(planes.astype(np.float64), "db1", axes=(2, 3))
+    assert bands.keys() == expected.keys()
+    for key, band in bands.items():
+        assert_allclose(np.abs(band), np.abs(expected[key]), atol=1e-3)
+    joined = denoising._haar_joined(bands)
+    assert joined.dtype == np.float32
+    assert_allclose(joined[:, :, :height, :width], planes, atol=1e-3)
+    rest = {**bands, "dd": 0 * bands["dd"], "aa": 2 * bands["aa"]}
+    back = pywt.idwtn({**expected, "dd": 0 * expected["dd"], "aa": 2 * expected["aa"]}, "db1",
+                      axes=(2, 3))  # fmt: skip
+    assert_allclose(denoising._haar_joined(rest), back, atol=2e-3)
 
 
 def dct_of_every_block(image, sigma, step):

@@ -41,10 +41,22 @@ def test_psnr_and_ssim_are_the_library_s():
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     for found, *pair in zip(ssim(clean, other), clean @ weights, other @ weights, strict=True):
         assert found == pytest.approx(
-            structural_similarity(*pair, data_range=255, **options), abs=1e-4
+            structural_similarity(*pair, data_range=255, **options), rel=1e-6
         )
     assert (psnr(clean, clean) == np.inf).all()
     assert (ssim(clean, clean) == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(11, 11), (12, 40), (26, 27), (59, 33)])
+def test_ssim_reaches_every_row_and_column_of_an_image_of_any_size(shape):
+    rng = np.random.default_rng(0)
+    image, other = rng.uniform(0, 255, (2, *shape, 3)).astype(np.float32)
+    other = (image + other / 8) * np.float32(0.8)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    pair = (x.astype(np.float64) @ [0.299, 0.587, 0.114] for x in (image, other))
+    expected = structural_similarity(*pair, data_range=255, **options)
+    assert ssim(image, other) == pytest.approx(expected, rel=2e-6)
+    assert ssim(image, other) == pytest.approx(ssim(other, image), rel=2e-6)
 
 
 @pytest.mark.parametrize("measure", [relative_l2, linf, psnr, ssim])

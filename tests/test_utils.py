@@ -1,10 +1,12 @@
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pdutils import _utils
 from pdutils._utils import (
+    ahead,
     as_batch,
     as_map_batch,
     check_images,
@@ -494,3 +497,40 @@ def test_whatever_would_wait_for_the_parent_s_threads_is_refused(toy, monkeypatc
     ):
         with pytest.raises(RuntimeError, match="TensorFlow ran before this process was forked"):
             work()
+
+
+def test_the_next_call_is_made_while_the_last_one_s_result_is_used():
+    begun = [threading.Event() for _ in range(4)]
+
+    def double(number):
+        begun[number].set()
+        return 2 * number
+
+    found = []
+    for number, value in enumerate(ahead(double, range(4))):
+        found.append(value)
+        for following in begun[number + 1 : number + 2]:
+            assert following.wait(timeout=30)
+        # Never more than one ahead.
+        assert not any(later.is_set() for later in begun[number + 2 :])
+    assert found == [0, 2, 4, 6]
+    assert list(ahead(double, [])) == []
+
+
+def test_an_error_comes_in_the_place_of_its_result_and_whoever_stops_makes_no_more():
+    begun = []
+
+    def halved(number):
+        begun.append(number)
+        return 6 // number
+
+    results = ahead(halved, [3, 1, 0, 2])
+    assert [next(results), next(results)] == [2, 6]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    begun.clear()
+    results, before = ahead(halved, itertools.count(1)), threading.active_count()
+    assert next(results) == 6
+    results.close()
+    assert len(begun) <= 2
+    assert threading.active_count() <= before
