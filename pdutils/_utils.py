@@ -114,9 +114,9 @@ def min_max(values: NDArray[Any], size: NDArray[Any] | None = None) -> Array:
     span = values.max(axis=(-2, -1), keepdims=True) - low
     if size is None:
         size = np.abs(values).max(axis=(-2, -1), keepdims=True)
-    stretched = np.zeros(values.shape, dtype=np.float64)
-    np.divide(values - low, span, out=stretched, where=span > ROUNDING * size)
-    return stretched.astype(np.float32)
+    # Whatever is divided by infinity is 0.
+    span = np.where(span > ROUNDING * size, span, np.inf)
+    return np.asarray((values - low) / span, dtype=np.float32)
 
 
 def _check_array(values: Any, name: str, shape: str) -> None:
