@@ -22,9 +22,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 #: a Gaussian of 1.5 pixels.
 _BAND = 16
 _GAUSSIAN = np.exp(-np.square(np.arange(SMALLEST_SIDE) - SMALLEST_SIDE // 2) / (2 * 1.5**2))
-_WINDOW = np.array(
-    [np.pad(_GAUSSIAN / _GAUSSIAN.sum(), (i, _BAND - 1 - i)) for i in range(_BAND)], np.float32
-)
+_WINDOW = np.stack([np.pad(_GAUSSIAN / _GAUSSIAN.sum(), (i, _BAND - 1 - i)) for i in range(_BAND)])
 
 _IMAGE = (-3, -2, -1)
 
@@ -72,26 +70,22 @@ def ssim(images: Array, others: Array) -> NDArray[np.float64]:
 
 def _ssim(image: Array, other: Array) -> float:
     """Measure one pair; what is averaged with the window lies inside the image all over."""
-    x, y = (rgb @ _LUMA for rgb in (image, other))
-    # Squares of what lies around 0 lose the least to rounding.
-    middle = x.mean()
-    x, y = x - middle, y - middle
+    # In float32 a white ground would differ from itself by the rounding of its squares.
+    x, y = ((rgb @ _LUMA).astype(np.float64) for rgb in (image, other))
     fields = np.stack([x, y, x * x + y * y, x * y])
     mean_x, mean_y, squares, product = _windowed(_windowed(fields).swapaxes(1, 2))
-    variances = squares - (mean_x * mean_x + mean_y * mean_y)
-    covariance = product - mean_x * mean_y
-    mean_x, mean_y = mean_x + middle, mean_y + middle
-    light, contrast = np.float32((0.01 * 255) ** 2), np.float32((0.03 * 255) ** 2)
-    above = (2 * mean_x * mean_y + light) * (2 * covariance + contrast)
-    below = (mean_x * mean_x + mean_y * mean_y + light) * (variances + contrast)
-    return float(np.mean(above / below, dtype=np.float64))
+    both, each = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    light, contrast = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    above = (2 * both + light) * (2 * (product - both) + contrast)
+    below = (each + light) * (squares - each + contrast)
+    return float(np.mean(above / below))
 
 
-def _windowed(fields: Array) -> Array:
+def _windowed(fields: NDArray[np.float64]) -> NDArray[np.float64]:
     """Average rows (F, H, W) with the window: (F, H - 10, W)."""
     beyond = SMALLEST_SIDE - 1
     rows = fields.shape[1] - beyond
-    averaged = np.empty((len(fields), rows, fields.shape[2]), dtype=np.float32)
+    averaged = np.empty((len(fields), rows, fields.shape[2]))
     # A product with a small table of weights is quicker than a sum over the window.
     for top in range(0, rows, _BAND):
         n = min(_BAND, rows - top)
