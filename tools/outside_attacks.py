@@ -48,7 +48,7 @@ from pdutils import classifiers
 from pdutils._notation import spell
 from pdutils._utils import Array, check_whole, installed
 from pdutils.attacks._art import LEAST, BridgedClassifier
-from pdutils.classifiers import Classifier, ClassifierSource
+from pdutils.classifiers import Classifier, ClassifierSource, read_class_names
 from pdutils.defenses.art import (
     Gradient,
     PixelDeflectionPreprocessor,
@@ -327,7 +327,8 @@ def _parser() -> argparse.ArgumentParser:
     add("photos", metavar="PHOTOS", help="a folder of labelled pictures")
     add("--classifier", metavar="NAME", required=True, help="a name, or model.keras")
     add("--weights", metavar="FILE", help="a file of weights for it")
-    add("--preprocess", metavar="RANGE", help="how model.keras takes its images")
+    add("--preprocess", metavar="RANGE", help="how model.keras takes its images (-1..1)")
+    add("--class-names", metavar="FILE", help="of model.keras, one a line or JSON; or imagenet")
     add("--attack", choices=tuple(ATTACKS), required=True)
     add("--eps", metavar="N", type=int, nargs="+", default=[4], help="in grey levels (4)")
     for knob in KNOBS:
@@ -344,7 +345,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Carry out a command line."""
     options = _parser().parse_args(arguments)
-    network = ClassifierSource(options.classifier, options.weights, options.preprocess)
+    listed = options.class_names
+    names: Any = read_class_names(listed) if listed and listed != "imagenet" else listed
+    network = ClassifierSource(options.classifier, options.weights, options.preprocess, names)
     # Before the network's first operation: whoever goes on later must get the same numbers.
     classifiers.deterministic()
     source: Any = folder_source(options.photos, network.load())

@@ -184,10 +184,13 @@ def test_the_command_leaves_a_packed_file(toy, seen, tmp_path, monkeypatch, caps
     for i, (image, label) in enumerate(zip(*seen, strict=True)):
         save_image(tmp_path / f"{toy.class_names[label]}_{i}.png", image)
     output = tmp_path / "records.sqlite.xz"
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(toy.class_names))
     line = f"{tmp_path} --classifier m.keras --preprocess 0..255 --attack square --queries 30"
     line += f" --eps 2 4 --defenses {PD_WD} --limit 2 --runs 2 --output {output}"
+    line += f" --class-names {names}"
     outside_attacks.main(line.split())
-    assert called[:3] == [("m.keras", None, "0..255"), "deterministic", "load"]
+    assert called[:3] == [("m.keras", None, "0..255", toy.class_names), "deterministic", "load"]
     study = Study.open(output)
     assert study.progress() == (2, 2)
     assert [text.partition("@")[0] for text in study.attacks] == [
