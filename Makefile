@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run run-all docs test test-numbers check lab app bench clean
+.PHONY: help run run-all docs evidence test test-numbers check lab app bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name what; \
@@ -49,6 +49,9 @@ lab: $(STAMP) ## open JupyterLab on the notebooks and their table
 
 app: $(STAMP) ## serve the explorer as a page on localhost (ARGS="--host 0.0.0.0": to the network)
 	$(RUN) -m pdutils app $(ARGS)
+
+evidence: $(STAMP) ## write the pages of results from records/ (ARGS: a network more, see docs/results.md)
+	$(RUN) -m tools.evidence $(ARGS)
 
 bench: $(STAMP) ## measure what the defence costs; results/bench.json (ARGS=--quick)
 	$(RUN) -m benchmarks $(ARGS)

@@ -57,8 +57,11 @@ _PAPERS = (
     (re.compile(r"DOI (10\.\d+/[^\s;)]*\w)"), r"`DOI \1 <https://doi.org/\1>`__"),
 )
 
-#: All notebooks, under the table of them.
-_CONTENTS = b"\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
+#: What lies under a page: all notebooks under the table of them, and the tables of the results.
+_CONTENTS = {
+    Path(page): f"\n```{{toctree}}\n:hidden:\n:glob:\n\n{below}\n```\n".encode()
+    for page, below in (("notebooks/README.md", "*"), ("results.md", "results/*"))
+}
 
 
 def build(folder: Path) -> int:
@@ -94,7 +97,8 @@ def _sources(folder: Path, docs: Path) -> dict[Path, bytes]:
         if path.suffix in (".md", ".ipynb"):
             files[path] = files[path].replace(b"](../notebooks/", b"](notebooks/")
             files[path] = files[path].replace(b"](../docs/", b"](../")
-    files[Path("notebooks/README.md")] += _CONTENTS
+    for path, contents in _CONTENTS.items():
+        files[path] += contents
     pictures.drop_others()
     return files
 

@@ -9,7 +9,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "study": [
-            "Study", "estimate", "load_classifier", "load_collection", "load_records", "run",
+            "Study",
+            "estimate",
+            "load_classifier",
+            "load_collection",
+            "load_records",
+            "run",
         ],
         "datasets": ["DrawingSource", "folder_source", "listed_source"],
         "report": ["AGGREGATES"],

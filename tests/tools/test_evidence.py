@@ -1,0 +1,133 @@
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import photo
+from scipy.stats import binomtest
+
+from pdutils import published
+from pdutils.evaluation import load_records
+from pdutils.evaluation.registry import parse_attack, parse_defense
+from pdutils.images import save_image
+from pdutils.stats import Rate
+from tools import evidence
+from tools.evidence import Evidence, pages
+
+ROOT = Path(__file__).parents[2]
+
+#: What has no records yet.
+EARLIER = ROOT / "docs" / "results" / "earlier.md"
+
+#: A share with its interval, or a difference, as the pages write them.
+NUMBER = re.compile(r"[-+]?\d\.\d\d \[[-+]?\d\.\d\d, [-+]?\d\.\d\d\]")
+
+
+@cache
+def written() -> dict[Path, str]:
+    return pages(Evidence())
+
+
+def cells(page: str, row: str) -> list[list[str]]:
+    """The rows of this name in the tables of a page, without the name."""
+    found = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    return [rest for name, *rest in found if name == row]
+
+
+def test_every_page_is_what_the_records_give():
+    found = {path: (ROOT / path).read_text("utf-8") for path in written()}
+    stale = [str(path) for path, text in written().items() if found[path] != text]
+    assert stale == [], "`python -m tools.evidence` writes them"
+    # No page of a topic lies there that is not written any more.
+    assert {*ROOT.glob("docs/results/*.md")} <= {EARLIER, *(ROOT / path for path in written())}
+
+
+def test_a_number_with_an_interval_comes_from_a_record_wherever_it_stands():
+    texts = [*written().values(), EARLIER.read_text("utf-8")]
+    known = {number for text in texts for number in NUMBER.findall(text)}
+    told = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.[im]*")]
+    texts = {path: path.read_text("utf-8") for path in told if path.is_file()}
+    strays = {
+        path.name: found
+        for path, text in texts.items()
+        if (found := [number for number in NUMBER.findall(text) if number not in known])
+    }
+    assert strays == {}
+    # Nor does a template hold one.
+    for template in (ROOT / "tools" / "pages").rglob("*.md"):
+        assert NUMBER.findall(template.read_text("utf-8")) == []
+
+
+def test_a_row_of_a_page_is_what_a_plain_count_of_the_records_gives():
+    table = load_records("parts_efficientnet_lite0").records
+    page = written()[Path("docs/results/parts.md")]
+    section = page.partition("## EfficientNet-Lite0")[2].partition("\n## ")[0]
+    right = {row.image for row in table.itertuples() if row.attack == "none" and row.right_clean}
+    expected = []
+    for attack in ("none", "igsm:step=0.5,stop_at=success", "igsm:stop_at=success"):
+        rows = table[(table["attack"] == attack) & (table["defense"] == "pd+wd")]
+        first = rows[rows["run"] == 0]
+        hits = sum(r.predicted == r.label for r in first.itertuples() if r.image in right)
+        low, high = binomtest(hits, len(right)).proportion_ci(method="wilson")
+        expected += [f"{hits / len(right):.2f} [{low:.2f}, {high:.2f}]"]
+    assert f"n = {len(right)} of 200 photos" in section
+    assert cells(section, "PD 200 + WD")[0][:3] == expected
+    # The fold has all photos, and a majority of ten runs its own section.
+    everything = [r.predicted == r.label for r in first.itertuples()]
+    assert cells(section, "PD 200 + WD")[1][2] == str(Rate.of(np.array(everything)))
+    votes = rows.groupby("image")["predicted"].agg(lambda seen: Counter(seen).most_common(1)[0][1])
+    assert votes.max() == 10
+
+
+def test_what_is_asked_for_can_be_asked_for_and_has_a_place_on_a_page():
+    found = Evidence()
+    for topic in found.topics.values():
+        assert [parse_attack(text).name for text in topic.attacks.values()]
+        assert [parse_defense(text).name for text in topic.defenses.values()]
+        assert "none" not in [*topic.attacks.values(), *topic.defenses.values()]
+    named = [name for topic in ("recovery", "slow") for name in found.topics[topic].attacks]
+    assert set(found.rows) == set(named)
+    assert len([*found._paper_rows()]) == len(named)
+    # Each of the paper's peers has its row.
+    assert set(published.DESTRUCTION) <= set(found.topics["peers"].defenses)
+
+
+@pytest.mark.parametrize(
+    ("successes", "figure", "said"),
+    [
+        (40, 0.45, "0.40 [0.31, 0.50] within 0.45"),
+        (40, 0.84, "0.40 [0.31, 0.50] below 0.84"),
+        (90, 0.20, "0.90 [0.83, 0.94] above 0.20"),
+        # The interval leaves it out, the exact test does not refuse it.
+        (40, 0.309, "0.40 [0.31, 0.50] not told apart 0.31"),
+        (40, None, "0.40 [0.31, 0.50]"),
+    ],
+)
+def test_a_rate_is_held_against_a_figure(successes, figure, said):
+    assert evidence._beside(Rate(successes, 100), figure) == said
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_is_a_column_more_by_one_command(toy_file, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(6):
+        save_image(photos / f"class {i % 6}_{i}.png", photo(seed=i))
+    (tmp_path / "records").mkdir()
+    real = Evidence
+    small = real(tmp_path / "records")
+    small.topics = {
+        "parts": evidence.Topic(2, {"stops": "igsm:iterations=2"}, {"PD": "pd:deflections=20"})
+    }
+    monkeypatch.setattr(evidence, "Evidence", lambda: small)
+    monkeypatch.setattr(evidence, "pages", lambda found: {})
+    given = [str(photos), "--classifier", str(toy_file), "--preprocess", "0..255"]
+    assert evidence.main([*given, "--name", "mine", "--limit", "5"]) == 0
+    assert small.networks("parts") == ["mine"]
+    assert small.n("parts", "mine").endswith("of 5 photos")
+    assert [row.count("[") for row in cells(small.shares("mine", "parts"), "PD")[0]] == [1, 1]
+    assert "evaluate" in small.made("parts")
+    # Told that it cannot be done, it stops.
+    assert evidence.main([str(tmp_path / "nowhere"), "--classifier", str(toy_file)]) != 0
