@@ -226,13 +226,28 @@ class Evidence:
         names = [d for d in self.topics[topic].defenses if d != whole]
         return self.differences(topic, {name: (name, whole) for name in names}, attacks, network)
 
+    def others(self, network: str) -> str:
+        """Make the table of the attackers of other makers, a row each; empty if there is none."""
+        names = {text: name for name, text in self.topics["aware"].defenses.items()}
+        rows = [["", "n", "no defence", *names.values()]]
+        for topic in ("outside_autopgd", "outside_foolbox_pgd", "outside_square"):
+            if not self.path(topic, network).exists():
+                continue
+            study = Study.open(self.path(topic, network))
+            right = study.accuracy()
+            for attack in study.attacks:
+                if attack != "none":
+                    cells = [_cell(right.get(text, {}).get(attack)) for text in ("none", *names)]
+                    kept = right["none"][attack]
+                    rows += [[_short(str(attack)), str(kept and kept.n), *cells]]
+        return _markdown(rows) if rows[1:] else ""
+
     def made(self, *topics: str) -> str:
         """List what made the files of these topics."""
         lines = []
         for topic in topics:
             for network in self.networks(topic):
-                study = self.study(topic, network)
-                for run in study.made:
+                for run in Study.open(self.path(topic, network)).made:
                     where = f"{run['date'][:10]}, {run['processor']}, {run['cores']} cores"
                     lines += [f"# {self.path(topic, network).name}: {where}", run["command"]]
         return "\n".join(["```", *dict.fromkeys(lines), "```"])
@@ -271,6 +286,11 @@ def _rates(
         return study.destruction(aggregate)
     count: Callable[..., Any] = getattr(study, measure)
     return count(aggregate, protocol)  # type: ignore[no-any-return]
+
+
+def _short(text: str) -> str:
+    """Give the name of a function's text, without the digest of its source."""
+    return text.removeprefix("own:").partition("@")[0]
 
 
 def _size(strength: Any) -> str:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import photo
+from conftest import photo, photos
 from scipy.stats import binomtest
 
 from pdutils import published
-from pdutils.evaluation import load_records
+from pdutils.demo.examples import Collection
+from pdutils.evaluation import load_records, run
 from pdutils.evaluation.registry import parse_attack, parse_defense
 from pdutils.images import save_image
 from pdutils.stats import Rate
@@ -109,21 +110,38 @@ def test_a_rate_is_held_against_a_figure(successes, figure, said):
     assert evidence._beside(Rate(successes, 100), figure) == said
 
 
+def brighter(classifier, images, labels, rng, *, defense):
+    return np.minimum(images + (4 if defense else 2), 255)
+
+
+def test_attackers_of_other_makers_have_a_row_each_without_their_digest(toy, tmp_path):
+    source = Collection(photos(4), np.arange(4) % 6, masks=None, origin="drawn")
+    store, found = tmp_path / "outside_autopgd_mine.sqlite.xz", Evidence(tmp_path)
+    assert found.others("mine") == ""
+    study = run(
+        toy, source, {"autopgd:eps=4": brighter}, ["pd"], runs=1, store=store, progress=False
+    )
+    right = study.accuracy()
+    (row,) = cells(found.others("mine"), "autopgd:eps=4")
+    n = right["no defence"]["clean"].successes
+    one = [str(right[name]["autopgd:eps=4"]) for name in ("no defence", "pd")]
+    assert row == [str(n), *one, "-", "-"]
+
+
 @pytest.mark.slow
 def test_a_network_of_ones_own_is_a_column_more_by_one_command(toy_file, tmp_path, monkeypatch):
-    photos = tmp_path / "photos"
-    photos.mkdir()
+    folder = tmp_path / "photos"
+    folder.mkdir()
     for i in range(6):
-        save_image(photos / f"class {i % 6}_{i}.png", photo(seed=i))
+        save_image(folder / f"class {i % 6}_{i}.png", photo(seed=i))
     (tmp_path / "records").mkdir()
-    real = Evidence
-    small = real(tmp_path / "records")
+    small = Evidence(tmp_path / "records")
     small.topics = {
         "parts": evidence.Topic(2, {"stops": "igsm:iterations=2"}, {"PD": "pd:deflections=20"})
     }
     monkeypatch.setattr(evidence, "Evidence", lambda: small)
     monkeypatch.setattr(evidence, "pages", lambda found: {})
-    given = [str(photos), "--classifier", str(toy_file), "--preprocess", "0..255"]
+    given = [str(folder), "--classifier", str(toy_file), "--preprocess", "0..255"]
     assert evidence.main([*given, "--name", "mine", "--limit", "5"]) == 0
     assert small.networks("parts") == ["mine"]
     assert small.n("parts", "mine").endswith("of 5 photos")
