@@ -6,6 +6,7 @@ README.md from the templates in `tools/pages/`. With photos and a network it fir
 """
 
 import argparse
+import io
 import subprocess
 import sys
 import tomllib
@@ -16,9 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pdutils import published
+from pdutils import plots, published
 from pdutils._utils import whole_file
 from pdutils.evaluation.registry import parse_attack, parse_defense
 from pdutils.evaluation.store import StoredRecords
@@ -242,6 +244,21 @@ class Evidence:
                     rows += [[_short(str(attack)), str(kept and kept.n), *cells]]
         return _markdown(rows) if rows[1:] else ""
 
+    def curves(self, network: str) -> str:
+        """Draw how the share right falls with eps, as SVG."""
+        eps = {attack: int(attack.split()[1]) for attack in self.topics["strength"].attacks}
+        shown = ("no defence", "PD 200", "WD", "PD 200 + WD", "PD 1500 + R-CAM + WD")
+        study = self.study("strength", network)
+        rates: Any = study.accuracy(
+            attacks={value: name for name, value in eps.items()}, defenses=shown
+        )
+        # Text stays text, and nothing in the file hangs on chance or on the day.
+        settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "pdutils"}
+        with matplotlib.rc_context(settings), io.StringIO() as file:
+            figure = plots.rate_curves(rates, xlabel=f"eps in grey levels, {self.title(network)}")
+            figure.savefig(file, format="svg", metadata={"Date": None})
+            return file.getvalue()
+
     def made(self, *topics: str) -> str:
         """List what made the files of these topics."""
         lines = []
@@ -276,6 +293,8 @@ def pages(evidence: Evidence, root: Path = ROOT) -> dict[Path, str]:
             texts[Path(name)] = before + opening + text + closing + after
         else:
             texts[Path("docs", name)] = text
+    for network in evidence.networks("strength"):
+        texts[Path("docs", "results", f"strength_{network}.svg")] = evidence.curves(network)
     return texts
 
 
