@@ -52,7 +52,7 @@ html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_search_summary = False
-html_sidebars = {"*": [], "notebooks/*": []}
+html_sidebars = {"*": [], "notebooks/*": [], "results/*": []}
 html_theme_options = {
     "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
