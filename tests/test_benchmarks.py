@@ -318,4 +318,4 @@ def test_a_quick_run_writes_every_figure(tmp_path, served, monkeypatch, capsys):
         assert 0 < entry["min"] <= entry["value"] <= entry["max"]
         assert entry["settings"]["repeats"] == 1
         assert key in shown
-    assert set(built) == {"resnet50", "mobilenet_v2"}
+    assert set(built) == {"resnet50", "mobilenet_v2", "efficientnet_lite0"}
