@@ -1,7 +1,7 @@
 """What an evaluation's passes take on an accelerator, and its NumPy part on that machine's cores.
 
-`python -m benchmarks.passes`, with Keras on JAX (`pip install 'jax[cuda13]'`). pdutils itself
-works on TensorFlow: these are speeds of the hardware and of Keras's networks, for an estimate.
+`python -m benchmarks.passes`, with Keras on JAX (`pip install 'jax[cuda13]'`): speeds of the
+hardware and of Keras's networks, without what pdutils does around them.
 """
 
 import os

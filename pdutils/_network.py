@@ -5,24 +5,23 @@ that made each: names, the order of the layers and other calls of a shared layer
 is recognised is recognised by its type, a subclass is not; models inside the model are entered.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pdutils._utils import load_tensorflow
+# Before Keras is: it says what is amiss with Keras's settings.
+from pdutils import _passes  # isort: split
 
-load_tensorflow()
-import keras  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from keras import layers, ops  # noqa: E402
-from keras.src.models.functional import Functional  # noqa: E402
-from keras.src.ops.nn import Sigmoid, Softmax  # noqa: E402
+import keras
+from keras import layers, ops
+from keras.src.models.functional import Functional
+from keras.src.ops.nn import Sigmoid, Softmax
 
-#: From raw images (and labels) to a tuple of tensors, compiled once.
-Step = Callable[..., Any]
+#: From raw images (and labels) to a tuple of tensors or arrays, compiled once.
+Step = _passes.Step
 
 #: A symbolic tensor of Keras.
 Symbol = Any
@@ -31,13 +30,13 @@ Symbol = Any
 LEAST = 1e-12
 
 _LINEAR = (None, keras.activations.linear)
-_SOFTMAX = (keras.activations.softmax, ops.softmax, tf.nn.softmax)
+_SOFTMAX = (keras.activations.softmax, ops.softmax, _passes.nn().softmax)
 #: These give each class its number whatever the others have: such numbers are no probabilities,
 #: even where they happen to add up to 1.
 _CLASS_BY_CLASS = (
     *(getattr(keras.activations, name) for name in ("sigmoid", "hard_sigmoid", "tanh", "relu")),
     ops.sigmoid,
-    tf.nn.sigmoid,
+    _passes.nn().sigmoid,
 )
 
 
@@ -102,7 +101,7 @@ class Network:
     def step(self, name: str) -> Step:
         """Compile "predict", "features", "gradient" or "feature_gradient" of raw images once."""
         if name not in self._compiled:
-            self._compiled[name] = self._compile("gradient" in name, name.startswith("feature"))
+            self._compiled[name] = self._compile(name)
         return self._compiled[name]
 
     @property
@@ -168,16 +167,20 @@ class Network:
             front.extend(node.input_tensors)
         return " ".join(words)
 
-    @cached_property
-    def _noise(self) -> Any:
+    @property
+    def _raw_noise(self) -> NDArray[np.float32]:
         # A harsh image and a soft one.
         rng = np.random.default_rng(0)
         harsh = rng.uniform(0, 255, (*self.size, 3))
         soft = np.clip(rng.normal(128, 20, (*self.size, 3)), 0, 255)
-        return self.preprocess(tf.constant(np.stack([harsh, soft]), dtype=tf.float32))
+        return np.stack([harsh, soft]).astype(np.float32)
+
+    @cached_property
+    def _noise(self) -> Any:
+        return self.preprocess(ops.convert_to_tensor(self._raw_noise))
 
     def _given(self) -> NDArray[np.float64]:
-        given = _array(only(self.model(self._noise, training=False)))
+        given = _array(only(_passes.once(self.model, self._noise)))
         ways = ("predict", "predict_step", "make_predict_function", "predict_on_batch")
         if any(getattr(type(self.model), way) is not getattr(keras.Model, way) for way in ways):
             predicted = _array(only(self.model.predict(self._noise, verbose=0)))
@@ -226,31 +229,29 @@ class Network:
         if not self._near(_array(found["output"]), given) and self._near(self._given(), given):
             self.graph = None
             return
-        softmax = _array(tf.nn.softmax(self._logits(found["tail"])))
+        softmax = _array(ops.softmax(self._logits(found["tail"])))
         if not self._near(softmax, _array(self.probabilities(found["output"]))):
             self.graph = self.graph._replace(tail=Tail("output", self.graph.output), head=None)
 
     def _on_noise(self, **outputs: Any) -> Any:
-        return self.parts(**outputs)(self._noise, training=False)
+        return _passes.once(self.parts(**outputs), self._noise)
 
     def _near(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
         tolerance = 0.05 if self._half else 1e-4
         return np.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
-    def _run(self, *, with_map: bool) -> Step:
-        features = {"features": self.feature_map()} if with_map else {}
+    def _run(self) -> Step:
+        """Make the function from raw images to logits and probabilities."""
         graph = self.graph
-        inner = graph and self.parts(output=graph.output, tail=self.tail.tensor, **features)
+        inner = graph and self.parts(output=graph.output, tail=self.tail.tensor)
 
-        def run(images: Any) -> Any:
+        def run(images: Any) -> tuple[Any, Any]:
             scaled = self.preprocess(images)
             if inner is None:
                 output = only(self.model(scaled, training=False))
-                logits = output if self.gives_logits else _log(output)
-                return {"logits": logits, "probabilities": self.probabilities(output)}
+                return output if self.gives_logits else _log(output), self.probabilities(output)
             found = inner(scaled, training=False)
-            found["logits"] = self._logits(found["tail"])
-            return found | {"probabilities": self.probabilities(found["output"])}
+            return self._logits(found["tail"]), self.probabilities(found["output"])
 
         return run
 
@@ -258,42 +259,104 @@ class Network:
         kind, dense = self.tail.kind, self.tail.dense
         if kind == "output":
             return _log(tail)
-        tail = tf.cast(tail, tf.float32)
+        tail = ops.cast(tail, "float32")
         if kind == "logits":
-            return tf.reshape(tail, [-1, int(self.model.output_shape[-1])])
-        product = tf.matmul(tail, tf.cast(dense.kernel, tf.float32))
-        return product if dense.bias is None else product + tf.cast(dense.bias, tf.float32)
+            return ops.reshape(tail, [-1, int(self.model.output_shape[-1])])
+        product = ops.matmul(tail, ops.cast(dense.kernel, "float32"))
+        return product if dense.bias is None else product + ops.cast(dense.bias, "float32")
 
-    def _compile(self, with_labels: bool, with_map: bool) -> Any:
-        run = self._run(with_map=with_map)
+    def _compile(self, name: str) -> Step:
+        made, labelled = getattr(self, f"_{name}")(), "gradient" in name
+        step = _passes.compiled(made, self.size, labelled=labelled)
+        return self._not_flat(step) if labelled and _passes.BACKEND == "jax" else step
 
-        def values(images: Any) -> Any:
-            found = run(images)
-            return (*([found["features"]] if with_map else []), found["probabilities"])
+    def _not_flat(self, step: Step) -> Step:
+        """Refuse a gradient where there is none: JAX gives zeros, TensorFlow None."""
 
-        # Of a class's logit by the feature map, or of its loss by the pixels.
-        def gradient(images: Any, labels: Any) -> Any:
-            with tf.GradientTape() as tape:
-                # Watching the pixels puts what follows from them, the feature map too, on the tape.
-                tape.watch(images)
-                found = run(images)
-                logits = found["logits"]
-                chosen = tf.gather(logits, labels, batch_dims=1)
-                loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-            what, by = (chosen, found["features"]) if with_map else (loss, images)
-            slope = tape.gradient(what, by)
-            if slope is None:
-                raise ValueError(
-                    f"{self.model.name}: its output has no gradient by its "
-                    f"{'feature map' if with_map else 'pixels'}: something between them, such as "
-                    "rounding to whole numbers, has none"
+        def checked(images: Any, labels: Any) -> Any:
+            found = step(images, labels)
+            if all(part.any() for part in found):
+                return found
+            # A network that is very sure has zeros too, though not on noise.
+            if not all(part.any() for part in step(self._raw_noise, np.zeros(2, dtype=np.int64))):
+                self._there(None, "pixels, or the feature map")
+            return found
+
+        return checked
+
+    def _predict(self) -> Step:
+        run = self._run()
+        return lambda images: run(images)[1:]
+
+    def _features(self) -> Step:
+        inner = self.parts(features=self.feature_map(), output=self.graph.output)
+
+        def features(images: Any) -> tuple[Any, Any]:
+            found = inner(self.preprocess(images), training=False)
+            return found["features"], self.probabilities(found["output"])
+
+        return features
+
+    def _gradient(self) -> Step:
+        """Make the function to the gradients of the losses by the pixels, and probabilities."""
+        run = self._run()
+
+        def gradient(images: Any, labels: Any) -> tuple[Any, Any]:
+            def losses(images: Any) -> tuple[Any, Any]:
+                logits, probabilities = run(images)
+                return _passes.cross_entropy(labels, logits), probabilities
+
+            slope, probabilities = _passes.gradient(losses, images)
+            return self._there(slope, "pixels"), probabilities
+
+        return gradient
+
+    def _feature_gradient(self) -> Step:
+        """Make the function to feature maps, and the gradients of classes' logits by them."""
+        parts = {"features": self.feature_map(), "tail": self.tail.tensor}
+        whole = front = self.parts(**parts)
+        back = None
+        if _passes.BACKEND == "jax":
+            front, back = self.parts(features=parts["features"]), self._back()
+
+        def feature_gradient(images: Any, labels: Any) -> tuple[Any, Any]:
+            scaled = self.preprocess(images)
+
+            def chosen(tail: Any) -> Any:
+                return ops.take_along_axis(self._logits(tail), labels[:, None], axis=1)
+
+            def through(scaled: Any) -> tuple[Any, Any]:
+                found = whole(scaled, training=False)
+                return chosen(found["tail"]), found["features"]
+
+            if back is None:
+                slope, features = _passes.gradient_within(through, scaled)
+            else:
+                features = front(scaled, training=False)["features"]
+                slope, _ = _passes.gradient(
+                    lambda x: (chosen(back(x, training=False)), None), features
                 )
-            return (by, slope) if with_map else (slope, found["probabilities"])
+            return features, self._there(slope, "feature map")
 
-        signature = [tf.TensorSpec([None, *self.size, 3], tf.float32)]
-        signature += [tf.TensorSpec([None], tf.int64)] if with_labels else []
-        function = gradient if with_labels else values
-        return tf.function(function, input_signature=signature, autograph=False)
+        return feature_gradient
+
+    def _back(self) -> Any:
+        """Make the model from the feature map to the tail, which JAX needs and TensorFlow not."""
+        try:
+            return keras.Model(self.graph.features, self.tail.tensor)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.model.name}: its feature map lies inside of a model that it calls, whose "
+                "gradient is to be had on TensorFlow alone; Keras works on JAX"
+            ) from error
+
+    def _there(self, slope: Any, by: str) -> Any:
+        if slope is None:
+            raise ValueError(
+                f"{self.model.name}: its output has no gradient by its {by}: something between "
+                "them, such as rounding to whole numbers, has none"
+            )
+        return slope
 
 
 def only(outputs: Any) -> Any:
@@ -307,7 +370,7 @@ def _array(tensor: Any) -> NDArray[np.float64]:
 
 def _log(probabilities: Any) -> Any:
     # The nearest to logits, of probabilities; half precision would turn the floor into 0.
-    return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), LEAST))
+    return ops.log(ops.maximum(ops.cast(probabilities, "float32"), LEAST))
 
 
 # --- where in the graph the parts are

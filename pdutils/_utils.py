@@ -351,6 +351,23 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def accelerator() -> str:
+    """Give the name of the first GPU that Keras's backend has found, or ""."""
+    backend = check_keras_settings()
+    if backend not in sys.modules:
+        return ""
+    if backend == "jax":
+        import jax
+
+        device = jax.devices()[0]
+        return "" if device.platform == "cpu" else str(device.device_kind)
+    import tensorflow as tf
+
+    found = tf.config.list_physical_devices("GPU")
+    details = tf.config.experimental.get_device_details(found[0]) if found else {}
+    return str(details.get("device_name", ""))
+
+
 _left_behind = False
 
 
@@ -358,8 +375,8 @@ def check_fork() -> None:
     """Refuse to wait for threads that only the parent of this process has."""
     if _left_behind:
         raise RuntimeError(
-            "TensorFlow ran before this process was forked and would wait here for ever, for its "
-            'threads are those of the parent: start the process with "spawn" '
+            "TensorFlow or JAX ran before this process was forked and would wait here for ever, "
+            'for its threads are those of the parent: start the process with "spawn" '
             '(multiprocessing.get_context("spawn")), or fork before a classifier is loaded'
         )
 
@@ -368,7 +385,9 @@ def _note_fork() -> None:
     global _left_behind
     # TensorFlow itself says nowhere that it has run without being set up by the question.
     context = getattr(sys.modules.get("tensorflow.python.eager.context"), "_context", None)
-    _left_behind = _left_behind or getattr(context, "_context_handle", None) is not None
+    started = getattr(context, "_context_handle", None) is not None
+    started = started or bool(getattr(sys.modules.get("jax._src.xla_bridge"), "_backends", None))
+    _left_behind = _left_behind or started
 
 
 # Not on Windows, which knows no forks.
@@ -376,7 +395,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 #: In what the functions of this package compute, whatever a model of one's own computes in.
-_EXPECTED = {"backend": "tensorflow", "floatx": "float32", "image_data_format": "channels_last"}
+_EXPECTED = {
+    "backend": ("tensorflow", "jax"),
+    "floatx": ("float32",),
+    "image_data_format": ("channels_last",),
+}
 
 
 def keras_home() -> Path:
@@ -387,33 +410,54 @@ def keras_home() -> Path:
     return Path(home if os.access(home, os.W_OK) else "/tmp") / ".keras"
 
 
-def check_keras_settings() -> None:
-    """Check that Keras works on TensorFlow, in float32, with the channels last.
+def check_keras_settings(backends: tuple[str, ...] = _EXPECTED["backend"]) -> str:
+    """Check what Keras works on, in float32, with the channels last; give what it works on.
 
     Before Keras is loaded, what it will read is checked; after, what it is set to.
     """
-    file, backend = keras_home() / "keras.json", os.environ.get("KERAS_BACKEND")
+    file, chosen = keras_home() / "keras.json", os.environ.get("KERAS_BACKEND")
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         # To Keras, too, a file that is no JSON counts for nothing.
         written = {}
-    settings = _EXPECTED | written | ({"backend": backend} if backend else {})
+    expected = _EXPECTED | {"backend": backends}
+    settings = {name: first for name, (first, *_) in expected.items()} | written
+    settings |= {"backend": chosen} if chosen else {}
     if "keras" in sys.modules:
         import keras
 
-        settings = {name: getattr(keras.config, name)() for name in _EXPECTED}
-    for name, expected in _EXPECTED.items():
+        settings = {name: getattr(keras.config, name)() for name in expected}
+    for name, right in expected.items():
         got = settings[name]
-        if got == expected:
+        if got in right:
             continue
-        if name == "backend" and got == backend:
-            cure = f"set the environment variable KERAS_BACKEND to {expected}"
+        if name == "backend" and got == chosen:
+            cure = f"set the environment variable KERAS_BACKEND to {right[0]}"
         elif got == written.get(name):
-            cure = f'write "{name}": "{expected}" in {file}'
+            cure = f'write "{name}": "{right[0]}" in {file}'
         else:
-            cure = f"call keras.config.set_{name}({expected!r})"
-        raise ValueError(f"Keras's {name}: expected {expected!r}, got {got!r}; {cure}")
+            cure = f"call keras.config.set_{name}({right[0]!r})"
+        wanted = " or ".join(map(repr, right))
+        raise ValueError(f"Keras's {name}: expected {wanted}, got {got!r}; {cure}")
+    return str(settings["backend"])
+
+
+def load_backend() -> str:
+    """Import what Keras works on, "tensorflow" or "jax", and give its name.
+
+    JAX is told to compute in float32: on a GPU its own choice is coarser.
+    """
+    if check_keras_settings() == "tensorflow":
+        load_tensorflow()
+        return "tensorflow"
+    check_fork()
+    # Else the first process takes most of a GPU's memory, and none is left for those beside it.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with extra("jax"):
+        import jax
+    jax.config.update("jax_default_matmul_precision", "float32")
+    return "jax"
 
 
 def load_tensorflow() -> None:
@@ -423,7 +467,7 @@ def load_tensorflow() -> None:
     import fail, all of it is shown. A wrong setting of Keras and a fork too late are refused here.
     """
     check_fork()
-    check_keras_settings()
+    check_keras_settings(("tensorflow",))
     # Else the first process takes all of a GPU's memory, and none is left for those beside it.
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if "tensorflow" in sys.modules:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import _efficientnet, downloads
-from pdutils._utils import Array, as_batch, check_fork, check_one_of, load_tensorflow, read_text
+from pdutils._utils import Array, as_batch, check_fork, check_one_of, load_backend, read_text
 
 Labels = NDArray[np.int64]
 
@@ -93,7 +93,7 @@ class Classifier:
         logits: bool | None = None,
         published: bool = False,
     ) -> None:
-        load_tensorflow()
+        load_backend()
         from pdutils._network import Network
 
         self.input_size = _input_size(model)
@@ -230,7 +230,16 @@ class Classifier:
         check_fork()
         compiled = self.network.step(step)
         starts = range(0, len(arrays[0]), batch_size)
-        parts = [compiled(*(a[i : i + batch_size] for a in arrays)) for i in starts]
+        try:
+            parts = [compiled(*(a[i : i + batch_size] for a in arrays)) for i in starts]
+        except Exception as error:
+            # TensorFlow and JAX each have an exception of their own, and these words.
+            if not re.search("RESOURCE_EXHAUSTED|OOM when", str(error)):
+                raise
+            raise MemoryError(
+                f"{self.name} has not the memory for a batch of {min(batch_size, len(arrays[0]))}; "
+                "expected a smaller one, or fewer processes on the same machine or GPU"
+            ) from error
         results = [
             np.concatenate([np.asarray(p, dtype=np.float32) for p in part])
             for part in zip(*parts, strict=True)
@@ -266,7 +275,7 @@ def load_classifier(
     pdutils.downloads.DownloadError
         If the weights are neither cached nor to be had.
     """
-    load_tensorflow()
+    load_backend()
     plain, constructors, published = _plain(name), _constructors(), weights is None
     if plain == "auto":
         return _auto(weights, options)
@@ -318,10 +327,11 @@ def classifier_from_file(
         preprocess = _SCALINGS[preprocess]
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of a Keras model")
-    load_tensorflow()
+    backend = load_backend()
     import keras
 
-    import_module(_LAYERS)
+    if backend == "tensorflow":
+        import_module(_LAYERS)
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:
@@ -553,8 +563,11 @@ def _loaded(source: ClassifierSource) -> Classifier:
 
 
 def deterministic() -> None:
-    """Make TensorFlow give the same bits each time; to be called before its first operation."""
-    load_tensorflow()
+    """Make a GPU, too, give the same bits each time; to be called before the first operation."""
+    if load_backend() == "jax":
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true"
+        return
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
@@ -566,7 +579,7 @@ def fingerprint(classifier: Classifier) -> str:
     Before: how it scales its images. After: the operations that are no layers between the last
     weights and the output, such as the division by a temperature. Its names do not matter.
     """
-    import tensorflow as tf
+    import keras
 
     digest = hashlib.sha256()
     for weights in classifier.model.get_weights():
@@ -575,6 +588,10 @@ def fingerprint(classifier: Classifier) -> str:
     # Two models of the same weights may still answer differently.
     digest.update(classifier.network.ending().encode())
     ramp = np.linspace(0, 255, 3 * math.prod(classifier.input_size), dtype=np.float32)
-    scaled = classifier.preprocess(tf.constant(ramp.reshape(1, *classifier.input_size, 3)))
+    images: Any = ramp.reshape(1, *classifier.input_size, 3)
+    # JAX divides by way of a product, which may round otherwise.
+    if keras.config.backend() == "tensorflow":
+        images = keras.ops.convert_to_tensor(images)
+    scaled = classifier.preprocess(images)
     digest.update(np.round(np.asarray(scaled, dtype=np.float64), 3).tobytes())
     return digest.hexdigest()

@@ -1,3 +1,4 @@
+import copy
 import functools
 import inspect
 import pickle
@@ -5,6 +6,7 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from pdutils.classifiers import (
     read_class_names,
     read_text,
 )
+from pdutils.cli.main import main
 from pdutils.deflection import pixel_deflection
 from pdutils.demo import examples
 from pdutils.denoising import denoise
@@ -697,3 +700,22 @@ def test_a_network_of_caffe_s_scaling_is_right_where_it_should_be(real):
     labels = [ids.index(path.name.split("_")[0]) for path in files]
     answers = network.predict(np.stack([load_image(path, 224) for path in files])).argmax(axis=1)
     assert np.sum(answers == labels) >= len(files) - 1
+
+
+def test_memory_that_runs_short_is_named_and_other_errors_pass(toy, monkeypatch, capsys):
+    def fails(said: str) -> Classifier:
+        def run(*_):
+            raise RuntimeError(said)
+
+        broken = copy.copy(toy)
+        broken.network = SimpleNamespace(step=lambda name: run)
+        return broken
+
+    for said in ("RESOURCE_EXHAUSTED: Out of memory", "OOM when allocating a tensor"):
+        with pytest.raises(MemoryError, match="the memory for a batch of 3; expected a small"):
+            fails(said).predict(photos(3))
+    with pytest.raises(RuntimeError, match="something else"):
+        fails("something else").predict(photos(3))
+    monkeypatch.setattr(Classifier, "run", fails("OOM when").run)
+    assert main(["evaluate", "drawings:1", "--classifier", "demo", "--attacks", "fgsm"]) == 1
+    assert "has not the memory for a batch of 1" in capsys.readouterr().err

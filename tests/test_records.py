@@ -43,7 +43,8 @@ def test_each_is_finished_says_what_made_it_and_gives_its_tables(path):
         assert " /" not in one["command"]
         assert one["processor"]
     assert len(settings["weights"]) == len(settings["source"]) == 64
-    assert {"tensorflow", "numpy"} <= versions.keys()
+    assert "numpy" in versions
+    assert len({"tensorflow", "jax"} & versions.keys()) == 1
     right = study.records.groupby("image")["right_clean"].first().sum()
     assert f"clean (n = {right})" in str(study.report("majority"))
 

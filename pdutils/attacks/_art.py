@@ -1,4 +1,4 @@
-"""A classifier of ours as ART's attacks take it. Importing this module loads ART and TensorFlow."""
+"""A classifier of ours as ART's attacks take it. Importing this module loads ART and Keras."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,14 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pdutils._passes import BACKEND
+from pdutils._toolbox import ClipValues, checked_range, importing_art
 from pdutils._utils import Array, check_fork, check_one_of, check_some
 from pdutils.attacks.gradient import Classifier, Labels
-from pdutils.defenses.art import ClipValues, checked_range, importing_art
 
 with importing_art():
-    import tensorflow as tf
     from art.attacks import evasion
     from art.estimators.classification import TensorFlowV2Classifier
+    from art.estimators.classification.classifier import ClassGradientsMixin, ClassifierMixin
+    from art.estimators.estimator import BaseEstimator, LossGradientsMixin, NeuralNetworkMixin
+
+import keras
+from keras import ops
 
 #: The least probability whose logarithm is taken: float32 knows none below.
 LEAST = np.finfo(np.float32).tiny
@@ -27,7 +32,33 @@ def by_art(
     return np.asarray(attack.generate(clean / np.float32(255), goals) * 255, dtype=np.float32)
 
 
-class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
+class _PlainClassifier(
+    ClassGradientsMixin, ClassifierMixin, NeuralNetworkMixin, LossGradientsMixin, BaseEstimator
+):
+    """What ART's attacks ask of a network of gradients, in no library of its list."""
+
+    def __init__(self, *, nb_classes: int, input_shape: Any, loss_object: Any, **more: Any) -> None:
+        super().__init__(channels_first=False, **more)
+        self.nb_classes, self._input_shape = nb_classes, input_shape
+
+    @property
+    def input_shape(self) -> Any:
+        """The shape of an image."""
+        return self._input_shape
+
+    def fit(self, *_: Any, **__: Any) -> None:
+        """Refuse to train."""
+        _refuse_training(True)
+
+    def get_activations(self, *_: Any, **__: Any) -> Any:
+        """Refuse to look inside."""
+        raise NotImplementedError("activations of a layer are to be had on TensorFlow alone")
+
+
+_Base: Any = TensorFlowV2Classifier if BACKEND == "tensorflow" else _PlainClassifier
+
+
+class BridgedClassifier(_Base):
     """Make a `TensorFlowV2Classifier` of ART of a classifier, for ART's attacks.
 
     Every pass is a compiled one of the `Classifier`, and what `predict` gives are its
@@ -66,7 +97,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
             model=self._model_of_tensors,
             nb_classes=len(classifier.class_ids),
             input_shape=(*classifier.input_size, 3),
-            loss_object=tf.keras.losses.CategoricalCrossentropy(from_logits=True),
+            loss_object=keras.losses.CategoricalCrossentropy(from_logits=True),
             clip_values=(0.0, white),
             preprocessing_defences=list(preprocessing_defences),
             preprocessing=None,
@@ -91,7 +122,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
     def loss_gradient(self, x: Any, y: Any, training_mode: bool = False, **_: Any) -> Any:
         """Give the gradient of the cross-entropy of `y` by the pixels; a tensor gets a tensor."""
         gradient = self._gradient(*self._stages(np.asarray(x), training_mode), _class_numbers(y))
-        return gradient if isinstance(x, np.ndarray) else tf.convert_to_tensor(gradient)
+        return gradient if isinstance(x, np.ndarray) else ops.convert_to_tensor(gradient)
 
     def compute_loss(
         self, x: Any, y: Any, reduction: str = "none", training_mode: bool = False, **_: Any
@@ -131,7 +162,7 @@ class BridgedClassifier(TensorFlowV2Classifier):  # type: ignore[misc]
         _refuse_training(training)
         check_fork()
         (probabilities,) = self.classifier.network.step("predict")(images * self._scale)
-        return tf.math.log(tf.maximum(probabilities, LEAST))
+        return ops.log(ops.maximum(probabilities, LEAST))
 
 
 art_classifier = BridgedClassifier

@@ -82,7 +82,8 @@ def _carry_out(arguments: list[str]) -> int:
             # A module that an extra brings; any other that is missing is a fault of the program.
             is_extra = isinstance(error, ModuleNotFoundError) and "pdutils[" in str(error)
             is_unheard = isinstance(error, BrokenPipeError) and _is_unheard()
-            if is_unheard or not (is_extra or isinstance(error, (ValueError, OSError))):
+            is_told = is_extra or isinstance(error, (ValueError, OSError, MemoryError))
+            if is_unheard or not is_told:
                 raise
             print(f"error: {_sentence(error)}", file=sys.stderr)
             return 1
@@ -582,7 +583,9 @@ def _table(options: argparse.Namespace) -> int:
     for run in study.made:
         by = run["command"] or "a call from Python"
         print(f"\nmade {run['date'][:10]} by {by}")
-        print(f"on {run['processor']}, {run['cores']} cores, Python {run['python']}")
+        # Earlier files have no word of an accelerator.
+        machine = filter(None, (run["processor"], f"{run['cores']} cores", run.get("accelerator")))
+        print(f"on {', '.join(machine)}, Python {run['python']}")
     if options.output:
         for path in report.write(options.output, options.file.stem):
             print(f"written: {path}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pdutils import downloads
-from pdutils._utils import Array, DataError, check_whole, generator, has_hash, load_tensorflow
+from pdutils._utils import Array, DataError, check_whole, generator, has_hash, load_backend
 from pdutils.attacks.gradient import igsm
 from pdutils.classifiers import Classifier, Labels
 from pdutils.demo.drawing import CLASS_NAMES, draw_animal
@@ -298,7 +298,7 @@ def demo_network(seed: int | None = None) -> Any:
     The last of five convolutions gives 14 x 14, fine enough for a map that follows the animal;
     average pooling and one dense layer make a class's map a weighted sum of the feature maps.
     """
-    load_tensorflow()
+    load_backend()
     from keras import Input, Model, initializers, layers
 
     starts = [

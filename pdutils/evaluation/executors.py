@@ -28,7 +28,7 @@ from pdutils._utils import extra, installed
 _LOCAL, _ADDRESS = re.compile(r"local:([1-9]\d*)"), re.compile(r"[a-z]+://[^\s/]+:\d+")
 
 #: What a worker must have in this process's version: a result is a matter of all of them.
-_PACKAGES = ("numpy", "tensorflow", "keras", "distributed", "pdutils")
+_PACKAGES = ("numpy", "tensorflow", "jax", "keras", "distributed", "pdutils")
 
 #: Seconds until a scheduler that does not answer is taken to be absent; to wait for a worker while
 #: there is none; between two looks at whether there still is one.

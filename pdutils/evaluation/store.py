@@ -20,7 +20,7 @@ from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any, Self
 
-from pdutils._utils import extra, installed, naming, processor
+from pdutils._utils import accelerator, check_keras_settings, extra, installed, naming, processor
 from pdutils.evaluation import packed
 from pdutils.evaluation.packed import StoreError
 
@@ -119,7 +119,7 @@ class StoredRecords:
         return self._meta("version")
 
     def made(self) -> list[dict[str, Any]]:
-        """Tell of each run that added records: date, command, processor, cores and Python."""
+        """Tell of each run that added records: date, command, machine and Python."""
         return [{"date": d, **json.loads(told)} for d, told in sorted(self._meta("made").items())]
 
     def attacks(self) -> list[str]:
@@ -328,7 +328,10 @@ class Store(StoredRecords):
     def _prepare(
         self, names: Sequence[str], labels: Sequence[int], settings: dict[str, str]
     ) -> None:
-        versions = {name: installed(name) for name in PACKAGES}
+        # Another backend is another package, whose results are others.
+        backend = check_keras_settings()
+        packages = [backend if name == "tensorflow" else name for name in PACKAGES]
+        versions = {name: installed(name) for name in packages}
         if not self._rows("SELECT name FROM sqlite_master"):
             kinds = {"format": {"format": _FORMAT}, "setting": settings, "version": versions}
             with self._transaction() as connection:
@@ -385,6 +388,7 @@ def _made_by() -> str:
     told = {
         "command": shlex.join(["python", *line]) if ours else "",
         "processor": processor(),
+        "accelerator": accelerator(),
         "cores": os.cpu_count(),
         "python": ".".join(map(str, sys.version_info[:3])),
     }
