@@ -19,9 +19,6 @@ from tools.evidence import Evidence, pages
 
 ROOT = Path(__file__).parents[2]
 
-#: What has no records yet.
-EARLIER = ROOT / "docs" / "results" / "earlier.md"
-
 #: A share with its interval, or a difference, as the pages write them.
 NUMBER = re.compile(r"[-+]?\d\.\d\d \[[-+]?\d\.\d\d, [-+]?\d\.\d\d\]")
 
@@ -55,11 +52,11 @@ def test_every_page_is_what_the_records_give():
     ]
     assert stale == [], "`python -m tools.evidence` writes them"
     # No page of a topic lies there that is not written any more.
-    assert {*ROOT.glob("docs/results/*.md")} <= {EARLIER, *(ROOT / path for path in written())}
+    assert {*ROOT.glob("docs/results/*.md")} <= {ROOT / path for path in written()}
 
 
 def test_a_number_with_an_interval_comes_from_a_record_wherever_it_stands():
-    texts = [*written().values(), EARLIER.read_text("utf-8")]
+    texts = [*written().values()]
     known = {number for text in texts for number in NUMBER.findall(text)}
     told = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.[im]*")]
     texts = {path: path.read_text("utf-8") for path in told if path.is_file()}
