@@ -119,7 +119,7 @@ class Network:
         graph = self.graph
         if graph is None or graph.head is None or graph.features is None:
             return None
-        found = self._on_noise(features=graph.features, tail=self.tail.tensor)
+        found = self._on_noise
         kernel = np.asarray(graph.head.kernel, dtype=np.float32)
         kernel = kernel.reshape(kernel.shape[-2:])
         bias = 0.0 if graph.head.bias is None else np.asarray(graph.head.bias, dtype=np.float64)
@@ -224,7 +224,7 @@ class Network:
     def _compare(self, given: NDArray[np.float64]) -> None:
         if self.graph is None:
             return
-        found = self._on_noise(output=self.graph.output, tail=self.tail.tensor)
+        found = self._on_noise
         # A model that draws, such as a defended one, does not even agree with itself.
         if not self._near(_array(found["output"]), given) and self._near(self._given(), given):
             self.graph = None
@@ -233,8 +233,12 @@ class Network:
         if not self._near(softmax, _array(self.probabilities(found["output"]))):
             self.graph = self.graph._replace(tail=Tail("output", self.graph.output), head=None)
 
-    def _on_noise(self, **outputs: Any) -> Any:
-        return _passes.once(self.parts(**outputs), self._noise)
+    @cached_property
+    def _on_noise(self) -> Any:
+        # All that is compared, in one pass: to compile it takes long.
+        features = {} if self.graph.features is None else {"features": self.graph.features}
+        parts = self.parts(output=self.graph.output, tail=self.tail.tensor, **features)
+        return _passes.once(parts, self._noise)
 
     def _near(self, a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
         tolerance = 0.05 if self._half else 1e-4
