@@ -38,6 +38,15 @@ try:
     blocked.loss_gradient(images[:2, :8, :8], 0)
 except ValueError as error:
     print(str(error).partition(": ")[2])
+inside = keras.Sequential([
+    keras.Input((8, 8, 3)), keras.layers.Conv2D(3, 3), keras.layers.GlobalAveragePooling2D()
+])
+nested = keras.Sequential([keras.Input((8, 8, 3)), inside, keras.layers.Dense(3, "softmax")])
+try:
+    maps, slope = Classifier(nested).feature_gradient(images[:2, :8, :8], 0)
+    print("by the inner map:", maps.shape, slope.shape)
+except ValueError as error:
+    print("by the inner map:", error)
 sys.exit(main([
     "evaluate", "drawings:3", "--classifier", "demo", "--runs", "2", "--output", sys.argv[2],
     "--attacks", "fgsm_smallest", "igsm:eps=2,iterations=3", "deepfool:iterations=3",
@@ -81,6 +90,12 @@ def test_passes_and_gradients_are_the_same(made):
 def test_a_gradient_that_is_not_there_is_refused_by_both(made):
     for _, _, printed in made.values():
         assert "such as rounding to whole numbers, has none" in printed
+
+
+@pytest.mark.slow
+def test_the_gradient_by_a_map_inside_of_a_model_is_tensorflow_s_alone(made):
+    assert "by the inner map: (2, 6, 6, 3) (2, 6, 6, 3)" in made["tensorflow"][2]
+    assert "whose gradient is to be had on TensorFlow alone" in made["jax"][2]
 
 
 @pytest.mark.slow
