@@ -85,8 +85,12 @@ async def _serve(start: Settings, host: str, port: int | None, browser: bool) ->
     print(*lines, sep="\n", flush=True)
     if browser:
         webbrowser.open(address)
+    ending = asyncio.Event()
+    # Not on Windows. An exception in whatever runs just then would end that alone.
+    with suppress(NotImplementedError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
     try:
-        await asyncio.Event().wait()
+        await ending.wait()
     finally:
         server.stop()
         room.close()
