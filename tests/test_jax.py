@@ -117,7 +117,7 @@ def test_attacks_and_defences_leave_the_same_records(made):
 
 
 @pytest.mark.slow
-def test_what_works_on_tensorflow_alone_and_records_of_another_backend_are_refused(made, tmp_path):
+def test_what_works_on_tensorflow_alone_and_records_of_another_backend_are_refused(made):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
     program = "import pdutils.defenses.layers"
     done = subprocess.run(

@@ -84,11 +84,6 @@ class Evidence:
         """Give the file of a topic's records for a network."""
         return self.folder / f"{topic}_{network}{SUFFIX}"
 
-    def _backend(self, topic: str, network: str) -> str:
-        with StoredRecords(self.path(topic, network)) as stored:
-            found = stored.versions()
-        return " ".join(f"{name} {found[name]}" for name in ("tensorflow", "jax") if name in found)
-
     def _study(self, topic: str, network: str) -> Study:
         return self.topics[topic].study(self.path(topic, network))
 
@@ -269,11 +264,16 @@ class Evidence:
         lines = []
         for topic in topics:
             for network in self.networks(topic):
-                for run in Study.open(self.path(topic, network)).made:
+                path = self.path(topic, network)
+                with StoredRecords(path) as stored:
+                    runs, found = stored.made(), stored.versions()
+                backend = [
+                    f"{name} {found[name]}" for name in ("tensorflow", "jax") if name in found
+                ]
+                for run in runs:
                     where = [run["date"][:10], run["processor"], f"{run['cores']} cores"]
-                    where += filter(None, [run.get("accelerator"), self._backend(topic, network)])
-                    name = self.path(topic, network).name
-                    lines += [f"# {name}: {', '.join(where)}", run["command"]]
+                    where += [*filter(None, [run.get("accelerator")]), *backend]
+                    lines += [f"# {path.name}: {', '.join(where)}", run["command"]]
         return "\n".join(["```", *dict.fromkeys(lines), "```"])
 
 
