@@ -133,38 +133,25 @@ class Evidence:
         rows += [[str(d), *(_cell(rates[i][d].get(a)) for i, a in columns)] for d in rates[0]]
         return _markdown(rows)
 
-    def destruction(self, network: str, topic: str) -> str:
-        """Make the table of what is kept of clean images and turned back of adversaries."""
+    def destruction(self, network: str, topic: str, columns: Mapping[str, str | None]) -> str:
+        """Make the table of what is kept of clean images and turned back of adversaries.
+
+        `columns` are attacks, each with the column of the paper's table that it stands for, whose
+        figures it is held against, or None.
+        """
         study = self.study(topic, network)
         kept, turned = study.accuracy(attacks=["clean"]), study.destruction()
-        attacks = [*self.topics[topic].attacks]
-        strength = study.strength()
-        rows = [["", "clean kept", *attacks]]
-        rows += [["mean L2, L-infinity", "", *(_size(strength[attack]) for attack in attacks)]]
-        rows += [
-            [
-                "fooled without a defence",
-                "",
-                *(_cell(strength[attack].success) for attack in attacks),
+        strength = [study.strength()[attack] for attack in columns]
+        rows = [["", "clean kept", *columns]]
+        rows += [["mean L2, L-infinity", "", *map(_size, strength)]]
+        rows += [["fooled without a defence", "", *(_cell(size.success) for size in strength)]]
+        for defense in self.topics[topic].defenses:
+            figures = published.DESTRUCTION.get(defense, {})
+            found = [
+                _beside(turned[defense][attack], figures.get(column or ""))
+                for attack, column in columns.items()
             ]
-        ]
-        for defense in study.defenses:
-            if defense != "no defence":
-                row = [turned[defense][attack] for attack in attacks]
-                rows += [[str(defense), _cell(kept[defense]["clean"]), *map(_cell, row)]]
-        return _markdown(rows)
-
-    def table_4(self, topic: str, network: str, columns: Mapping[str, str]) -> str:
-        """Set destruction rates beside the paper's: its column by the attack that stands for it."""
-        turned = self.study(topic, network).destruction()
-        rows = [["", *columns]]
-        for defense, figures in published.DESTRUCTION.items():
-            if defense in turned:
-                cells = (
-                    _beside(turned[defense][attack], figures[column])
-                    for column, attack in columns.items()
-                )
-                rows += [[defense, *cells]]
+            rows += [[defense, _cell(kept[defense]["clean"]), *found]]
         return _markdown(rows)
 
     def recovery_sizes(self, topics: Sequence[str]) -> str:

@@ -120,6 +120,25 @@ def test_a_rate_is_held_against_a_figure(successes, figure, said):
     assert evidence._beside(Rate(successes, 100), figure) == said
 
 
+def test_a_peer_is_a_plain_count_of_the_records_beside_the_papers_figure():
+    table = load_records("peers_efficientnet_lite0").records
+    attack = "deepfool:l2=0.04"
+    bare, peer = (
+        table[(table["attack"] == attack) & (table["defense"] == defense)].set_index("image")
+        for defense in ("none", "jpeg:quality=75")
+    )
+    fooled = bare.index[bare["right_clean"] & (bare["predicted"] != bare["label"])]
+    back = peer["predicted"] == peer["label"]
+    median = table[(table["attack"] == attack) & (table["defense"] == "median:size=2")]
+    turned = median.set_index("image").eval("predicted == label")[fooled]
+    page = written()[Path("docs/results/peers.md")]
+    section = page.partition("## EfficientNet-Lite0")[2].partition("\n## ")[0]
+    # The paper has figures of the one and none of the other.
+    assert cells(section, "JPEG 75")[1][3] == str(Rate.of(np.array(back[fooled])))
+    assert Rate.of(np.array(turned)).interval[1] < 0.714
+    assert cells(section, "median 2 x 2")[1][3] == f"{Rate.of(np.array(turned))} below 0.71"
+
+
 def brighter(classifier, images, labels, rng, *, defense):
     return np.minimum(images + (4 if defense else 2), 255)
 
