@@ -15,7 +15,7 @@ from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from functools import cache, lru_cache, partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from operator import add
 from os import PathLike
 from pathlib import Path
@@ -86,6 +86,13 @@ class Job:
         for defense in self.defenses.values():
             check_network(defense, classifier)
 
+    def alike(self) -> list[list[str]]:
+        """Group the attacks by what they find, before it is made longer or shorter."""
+        groups = defaultdict(list)
+        for text, attack in self.attacks.items():
+            groups[attack.found.text].append(text)
+        return list(groups.values())
+
     def places(self, chunk: int) -> range:
         """Give the places of a chunk's images in the source."""
         return range(len(self.source.names))[chunk * self.batch_size :][: self.batch_size]
@@ -117,7 +124,7 @@ def evaluated(
         done = partial(_done, Bench(network, job))
     else:
         work = partial(_work, _for_workers(classifier, network), digest, job)
-        done = partial(_done_by_workers, work, scheduler)
+        done = partial(_done_by_workers, work, job, scheduler)
     with Store(store, names=source.names, labels=source.labels, settings=settings) as records:
         records.ask(job.attacks, job.defenses)
         _collect(done(_units(records, job)), records, job, progress)
@@ -137,8 +144,15 @@ class _Unit(NamedTuple):
     defenses: tuple[str, ...]
     unreadable: tuple[tuple[str, str], ...]
 
+
+class _Task(tuple[_Unit, ...]):
+    """Units for one worker, who attacks the images once for all of them."""
+
+    __slots__ = ()
+
     def __str__(self) -> str:
-        return f"attack {self.attack} on chunk {self.chunk} of the images"
+        texts = " and ".join(unit.attack for unit in self)
+        return f"attack {texts} on chunk {self[0].chunk} of the images"
 
 
 class _Part(NamedTuple):
@@ -151,10 +165,10 @@ class _Part(NamedTuple):
 
 
 def _units(store: Store, job: Job) -> Iterator[_Unit]:
-    """List what is missing, one chunk after the other."""
+    """List what is missing, one chunk after the other, in it attacks that find the same."""
     for chunk in range(math.ceil(len(job.source.names) / job.batch_size)):
         done, unreadable = store.done(chunk), tuple(store.skipped(job.places(chunk)))
-        for attack in job.attacks:
+        for attack in chain(*job.alike()):
             missing = tuple(text for text in job.defenses if (attack, text) not in done)
             if missing:
                 yield _Unit(chunk, attack, missing, unreadable)
@@ -199,8 +213,14 @@ def _done(bench: "Bench", units: Iterable[_Unit]) -> Generator[_Part]:
                 yield _Part(unit, text, records, clean.skipped)
 
 
-def _done_by_workers(work: Any, scheduler: str, units: Iterable[_Unit]) -> Generator[_Part]:
-    with closing(executors.finished(work, units, scheduler=scheduler)) as answers:
+def _done_by_workers(
+    work: Any, job: Job, scheduler: str, units: Iterable[_Unit]
+) -> Generator[_Part]:
+    def found(unit: _Unit) -> tuple[int, str]:
+        return unit.chunk, job.attacks[unit.attack].found.text
+
+    tasks = (_Task(alike) for _, alike in groupby(units, key=found))
+    with closing(executors.finished(work, tasks, scheduler=scheduler)) as answers:
         for parts in answers:
             yield from parts
 
@@ -221,9 +241,9 @@ def _for_workers(classifier: Classifier | ClassifierSource, loaded: Classifier) 
     return replace(classifier, name=loaded.name, weights=weights)
 
 
-def _work(classifier: ClassifierSource, digest: str, job: Job, unit: _Unit) -> list[_Part]:
-    """Do a unit on a worker."""
-    return list(_done(Bench(_same_network(classifier, digest), job), [unit]))
+def _work(classifier: ClassifierSource, digest: str, job: Job, task: _Task) -> list[_Part]:
+    """Do a task on a worker."""
+    return list(_done(Bench(_same_network(classifier, digest), job), task))
 
 
 @lru_cache(maxsize=1)
@@ -475,7 +495,7 @@ def estimated(classifier: Classifier, job: Job, sample: int) -> Estimate:
     bench = _Meter(classifier, job)
     with bench.noted("reading"):
         clean = bench.read(places)
-    for attack in job.attacks:
+    for attack in chain(*job.alike()):
         for _ in bench.judged(clean, attack, job.defenses):
             pass
     spent_on = ["reading", *(f"attack {text}" for text in job.attacks)]

@@ -213,7 +213,8 @@ def test_an_adaptive_attack_is_made_against_each_defense(toy, monkeypatch):
 
 def test_a_lengthened_attack_is_the_attack_itself_made_once_and_lengthened(toy, made):
     plain, longer = "pgd:eps=2,iterations=1", "pgd:eps=2,iterations=1,l2=0.05"
-    records = judged(toy, Photos(4), [plain, longer, "fgsm:l2=0.03"], DEFENSES[:1])
+    # Another attack between the two changes nothing about it.
+    records = judged(toy, Photos(4), [plain, "fgsm:l2=0.03", longer], DEFENSES[:1])
     assert [text for text, _ in made] == [plain, "fgsm"] * 2
     for name, rows in records.groupby("image"):
         clean = photo(seed=int(name[-2:]))
@@ -355,6 +356,17 @@ def test_a_cluster_gives_what_one_process_gives(toy_file, mirrored, tmp_path):
     ((scheduler, tasks),) = mirrored
     assert (scheduler, len(tasks)) == ("tcp://host:8786", 3 * 3)
     assert all(len(pickle.dumps(task)) < 1000 for task in tasks)
+
+
+def test_a_worker_makes_the_adversaries_once_that_differ_in_length(toy_file, mirrored, made):
+    attacks = ["fgsm", "pgd:iterations=1", "fgsm:l2=0.03", "fgsm:l2=0.1"]
+    given = ClassifierSource(toy_file), Photos(4), attacks, DEFENSES[:1]
+    there = judged(*given, scheduler="tcp://host:8786")
+    assert sorted(text for text, _ in made) == ["fgsm"] * 2 + ["pgd:iterations=1"] * 2
+    ((_, tasks),) = mirrored
+    assert [len(task) for task in tasks] == [1, 3, 1] * 2
+    assert str(tasks[4]) == "attack fgsm and fgsm:l2=0.03 and fgsm:l2=0.1 on chunk 1 of the images"
+    same(there, judged(*given))
 
 
 def test_workers_are_told_files_by_their_whole_paths_and_networks_by_their_names(
