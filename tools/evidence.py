@@ -112,10 +112,18 @@ class Evidence:
         """Give the mean relative L2 and L-infinity of an attack."""
         return _size(self.study(topic, network).strength()[attack])
 
-    def shares(self, network: str, *topics: str, attacks: Sequence[str] = (), **how: str) -> str:
+    def shares(
+        self,
+        network: str,
+        *topics: str,
+        attacks: Sequence[str] = (),
+        turned: bool = False,
+        **how: str,
+    ) -> str:
         """Make the table of the shares right, or of another `measure`, under all or some attacks.
 
-        A row is a defence, a column an attack. The first row has the sizes of the perturbations.
+        A row is a defence, a column an attack, or where it is `turned` the other way round. Before
+        the defences come the sizes of the perturbations.
         """
         studies = [self.study(topic, network) for topic in topics]
         strengths = [study.strength(how.get("protocol", "paper")) for study in studies]
@@ -131,7 +139,7 @@ class Evidence:
             rows += [["mean L2, L-infinity", *(_size(s) if s else "" for s in sizes)]]
         rates = [_rates(study, **how) for study in studies]
         rows += [[str(d), *(_cell(rates[i][d].get(a)) for i, a in columns)] for d in rates[0]]
-        return _markdown(rows)
+        return _markdown(list(zip(*rows, strict=True)) if turned else rows)
 
     def destruction(self, network: str, topic: str, columns: Mapping[str, str | None]) -> str:
         """Make the table of what is kept of clean images and turned back of adversaries.
@@ -338,15 +346,9 @@ def _evaluated(options: argparse.Namespace, evidence: Evidence) -> int:
     given = [text for name, value in own.items() if value is not None for text in (name, value)]
     name = options.name or Path(options.classifier).stem
     for topic in options.topics or evidence.topics:
-        command = [
-            "pdutils",
-            "evaluate",
-            options.photos,
-            "--classifier",
-            options.classifier,
-            *given,
-        ]
-        command += ["--output", str(evidence.path(topic, name)), *evidence.topics[topic].options()]
+        command = ["pdutils", "evaluate", options.photos, "--classifier", options.classifier]
+        command += [*given, "--output", str(evidence.path(topic, name))]
+        command += evidence.topics[topic].options()
         print("python -m", *command, flush=True)
         if status := subprocess.run([sys.executable, "-m", *command], check=False).returncode:
             return status

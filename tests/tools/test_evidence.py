@@ -175,6 +175,9 @@ def test_a_network_of_ones_own_is_a_column_more_by_one_command(toy_file, tmp_pat
     assert small.networks("parts") == ["mine"]
     assert small.n("parts", "mine").endswith("of 5 photos")
     assert [row.count("[") for row in cells(small.shares("mine", "parts"), "PD")[0]] == [1, 1]
+    shares, turned = small.shares("mine", "parts"), small.shares("mine", "parts", turned=True)
+    column = [line.strip("| ").split(" | ")[2] for line in turned.splitlines()[2:]]
+    assert column == cells(shares, "no defence")[0]
     assert "evaluate" in small.made("parts")
     # Told that it cannot be done, it stops.
     assert evidence.main([str(tmp_path / "nowhere"), "--classifier", str(toy_file)]) != 0
