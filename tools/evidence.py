@@ -7,6 +7,7 @@ README.md from the templates in `tools/pages/`. With photos and a network it fir
 
 import argparse
 import io
+import re
 import subprocess
 import sys
 import tomllib
@@ -238,6 +239,15 @@ class Evidence:
                     kept = right["none"][attack]
                     rows += [[_short(str(attack)), str(kept and kept.n), *cells]]
         return _markdown(rows) if rows[1:] else ""
+
+    def other(self, topic: str, network: str, defense: str, eps: int) -> Rate:
+        """Give the share right under an attacker of other makers, behind a defence."""
+        study = Study.open(self.path(topic, network))
+        attack = next(a for a in study.attacks if f"eps={eps}" in re.split("[:,@]", str(a)))
+        found = study.accuracy()[self.topics["aware"].defenses[defense]][attack]
+        if found is None:
+            raise ValueError(f"{self.path(topic, network)} has no {defense} under eps {eps}")
+        return found
 
     def curves(self, network: str) -> str:
         """Draw how the share right falls with eps, as SVG."""

@@ -139,22 +139,24 @@ def test_a_peer_is_a_plain_count_of_the_records_beside_the_papers_figure():
     assert cells(section, "median 2 x 2")[1][3] == f"{Rate.of(np.array(turned))} below 0.71"
 
 
-def brighter(classifier, images, labels, rng, *, defense):
-    return np.minimum(images + (4 if defense else 2), 255)
+def darkening(classifier, images, labels, rng, *, defense):
+    return images // (9 if defense else 1)
 
 
 def test_attackers_of_other_makers_have_a_row_each_without_their_digest(toy, tmp_path):
-    source = Collection(photos(4), np.arange(4) % 6, masks=None, origin="drawn")
+    labels = toy.predict(photos(4)).argmax(axis=1)
+    source = Collection(photos(4), labels, masks=None, origin="drawn")
     store, found = tmp_path / "outside_autopgd_mine.sqlite.xz", Evidence(tmp_path)
     assert found.others("mine") == ""
-    study = run(
-        toy, source, {"autopgd:eps=4": brighter}, ["pd"], runs=1, store=store, progress=False
-    )
+    attacks = {"autopgd:eps=4": darkening}
+    study = run(toy, source, attacks, ["pd"], runs=1, store=store, progress=False)
     right = study.accuracy()
     (row,) = cells(found.others("mine"), "autopgd:eps=4")
     n = right["no defence"]["clean"].successes
     one = [str(right[name]["autopgd:eps=4"]) for name in ("no defence", "pd")]
     assert row == [str(n), *one, "-", "-"]
+    known = found.other("outside_autopgd", "mine", "PD 200", 4)
+    assert known == right["pd"]["autopgd:eps=4"] != right["no defence"]["autopgd:eps=4"]
 
 
 @pytest.mark.slow
