@@ -233,7 +233,7 @@ class Evidence:
                 continue
             study = Study.open(self.path(topic, network))
             right = study.accuracy()
-            for attack in study.attacks:
+            for attack in sorted(study.attacks, key=str):
                 if attack != "none":
                     cells = [_cell(right.get(text, {}).get(attack)) for text in ("none", *names)]
                     kept = right["none"][attack]
