@@ -124,10 +124,10 @@ def evaluated(
         done = partial(_done, Bench(network, job))
     else:
         work = partial(_work, _for_workers(classifier, network), digest, job)
-        done = partial(_done_by_workers, work, job, scheduler)
+        done = partial(_done_by_workers, work, scheduler)
     with Store(store, names=source.names, labels=source.labels, settings=settings) as records:
         records.ask(job.attacks, job.defenses)
-        _collect(done(_units(records, job)), records, job, progress)
+        _collect(done(_tasks(records, job)), records, job, progress)
         skipped = records.skipped()
         if len(skipped) == len(source.names):
             raise ValueError(
@@ -146,7 +146,7 @@ class _Unit(NamedTuple):
 
 
 class _Task(tuple[_Unit, ...]):
-    """Units for one worker, who attacks the images once for all of them."""
+    """Units of a chunk for which the images are attacked once, and that one worker does."""
 
     __slots__ = ()
 
@@ -164,19 +164,21 @@ class _Part(NamedTuple):
     skipped: list[tuple[str, str]]
 
 
-def _units(store: Store, job: Job) -> Iterator[_Unit]:
-    """List what is missing, one chunk after the other, in it attacks that find the same."""
+def _tasks(store: Store, job: Job) -> Iterator[_Task]:
+    """List what is missing, one chunk after the other."""
     for chunk in range(math.ceil(len(job.source.names) / job.batch_size)):
         done, unreadable = store.done(chunk), tuple(store.skipped(job.places(chunk)))
-        for attack in chain(*job.alike()):
-            missing = tuple(text for text in job.defenses if (attack, text) not in done)
-            if missing:
-                yield _Unit(chunk, attack, missing, unreadable)
+        for alike in job.alike():
+            missing = {a: tuple(d for d in job.defenses if (a, d) not in done) for a in alike}
+            units = [_Unit(chunk, a, texts, unreadable) for a, texts in missing.items() if texts]
+            if units:
+                yield _Task(units)
 
 
 def _collect(parts: Generator[_Part], store: Store, job: Job, progress: bool | None) -> None:
     """Write what is finished, as it comes."""
-    left = sum(len(job.places(unit.chunk)) for unit in _units(store, job))
+    units = chain.from_iterable(_tasks(store, job))
+    left = sum(len(job.places(unit.chunk)) for unit in units)
     total = len(job.source.names) * len(job.attacks)
     right = seen = 0
     with (
@@ -204,7 +206,8 @@ def _check_same(path: str, before: dict[str, str], now: dict[str, str]) -> None:
         )
 
 
-def _done(bench: "Bench", units: Iterable[_Unit]) -> Generator[_Part]:
+def _done(bench: "Bench", tasks: Iterable[_Task]) -> Generator[_Part]:
+    units = chain.from_iterable(tasks)
     for chunk, of_a_chunk in groupby(units, key=lambda unit: unit.chunk):
         clean = None
         for unit in of_a_chunk:
@@ -213,13 +216,7 @@ def _done(bench: "Bench", units: Iterable[_Unit]) -> Generator[_Part]:
                 yield _Part(unit, text, records, clean.skipped)
 
 
-def _done_by_workers(
-    work: Any, job: Job, scheduler: str, units: Iterable[_Unit]
-) -> Generator[_Part]:
-    def found(unit: _Unit) -> tuple[int, str]:
-        return unit.chunk, job.attacks[unit.attack].found.text
-
-    tasks = (_Task(alike) for _, alike in groupby(units, key=found))
+def _done_by_workers(work: Any, scheduler: str, tasks: Iterable[_Task]) -> Generator[_Part]:
     with closing(executors.finished(work, tasks, scheduler=scheduler)) as answers:
         for parts in answers:
             yield from parts
@@ -243,7 +240,7 @@ def _for_workers(classifier: Classifier | ClassifierSource, loaded: Classifier) 
 
 def _work(classifier: ClassifierSource, digest: str, job: Job, task: _Task) -> list[_Part]:
     """Do a task on a worker."""
-    return list(_done(Bench(_same_network(classifier, digest), job), task))
+    return list(_done(Bench(_same_network(classifier, digest), job), [task]))
 
 
 @lru_cache(maxsize=1)
