@@ -240,14 +240,26 @@ class Evidence:
                     rows += [[_short(str(attack)), str(kept and kept.n), *cells]]
         return _markdown(rows) if rows[1:] else ""
 
-    def other(self, topic: str, network: str, defense: str, eps: int) -> Rate:
-        """Give the share right under an attacker of other makers, behind a defence."""
-        study = Study.open(self.path(topic, network))
-        attack = next(a for a in study.attacks if f"eps={eps}" in re.split("[:,@]", str(a)))
-        found = study.accuracy()[self.topics["aware"].defenses[defense]][attack]
-        if found is None:
-            raise ValueError(f"{self.path(topic, network)} has no {defense} under eps {eps}")
+    def other(self, topic: str, network: str) -> dict[tuple[int, str], Rate]:
+        """Give the shares right under an attacker of other makers, by eps and defence."""
+        if not self.path(topic, network).exists():
+            return {}
+        right, found = Study.open(self.path(topic, network)).accuracy(), {}
+        for name, text in self.topics["aware"].defenses.items():
+            for attack, rate in right.get(text, {}).items():
+                eps = re.search(r"\beps=(\d+)", str(attack))
+                if eps and rate:
+                    found[int(eps[1]), name] = rate
         return found
+
+    def gaps(self, topic: str, network: str, strengths: Sequence[int]) -> str:
+        """List the strengths and the defences that these records lack."""
+        found = self.other(topic, network)
+        known = {eps for eps, _ in found}
+        lacking = [f"eps {eps}" for eps in strengths if eps not in known]
+        for name in self.topics["aware"].defenses:
+            lacking += [name] * any((eps, name) not in found for eps in known)
+        return ", ".join(lacking)
 
     def curves(self, network: str) -> str:
         """Draw how the share right falls with eps, as SVG."""

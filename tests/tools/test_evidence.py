@@ -148,15 +148,22 @@ def test_attackers_of_other_makers_have_a_row_each_without_their_digest(toy, tmp
     source = Collection(photos(4), labels, masks=None, origin="drawn")
     store, found = tmp_path / "outside_autopgd_mine.sqlite.xz", Evidence(tmp_path)
     assert found.others("mine") == ""
-    attacks = {"autopgd:eps=4": darkening}
+    attacks = {"autopgd:eps=4": darkening, "autopgd:eps=1": darkening}
     study = run(toy, source, attacks, ["pd"], runs=1, store=store, progress=False)
     right = study.accuracy()
     (row,) = cells(found.others("mine"), "autopgd:eps=4")
     n = right["no defence"]["clean"].successes
     one = [str(right[name]["autopgd:eps=4"]) for name in ("no defence", "pd")]
     assert row == [str(n), *one, "-", "-"]
-    known = found.other("outside_autopgd", "mine", "PD 200", 4)
-    assert known == right["pd"]["autopgd:eps=4"] != right["no defence"]["autopgd:eps=4"]
+    names = [line.split(" | ")[0] for line in found.others("mine").splitlines()[2:]]
+    assert names == ["| autopgd:eps=1", "| autopgd:eps=4"]
+    assert right["pd"]["autopgd:eps=4"] != right["no defence"]["autopgd:eps=4"]
+    assert found.other("outside_autopgd", "mine") == {
+        (eps, "PD 200"): right["pd"][f"autopgd:eps={eps}"] for eps in (4, 1)
+    }
+    lacking = "eps 2, PD 200 + WD, PD 1500 + R-CAM + WD"
+    assert found.gaps("outside_autopgd", "mine", [1, 2, 4]) == lacking
+    assert found.other("outside_square", "mine") == {}
 
 
 @pytest.mark.slow
