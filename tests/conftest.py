@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,19 @@ def keras_cache(tmp_path_factory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def operations_as_they_were() -> Iterator[None]:
+    """A test that leaves operations deterministic fails itself, not a later one that needs chance.
+
+    Such as what fits a model: TensorFlow then asks for a seed. Commands make them so.
+    """
+    yield
+    config = sys.modules.get("tensorflow.python.framework.config")
+    if config is not None and config.is_op_determinism_enabled():
+        config.disable_op_determinism()
+        pytest.fail("it left TensorFlow's operations deterministic for all tests after it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ from conftest import functional, photo, photos
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pdutils import _efficientnet, downloads
+from pdutils import _efficientnet, classifiers, downloads
 from pdutils._utils import load_tensorflow
 from pdutils.classifiers import (
     Classifier,
@@ -717,5 +717,6 @@ def test_memory_that_runs_short_is_named_and_other_errors_pass(toy, monkeypatch,
     with pytest.raises(RuntimeError, match="something else"):
         fails("something else").predict(photos(3))
     monkeypatch.setattr(Classifier, "run", fails("OOM when").run)
+    monkeypatch.setattr(classifiers, "deterministic", lambda: None)
     assert main(["evaluate", "drawings:1", "--classifier", "demo", "--attacks", "fgsm"]) == 1
     assert "has not the memory for a batch of 1" in capsys.readouterr().err
