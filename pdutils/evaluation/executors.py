@@ -136,6 +136,8 @@ def _processes(n: int, work: Any) -> Iterator[Callable[[Any], "Future[Any]"]]:
 
     try:
         yield submit
+        # All is done: each process may tidy up behind itself, or Python tells of what it leaves.
+        pool.shutdown()
     finally:
         other_end.close()
         pool.shutdown(cancel_futures=True)

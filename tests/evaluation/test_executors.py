@@ -242,3 +242,25 @@ def test_control_c_and_a_kill_end_all_processes(tmp_path, lines, how):
     if how == signal.SIGINT:
         assert err.rstrip().endswith("KeyboardInterrupt")
         assert err.count("Traceback") == 1
+
+
+_OWNERS = """
+from multiprocessing import get_context
+from pdutils.evaluation.executors import finished
+
+kept = []
+
+def work(x):
+    kept.append(get_context("spawn").Lock())
+    return x
+
+if __name__ == "__main__":
+    print(sorted(finished(work, range(4), scheduler="local:2")))
+"""
+
+
+def test_processes_whose_work_is_done_leave_nothing_that_python_would_tell_of(tmp_path):
+    (tmp_path / "script.py").write_text(_OWNERS)
+    command = [sys.executable, tmp_path / "script.py"]
+    script = subprocess.run(command, text=True, capture_output=True, timeout=PATIENCE)
+    assert (script.stdout, script.stderr) == ("[0, 1, 2, 3]\n", "")
