@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pdutils import plots, published
 from pdutils._utils import whole_file
-from pdutils.evaluation.registry import parse_attack, parse_defense
+from pdutils.evaluation.registry import parse_attack, parse_defense, without_digest
 from pdutils.evaluation.store import StoredRecords
 from pdutils.evaluation.study import Study
 from pdutils.stats import Rate
@@ -237,7 +237,7 @@ class Evidence:
                 if attack != "none":
                     cells = [_cell(right.get(text, {}).get(attack)) for text in ("none", *names)]
                     kept = right["none"][attack]
-                    rows += [[_short(str(attack)), str(kept and kept.n), *cells]]
+                    rows += [[without_digest(str(attack)), str(kept and kept.n), *cells]]
         return _markdown(rows) if rows[1:] else ""
 
     def other(self, topic: str, network: str) -> dict[tuple[int, str], Rate]:
@@ -329,11 +329,6 @@ def _rates(
         return study.destruction(aggregate)
     count: Callable[..., Any] = getattr(study, measure)
     return count(aggregate, protocol)  # type: ignore[no-any-return]
-
-
-def _short(text: str) -> str:
-    """Give the name of a function's text, without the digest of its source."""
-    return text.removeprefix("own:").partition("@")[0]
 
 
 def _size(strength: Any) -> str:

@@ -252,6 +252,11 @@ def parse_defense(text: str) -> NamedDefense:
     return NamedDefense(*read("defense", text))
 
 
+def without_digest(text: str) -> str:
+    """Give a text of an attack or a defence; of a function of one's own the name it was given."""
+    return re.sub(r"own:(.+)@[0-9a-f]{8}", r"\1", text, flags=re.DOTALL)
+
+
 def unlike_knobs(texts: Mapping[Hashable, str]) -> dict[Hashable, dict[str, str]]:
     """Give the knobs that are not the same in all, if two differ in several things, by name.
 

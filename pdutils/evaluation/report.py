@@ -15,7 +15,13 @@ import numpy as np
 
 from pdutils import tables
 from pdutils._utils import check_one_of, extra, whole_file
-from pdutils.evaluation.registry import DEFENSES, parse_defense, unlike_knobs, unlike_settings
+from pdutils.evaluation.registry import (
+    DEFENSES,
+    parse_defense,
+    unlike_knobs,
+    unlike_settings,
+    without_digest,
+)
 from pdutils.stats import Mean, PairedDifference, Rate
 
 with extra("evaluation"):
@@ -276,10 +282,11 @@ def _difference(
 def _shown(names: Names) -> dict[Hashable, str]:
     """Give what stands in tables for each name: itself, or of texts what tells them apart.
 
-    That is "igsm", or "igsm eps=4" beside an "igsm:eps=2,iterations=10".
+    That is "igsm", or "igsm eps=4" beside an "igsm:eps=2,iterations=10"; of a function of one's own
+    its name, which may be written in the same way.
     """
     itself = {name: str(name) for name in names}
-    parts = {text: text.partition(":")[::2] for text in names.values()}
+    parts = {text: without_digest(text).partition(":")[::2] for text in names.values()}
     short = {}
     for text, (name, knobs) in parts.items():
         family = [others.split(",") for other, others in parts.values() if other == name]

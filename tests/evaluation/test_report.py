@@ -177,6 +177,13 @@ def test_short_names_keep_what_tells_them_apart():
     assert shown(*texts[:4]) == ["none", "fgsm", "igsm eps=4", "igsm eps=2"]
     assert shown("a:x=1", "a x=1", "a") == ["a:x=1", "a x=1", "a"]
     assert module._shown({"F": "fgsm:eps=2", 4: "none"}) == {"F": "F", 4: "4"}
+    own = "own:sharp: a, b@12345678", "own:tour@12345678", "own:tour:eps=1,n=2@12345678"
+    assert shown(*own) == ["sharp", "tour", "tour eps=1 n=2"]
+    assert shown("own:tour:eps=1,n=2@12345678", "own:tour:eps=4,n=2@90abcdef") == [
+        "tour eps=1", "tour eps=4"]  # fmt: skip
+    again = "own:tour@12345678", "own:tour@90abcdef"
+    assert shown(*again) == list(again)
+    assert shown("pd", "own:pd@12345678") == ["pd", "own:pd@12345678"]
 
 
 def evaluated(*defenses, runs=2) -> pd.DataFrame:
