@@ -253,12 +253,14 @@ class Evidence:
         return found
 
     def gaps(self, topic: str, network: str, strengths: Sequence[int]) -> str:
-        """List the strengths and the defences that these records lack."""
-        found = self.other(topic, network)
-        known = {eps for eps, _ in found}
-        lacking = [f"eps {eps}" for eps in strengths if eps not in known]
-        for name in self.topics["aware"].defenses:
-            lacking += [name] * any((eps, name) not in found for eps in known)
+        """List the strengths that these records lack, and the defences at the others."""
+        found, defenses, lacking = self.other(topic, network), self.topics["aware"].defenses, []
+        for eps in strengths:
+            names = [name for name in defenses if (eps, name) not in found]
+            if len(names) == len(defenses):
+                lacking.append(f"eps {eps}")
+            elif names:
+                lacking.append(f"eps {eps} of {' and '.join(names)}")
         return ", ".join(lacking)
 
     def curves(self, network: str) -> str:

@@ -161,7 +161,8 @@ def test_attackers_of_other_makers_have_a_row_each_without_their_digest(toy, tmp
     assert found.other("outside_autopgd", "mine") == {
         (eps, "PD 200"): right["pd"][f"autopgd:eps={eps}"] for eps in (4, 1)
     }
-    lacking = "eps 2, PD 200 + WD, PD 1500 + R-CAM + WD"
+    some = "PD 200 + WD and PD 1500 + R-CAM + WD"
+    lacking = f"eps 1 of {some}, eps 2, eps 4 of {some}"
     assert found.gaps("outside_autopgd", "mine", [1, 2, 4]) == lacking
     assert found.other("outside_square", "mine") == {}
 
